@@ -1,0 +1,60 @@
+# On a fresh machine: `make train`, `make test`. Each makes .venv first, where it is missing or out of date.
+PYTHON ?= python3
+# More for the program behind a target: make train ARGS="--recipe qwen2.5-1.5b", make test ARGS="-m 'not slow'".
+ARGS ?=
+# How `accelerate launch` starts the run. Without a file it would ask the machine, warn, and use every GPU.
+LAUNCHER ?= accelerate_configs/$(if $(shell command -v nvidia-smi),single_gpu,cpu).yaml
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint format lock clean
+
+help:
+	@echo "make train   train on ARC-AGI-2, the quickstart recipe; others with ARGS=\"--recipe NAME\""
+	@echo "make test    run every test"
+	@echo "make lint    check style and types"
+	@echo "make format  format the code and mend what can be mended automatically"
+	@echo "make lock    write requirements.lock anew from pyproject.toml"
+	@echo "make clean   remove .venv, builds and caches; runs/ stays"
+
+# `accelerate launch` gives a process one CPU thread unless it is told.
+train: export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+train: $(INSTALLED)
+	$(BIN)/accelerate launch --config_file $(LAUNCHER) launch/train.py $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/pytest $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "arcdist needs Python 3.11 or newer, and PYTHON=$(PYTHON) is not. Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+		exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# torch is chosen here, by hand; the CUDA packages that it brings on Linux are pinned by itself and stay out of the lock.
+lock: TORCH := 2.13.0
+lock:
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --disable-pip-version-check torch==$(TORCH) 'setuptools>=77' '.[dev]'
+	build/lock/bin/python -m pip freeze --all --exclude pip --exclude arcdist \
+		| grep -vE '^(nvidia|cuda|triton)' | sed 's/+cpu$$//' > requirements.lock
+	rm -rf build/lock
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find arcdist launch tests -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,40 @@
+"""The one configuration of a run: a tree of frozen dataclasses, and how a command line becomes one."""
+
+from arcdist.config.load import LoadedConfig, load_config, recipe_names
+from arcdist.config.schema import (
+    AgentConfig,
+    AugmentConfig,
+    Config,
+    CurriculumConfig,
+    DataConfig,
+    EFEConfig,
+    OptimConfig,
+    OutputConfig,
+    QwenConfig,
+    RefinerConfig,
+    RewardConfig,
+    SolverConfig,
+    TrainConfig,
+)
+from arcdist.config.yaml_text import format_config, save_config
+
+__all__ = [
+    "AgentConfig",
+    "AugmentConfig",
+    "Config",
+    "CurriculumConfig",
+    "DataConfig",
+    "EFEConfig",
+    "LoadedConfig",
+    "OptimConfig",
+    "OutputConfig",
+    "QwenConfig",
+    "RefinerConfig",
+    "RewardConfig",
+    "SolverConfig",
+    "TrainConfig",
+    "format_config",
+    "load_config",
+    "recipe_names",
+    "save_config",
+]

@@ -1,0 +1,198 @@
+"""From a command line to a configuration: defaults, then a recipe, then a file, then flags."""
+
+import argparse
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from arcdist.config.keys import Key, build, config_keys, config_sections, nearest
+from arcdist.config.schema import Config
+from arcdist.config.yaml_text import Given, parse_yaml
+from arcdist.errors import ConfigError
+
+DEFAULT_RECIPE = "quickstart"
+
+RUN_OPTIONS = ("--recipe", "--config", "--print_config", "--dry_run", "--help")
+"""The flags that are no key of the configuration."""
+
+SHORT_FLAGS = {
+    "train.epochs": "--epochs",
+    "train.max_batches": "--max_batches",
+    "train.batch_size": "--batch_size",
+    "train.device": "--device",
+    "train.seed": "--seed",
+    "optim.agent_lr": "--agent_lr",
+    "optim.qwen_lr": "--qwen_lr",
+    "output.log_every": "--log_every",
+    "output.save_every": "--save_every",
+    "output.dir": "--output_dir",
+}
+"""The keys that have a flag of their own beside the dotted one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedConfig:
+    """What a command line asks for."""
+
+    config: Config
+    """The merged configuration."""
+    sources: dict[str, str]
+    """Where the value of each dotted key came from: `default`, `recipe NAME`, `file PATH` or `flag`."""
+    recipe: str | None
+    """The recipe that was applied; none where a file stands alone."""
+    print_config: bool
+    """Print the configuration and stop."""
+    dry_run: bool
+    """Build everything, measure, report and stop."""
+
+
+def load_config(argv: Sequence[str]) -> LoadedConfig:
+    """Merge the defaults, a recipe, a file and flags, each over the one before it.
+
+    Without `--recipe` and `--config` the recipe is `quickstart`; with both, the file is applied over the recipe.
+
+    Args:
+        argv: The command line without the program's name. `--help` prints every key and exits.
+
+    Raises:
+        ConfigError: An unknown key, recipe or file, a value of a wrong type, or values that contradict each other.
+    """
+    keys = config_keys()
+    flags = _read_flags(argv, keys)
+    recipe, file = flags.pop("recipe", None), flags.pop("config", None)
+    if recipe is None and file is None:
+        recipe = DEFAULT_RECIPE
+    print_config, dry_run = flags.pop("print_config", False), flags.pop("dry_run", False)
+
+    layers: dict[str, dict[str, Given]] = {}
+    if recipe is not None:
+        layers[f"recipe {recipe}"] = parse_yaml(_read_recipe(recipe), f"recipe {recipe}", keys, config_sections())
+    if file is not None:
+        layers[f"file {file}"] = parse_yaml(_read_file(file), file, keys, config_sections())
+    layers["flag"] = {name: Given(text=text, where="the command line") for name, text in flags.items()}
+
+    values = {name: key.default for name, key in keys.items()}
+    sources = dict.fromkeys(keys, "default")
+    types = _parser(keys)
+    for source, layer in layers.items():
+        for name, given in layer.items():
+            values[name] = _typed(types, keys[name], given)
+            sources[name] = source
+    return LoadedConfig(
+        config=_checked(values, sources), sources=sources, recipe=recipe, print_config=print_config, dry_run=dry_run
+    )
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    names = (entry.name for entry in _recipe_folder().iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def _recipe_folder() -> Traversable:
+    return resources.files("arcdist.config") / "recipes"
+
+
+def _read_recipe(name: str) -> str:
+    names = recipe_names()
+    if name not in names:
+        raise ConfigError(
+            f"--recipe {name}: there is no recipe of that name.{nearest(name, names)} "
+            f"Choose {', '.join(names)}, or give a file of your own with --config FILE."
+        )
+    return (_recipe_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _read_file(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}. Give a YAML file that can be read.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path}: byte {error.start} is not UTF-8. Give a text file.") from error
+
+
+def _parser(keys: Mapping[str, Key], *, as_text: bool = False) -> ArgumentParser:
+    """A parser of every flag, which converts values to the keys' types or, `as_text`, only tells them apart."""
+    parser = ArgumentParser(
+        prog="train.py",
+        usage="%(prog)s [--recipe NAME] [--config FILE] [--KEY VALUE ...] [--print_config] [--dry_run]",
+        description="Train on ARC. Defaults < recipe < file < flags; every key below may stand in a YAML file as well.",
+        exit_on_error=False,
+        allow_abbrev=False,
+        print_config=None,
+    )
+    parser.add_argument(
+        "--recipe",
+        type=str,
+        metavar="NAME",
+        help=f"One of {', '.join(recipe_names())}; {DEFAULT_RECIPE} where neither a recipe nor a file is given.",
+    )
+    parser.add_argument("--config", type=str, metavar="FILE", help="A YAML file of keys, applied over the recipe.")
+    parser.add_argument("--print_config", action="store_true", help="Print every value and where it came from; stop.")
+    parser.add_argument("--dry_run", action="store_true", help="Build everything, measure, report; stop.")
+    groups: dict[str, Any] = {
+        name: parser.add_argument_group(name, sentence) for name, sentence in config_sections().items()
+    }
+    for key in keys.values():
+        flags = [f"--{key.name}", *([SHORT_FLAGS[key.name]] if key.name in SHORT_FLAGS else [])]
+        groups[key.section].add_argument(
+            *flags,
+            type=str if as_text else key.type,
+            default=key.default,
+            # argparse formats help with %.
+            help=key.sentence.replace("%", "%%"),
+        )
+    return parser
+
+
+def _read_flags(argv: Sequence[str], keys: Mapping[str, Key]) -> dict[str, Any]:
+    """What `argv` gives, by option name or dotted key: values as text, switches as True."""
+    parser = _parser(keys, as_text=True)
+    known = [*RUN_OPTIONS, *SHORT_FLAGS.values(), *(f"--{name}" for name in keys)]
+    words = [word.partition("=")[0] for word in argv]
+    if "--help" in words or "-h" in words:
+        _parser(keys).print_help()
+        raise SystemExit(0)
+    for word in words:
+        if word.startswith("--") and word not in known:
+            raise ConfigError(f"There is no flag {word}.{nearest(word, known)} --help lists them all.")
+    try:
+        return vars(parser.parse_args(list(argv), defaults=False).as_flat())
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"The command line: {error}. Write --KEY VALUE or --KEY=VALUE.") from error
+
+
+def _typed(types: ArgumentParser, key: Key, given: Given) -> object:
+    text = given.text
+    if key.is_list and isinstance(text, str) and not text.startswith("["):
+        text = [name.strip() for name in text.split(",") if name.strip()]
+    try:
+        value = types.parse_object({key.name: text}, defaults=False)[key.name]
+        # jsonargparse lets null through for every type, and inf for numbers.
+        fits = (value is not None or key.is_optional) and not (isinstance(value, float) and not math.isfinite(value))
+    except argparse.ArgumentError:
+        fits = False
+    if not fits:
+        shown = "null" if text is None else repr(text)
+        raise ConfigError(f"{key.name} is {shown} ({given.where}): choose {key.accepted}.")
+    return value
+
+
+def _checked(values: Mapping[str, object], sources: Mapping[str, str]) -> Config:
+    """Build the tree; where its own checks refuse, say where the values that they name came from."""
+    try:
+        return build(values)
+    except ConfigError as error:
+        named = [word.rstrip(".") for word in re.findall(r"[a-z_0-9.]+", str(error))]
+        given = [
+            f"{name}: {sources[name]}" for name in dict.fromkeys(named) if sources.get(name, "default") != "default"
+        ]
+        raise ConfigError(f"{error} ({'; '.join(given)})" if given else str(error)) from error

@@ -1,0 +1,44 @@
+"""From a source of tasks to batches of queries."""
+
+from arcdist.data.augment import Augmentation, draw_augmentation
+from arcdist.data.batch import OUTSIDE, QueryBatch, QueryInputs, QueryTargets
+from arcdist.data.batches import BucketedBatches, make_loader
+from arcdist.data.canvas import working_area
+from arcdist.data.collate import Collator
+from arcdist.data.features import FEATURE_NAMES, grid_summary, transformation_features
+from arcdist.data.leaks import LeakReport, check_leaks
+from arcdist.data.queries import Query, build_queries, read_queries
+from arcdist.data.sources import Origin, read_tasks
+from arcdist.data.tasks import MAX_SIDE, NUM_COLORS, Pair, Task, parse_task
+from arcdist.data.text import GridTokenizer, embedded_tokenizer, from_pretrained_tokenizer
+
+__all__ = [
+    "FEATURE_NAMES",
+    "MAX_SIDE",
+    "NUM_COLORS",
+    "OUTSIDE",
+    "Augmentation",
+    "BucketedBatches",
+    "Collator",
+    "GridTokenizer",
+    "LeakReport",
+    "Origin",
+    "Pair",
+    "Query",
+    "QueryBatch",
+    "QueryInputs",
+    "QueryTargets",
+    "Task",
+    "build_queries",
+    "check_leaks",
+    "draw_augmentation",
+    "embedded_tokenizer",
+    "from_pretrained_tokenizer",
+    "grid_summary",
+    "make_loader",
+    "parse_task",
+    "read_queries",
+    "read_tasks",
+    "transformation_features",
+    "working_area",
+]

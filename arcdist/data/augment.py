@@ -1,0 +1,92 @@
+"""Symmetries of ARC: the 8 of the square, the colours 1 to 9, the order of the demonstrations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+
+from arcdist.data.queries import Query
+from arcdist.data.tasks import NUM_COLORS, Pair, Task
+
+# Whether the grid is transposed, then the steps that its rows and its columns are read with.
+_SYMMETRIES = (
+    (False, 1, 1),
+    (True, -1, 1),
+    (False, -1, -1),
+    (True, 1, -1),
+    (True, 1, 1),
+    (False, -1, 1),
+    (True, -1, -1),
+    (False, 1, -1),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Augmentation:
+    """One invertible change that all grids of a task undergo alike."""
+
+    dihedral: int
+    """0 to 7: transposed where 4 or more, then turned counter-clockwise `dihedral % 4` times."""
+    colors: UInt8[np.ndarray, "10"]
+    """The colour that each colour becomes; 0 stays 0."""
+    order: tuple[int, ...]
+    """Place i is taken by demonstration `order[i]`."""
+
+    def apply(self, grid: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "p q"]:
+        """Change one grid."""
+        transposed, rows, columns = _SYMMETRIES[self.dihedral]
+        changed: UInt8[np.ndarray, "p q"] = self.colors[(grid.T if transposed else grid)[::rows, ::columns]]
+        return changed
+
+    def invert(self, grid: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "p q"]:
+        """Change one grid back: `invert(apply(grid))` is `grid`."""
+        transposed, rows, columns = _SYMMETRIES[self.dihedral]
+        recolored: UInt8[np.ndarray, "_ _"] = np.argsort(self.colors).astype(np.uint8)[grid[::rows, ::columns]]
+        return recolored.T if transposed else recolored
+
+    def apply_query(self, query: Query) -> Query:
+        """Change a query: its context is reordered, its target changes with its input."""
+        target = None if query.target is None else self.apply(query.target)
+        return Query(query.id, query.task_id, self._reordered(query.context), self.apply(query.input), target)
+
+    def apply_task(self, task: Task) -> Task:
+        """Change a whole task: its demonstrations are reordered, its tests are not."""
+        tests = tuple(self._changed(pair) for pair in task.tests)
+        return Task(task.id, self._reordered(task.demonstrations), tests, task.source)
+
+    def invert_task(self, task: Task) -> Task:
+        """Change a whole task back."""
+        demonstrations = tuple(self._restored(task.demonstrations[place]) for place in np.argsort(self.order))
+        return Task(task.id, demonstrations, tuple(self._restored(pair) for pair in task.tests), task.source)
+
+    def _reordered(self, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+        if len(pairs) != len(self.order):
+            raise ValueError(f"an augmentation drawn for {len(self.order)} demonstrations was given {len(pairs)}")
+        return tuple(self._changed(pairs[place]) for place in self.order)
+
+    def _changed(self, pair: Pair) -> Pair:
+        return Pair(self.apply(pair.input), None if pair.output is None else self.apply(pair.output))
+
+    def _restored(self, pair: Pair) -> Pair:
+        return Pair(self.invert(pair.input), None if pair.output is None else self.invert(pair.output))
+
+
+def draw_augmentation(
+    rng: np.random.Generator, *, dihedral: bool, colors: bool, order: bool, num_pairs: int
+) -> Augmentation:
+    """Draw each symmetry that is switched on uniformly; the others are the identity.
+
+    All are drawn, so that switching one off leaves the draws of the others as they were.
+    """
+    drawn_dihedral = int(rng.integers(8))
+    drawn_colors = rng.permutation(NUM_COLORS - 1) + 1
+    drawn_order = rng.permutation(num_pairs)
+    table = np.arange(NUM_COLORS, dtype=np.uint8)
+    if colors:
+        table[1:] = drawn_colors
+    return Augmentation(
+        dihedral=drawn_dihedral if dihedral else 0,
+        colors=table,
+        order=tuple(drawn_order.tolist()) if order else tuple(range(num_pairs)),
+    )

@@ -1,0 +1,82 @@
+"""What the models are given for a batch of queries, and what they are scored against."""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+# B queries, K context pairs (padded), H W canvas (the largest working area of the batch), L tokens.
+OUTSIDE = -1
+"""Colour of a canvas cell that belongs to no grid."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueryInputs:
+    """All that the models may see of B queries. No field depends on a query's target."""
+
+    query: Int[Tensor, "B H W"]
+    """The query's input grid, top left on the canvas; `OUTSIDE` beyond it."""
+    query_size: Int[Tensor, "B 2"]
+    """Height and width of the query's input."""
+    working_area: Int[Tensor, "B 2"]
+    """Height and width in which the query's cells are computed: see `arcdist.data.collate.working_area`."""
+    context_inputs: Int[Tensor, "B K H W"]
+    """Inputs of the task's other pairs; `OUTSIDE` beyond each and for padded pairs."""
+    context_outputs: Int[Tensor, "B K H W"]
+    """Their outputs, likewise."""
+    context_sizes: Int[Tensor, "B K 2 2"]
+    """(input, output) x (height, width) of each context pair; zeros for padded pairs."""
+    tokens: Int[Tensor, "B L"]
+    """Context pairs and query input as text, right-padded."""
+    token_mask: Bool[Tensor, "B L"]
+    """True for real tokens."""
+    features: Float[Tensor, "B F"]
+    """Transformation features averaged over the context pairs."""
+    summary: Float[Tensor, "B S"]
+    """Grid summary for the refiner."""
+    task_index: Int[Tensor, " B"]
+    """Row of the task among the training tasks; -1 for an unknown task."""
+    dihedral: Int[Tensor, " B"]
+    """Which of the 8 symmetries the whole task is seen under; 0 is none."""
+
+    def to(self, device: torch.device) -> Self:
+        """Copy to a device, without waiting for it where the memory is pinned."""
+        return type(self)(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueryTargets:
+    """What B queries are scored against. Only losses, rewards and metrics may see it."""
+
+    target: Int[Tensor, "B h w"]
+    """The target grid, top left on a canvas of its own; `OUTSIDE` beyond it."""
+    target_size: Int[Tensor, "B 2"]
+    """Height and width of the target."""
+
+    def to(self, device: torch.device) -> Self:
+        """Copy to a device, without waiting for it where the memory is pinned."""
+        return type(self)(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueryBatch:
+    """B queries: their names, what the models see, what they are scored against."""
+
+    ids: tuple[str, ...]
+    """`<task id>:<train|test>:<pair index>` of each query."""
+    inputs: QueryInputs
+    targets: QueryTargets
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def task_ids(self) -> list[str]:
+        """Task of each query."""
+        return [query_id.rsplit(":", 2)[0] for query_id in self.ids]
+
+    def to(self, device: torch.device) -> Self:
+        """Copy to a device."""
+        return type(self)(ids=self.ids, inputs=self.inputs.to(device), targets=self.targets.to(device))

@@ -1,0 +1,80 @@
+"""Which queries form a batch, and their delivery while the models compute."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from math import ceil
+
+import datasets
+import numpy as np
+
+from arcdist.data.batch import QueryBatch
+from arcdist.data.collate import Collator
+from arcdist.data.queries import read_queries
+from arcdist.random import stream
+
+_NOISE = 0.05
+_GROUP_BATCHES = 3
+_BATCHES_AHEAD = 2
+
+
+class BucketedBatches:
+    """Batches of queries of similar length and working area, each query exactly once an epoch.
+
+    An epoch multiplies each length by random noise of about 5 %, sorts by it, sorts groups of three batches by area
+    (with the same noise), cuts them into batches and shuffles these: little padding, and other neighbours in each
+    epoch. The result depends on the arguments and the epoch only, so every process that cuts its share out of each
+    batch sees the same epoch.
+
+    Args:
+        lengths: of each query's text, in any unit.
+        areas: of each query's working area.
+        batch_size: queries of a batch; one batch of an epoch is smaller where it does not divide their number.
+        seed: of the noise and the shuffle.
+    """
+
+    def __init__(self, lengths: Sequence[int], areas: Sequence[int], batch_size: int, seed: int) -> None:
+        self._num_queries = len(lengths)
+        self._log_sizes = np.log([list(lengths), list(areas)])
+        self._batch_size = batch_size
+        self._seed = seed
+
+    def __len__(self) -> int:
+        """Count the batches of an epoch."""
+        return ceil(self._num_queries / self._batch_size)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Give the rows of each batch of an epoch, in the order of training."""
+        rng = stream(self._seed, "batches", epoch, "")
+        lengths, areas = self._log_sizes + _NOISE * rng.standard_normal((2, self._num_queries))
+        batches = []
+        for group in _cut(np.argsort(lengths), _GROUP_BATCHES * self._batch_size):
+            by_area = group[np.argsort(areas[group])]
+            batches += [batch.tolist() for batch in _cut(by_area, self._batch_size)]
+        return [batches[place] for place in rng.permutation(len(batches))]
+
+
+def make_loader(
+    queries: datasets.Dataset, collator: Collator, batches: Iterable[Sequence[int]], epoch: int = 0
+) -> Iterator[QueryBatch]:
+    """Collate batches of rows in a background thread, two ahead of the one that is used."""
+    queries = queries.with_format("arrow")
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collate")
+    ahead: deque[Future[QueryBatch]] = deque()
+
+    def collate(rows: Sequence[int]) -> QueryBatch:
+        return collator(read_queries(queries, rows), epoch)
+
+    try:
+        for rows in batches:
+            ahead.append(pool.submit(collate, rows))
+            if len(ahead) > _BATCHES_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _cut(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))

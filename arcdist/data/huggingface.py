@@ -1,0 +1,39 @@
+"""The `datasets` library as arcdist uses it: without progress bars, and cached where the user's cache is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+
+from arcdist.errors import PlatformError
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Silence the bars of `datasets` inside the block: arcdist draws one of its own."""
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
+
+
+def cache_file(name: str) -> Path:
+    """Give the path of a file of ours in the Hugging Face cache; its folder exists afterwards.
+
+    Raises:
+        PlatformError: the cache cannot be written.
+    """
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "arcdist"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlatformError(
+            f"The Hugging Face cache {folder} cannot be written ({error.strerror}): "
+            f"set HF_HOME or HF_DATASETS_CACHE to a folder that can."
+        ) from error
+    return folder / name

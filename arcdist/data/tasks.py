@@ -1,0 +1,144 @@
+"""ARC tasks: what one is, and the validation of raw JSON that claims to be one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NoReturn
+
+import numpy as np
+from jaxtyping import UInt8
+
+from arcdist.errors import DataError
+
+MAX_SIDE = 30
+"""Longest side of an ARC grid."""
+NUM_COLORS = 10
+"""Colours of an ARC grid: 0, the background, to 9."""
+
+_COLORS = frozenset(range(NUM_COLORS))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """An input grid and the output grid it is turned into."""
+
+    input: UInt8[np.ndarray, "h w"]
+    output: UInt8[np.ndarray, "p q"] | None
+    """None where the answer is not known, as in Kaggle's test files."""
+
+    def digest(self) -> bytes:
+        """Hash the contents: equal pairs, and no others, have equal digests."""
+        content = blake2b(digest_size=16)
+        for grid in self.grids():
+            content.update(bytes(grid.shape))
+            content.update(grid.tobytes())
+        return content.digest()
+
+    def grids(self) -> Iterator[UInt8[np.ndarray, "_ _"]]:
+        """Go through the input and, where there is one, the output."""
+        yield self.input
+        if self.output is not None:
+            yield self.output
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """A puzzle: pairs that demonstrate one transformation, and test pairs to apply it to."""
+
+    id: str
+    demonstrations: tuple[Pair, ...]
+    tests: tuple[Pair, ...]
+    source: str
+    """Where it was read from, in words for a message."""
+
+    @property
+    def longest_side(self) -> int:
+        """Longest side of all its grids, known test outputs included."""
+        longest: int = max(max(grid.shape) for pair in self.demonstrations + self.tests for grid in pair.grids())
+        return longest
+
+
+def parse_task(task_id: str, raw: object, where: str) -> Task:
+    """Turn `{"train": [{"input": rows, "output": rows}, ...], "test": [...]}` into a task.
+
+    A test pair may lack its output (or have null): then it is None. Keys that ARC does not have are ignored.
+    `where` is the file or source that messages name.
+
+    Raises:
+        DataError: it is not an ARC task; the message says the place (task, pair, grid, row, column) and the mend.
+    """
+    place = f"{where}: task {task_id}"
+    if not isinstance(raw, dict):
+        _refuse(place, f"is {_kind(raw)}", 'write an object with the keys "train" and "test"')
+    demonstrations = _parse_pairs(raw, "train", place)
+    if not demonstrations:
+        _refuse(place, "has no demonstrations", 'give "train" at least one pair, or take the task out')
+    return Task(task_id, demonstrations, _parse_pairs(raw, "test", place), where)
+
+
+def _parse_pairs(task: dict[str, object], key: str, place: str) -> tuple[Pair, ...]:
+    if key not in task:
+        found = ", ".join(f'"{name}"' for name in task) or "none"
+        _refuse(place, f'lacks the key "{key}" (its keys: {found})', f'add "{key}", a list of pairs')
+    pairs = task[key]
+    if not isinstance(pairs, list):
+        _refuse(place, f'has {_kind(pairs)} under "{key}"', "write a list of pairs")
+    return tuple(
+        _parse_pair(pair, f"{place}, {key} pair {index}", output_required=key == "train")
+        for index, pair in enumerate(pairs)
+    )
+
+
+def _parse_pair(pair: object, place: str, output_required: bool) -> Pair:
+    if not isinstance(pair, dict):
+        _refuse(place, f"is {_kind(pair)}", 'write an object with the keys "input" and "output"')
+    if "input" not in pair:
+        _refuse(place, 'lacks the key "input"', 'add "input", a list of rows')
+    if pair.get("output") is None:
+        if output_required:
+            _refuse(place, 'lacks the key "output"', 'add "output", a list of rows, or take the pair out')
+        return Pair(_parse_grid(pair["input"], f"{place}, input"), None)
+    return Pair(_parse_grid(pair["input"], f"{place}, input"), _parse_grid(pair["output"], f"{place}, output"))
+
+
+def _parse_grid(rows: object, place: str) -> UInt8[np.ndarray, "h w"]:
+    if not isinstance(rows, list):
+        _refuse(place, f"is {_kind(rows)}", "write a list of rows")
+    if not rows:
+        _refuse(place, "is empty", f"a grid has 1 to {MAX_SIDE} rows")
+    if len(rows) > MAX_SIDE:
+        _refuse(place, f"has {len(rows)} rows", f"a grid has 1 to {MAX_SIDE} rows")
+    for index, row in enumerate(rows):
+        here = f"{place}, row {index}"
+        if not isinstance(row, list):
+            _refuse(here, f"is {_kind(row)}", "write a list of colours")
+        if not row:
+            _refuse(here, "is empty", f"a row has 1 to {MAX_SIDE} colours")
+        if len(row) > MAX_SIDE:
+            _refuse(here, f"has {len(row)} colours", f"a row has 1 to {MAX_SIDE} colours")
+        if len(row) != len(rows[0]):
+            _refuse(here, f"has {len(row)} colours, row 0 has {len(rows[0])}", "make all rows of a grid equally long")
+        # The types are compared as well because True and 1.0 are equal to the colour 1.
+        if set(map(type, row)) != {int} or not _COLORS.issuperset(row):
+            column = next(c for c, color in enumerate(row) if type(color) is not int or color not in _COLORS)
+            mend = f"a colour is an integer from 0 to {NUM_COLORS - 1}"
+            _refuse(f"{here}, column {column}", f"holds {_shortened(row[column])}", mend)
+    grid = np.array(rows, dtype=np.uint8)
+    grid.setflags(write=False)
+    return grid
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _shortened(value: object) -> str:
+    if isinstance(value, int) and abs(value) >= 10**18:
+        return "a huge integer"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _refuse(place: str, problem: str, mend: str) -> NoReturn:
+    raise DataError(f"{place} {problem}: {mend}.")

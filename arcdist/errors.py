@@ -1,0 +1,45 @@
+"""The errors that end a run, each with the exit code a shell sees."""
+
+from typing import ClassVar
+
+
+class ArcdistError(Exception):
+    """What went wrong, where, and how to mend it. `exit_code` is the program's documented exit status."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(ArcdistError):
+    """A key, a value or a combination of values that no run can have."""
+
+    exit_code = 2
+
+
+class DataError(ArcdistError):
+    """A task, a pair or a grid that is not ARC, or a data source that cannot be read."""
+
+    exit_code = 2
+
+
+class PlatformError(ArcdistError):
+    """The machine lacks what the configuration asks for: a device, a package, weights, a writable folder."""
+
+    exit_code = 3
+
+
+class OutOfMemoryError(ArcdistError):
+    """The device or the host ran out of memory; the message ranks the knobs that lower it."""
+
+    exit_code = 4
+
+
+class NotFiniteError(ArcdistError):
+    """A loss or a gradient was NaN or infinite; raised before any parameter is updated with it."""
+
+    exit_code = 5
+
+
+class HealthError(ArcdistError):
+    """Training cannot work as it stands: a trainable group receives no gradient. Raised before any update, too."""
+
+    exit_code = 5

@@ -1,0 +1,20 @@
+"""The models: Qwen's prompt, the grid agent, the solver."""
+
+from arcdist.models.agent import AgentOutput, ARCPromptGuidedAgent
+from arcdist.models.ema import EMA
+from arcdist.models.prompt_cache import PromptCache
+from arcdist.models.qwen_prompt import PromptOutput, QwenHybridPrompt
+from arcdist.models.size_head import predicted_size
+from arcdist.models.solver import PermanentSolver, Proposal
+
+__all__ = [
+    "EMA",
+    "ARCPromptGuidedAgent",
+    "AgentOutput",
+    "PermanentSolver",
+    "PromptCache",
+    "PromptOutput",
+    "Proposal",
+    "QwenHybridPrompt",
+    "predicted_size",
+]

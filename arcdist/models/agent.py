@@ -1,0 +1,211 @@
+"""The grid agent: a query's grid and a prompt in, planning steps of colours and a size out."""
+
+# T steps, B queries, H W canvas, C colours, C1 = C + 1 (the last is "outside"), S states (= C), P prompt, E condition.
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from arcdist.data.batch import QueryInputs
+from arcdist.models.context import Context, ContextEncoder, one_hot_colors
+from arcdist.models.conv import ConvCore
+from arcdist.models.recursive import RecursiveCore
+from arcdist.models.size_head import SizeHead, predicted_size
+
+_HEAD_DIM = 16
+_DIHEDRAL_VIEWS = 8
+# P(o | s) at the start: nearly the identity, so that states begin as colours.
+_OBSERVATION_SHARPNESS = 6.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentOutput:
+    """What the agent plans for B queries. Logits of colours are log-probabilities."""
+
+    forward_logits: Float[Tensor, "T B H W C"]
+    """Q->(o_t), t = 1..T, from the query's input."""
+    backward_logits: Float[Tensor, "T B H W C"]
+    """Q<-(o_t), aligned with `forward_logits`, from the predicted outcome."""
+    reconstruction_logits: Float[Tensor, "B H W C"]
+    """The query's input as the backward trajectory arrives at it."""
+    state_logits: Float[Tensor, "T B H W S"]
+    """Q->(s_t), unnormalised."""
+    obs_probs: Float[Tensor, "S C"]
+    """P(o | s)."""
+    size_logits: Float[Tensor, "B 2 S"]
+    """Log-probabilities of the answer's height and width, 1 to `max_grid_size`."""
+    area: Bool[Tensor, "B H W"]
+    """The cells that were computed: each query's working area."""
+
+    @property
+    def final_logits(self) -> Float[Tensor, "B H W C"]:
+        """Q->(o_T)."""
+        return self.forward_logits[-1]
+
+
+class Emission(nn.Module):
+    """Cell state -> Q(s) -> Q(o) = sum_s Q(s) P(o | s), in log-space."""
+
+    def __init__(self, hidden_dim: int, num_colors: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(hidden_dim)
+        self.to_states = nn.Linear(hidden_dim, num_colors)
+        nn.init.zeros_(self.to_states.weight)
+        self.observation = nn.Parameter(torch.eye(num_colors) * _OBSERVATION_SHARPNESS)
+
+    def forward(self, state: Float[Tensor, "B H W D"]) -> tuple[Float[Tensor, "B H W S"], Float[Tensor, "B H W C"]]:
+        """Logits of the states and log-probabilities of the colours."""
+        state_logits = self.to_states(self.norm(state)).float()
+        colors = state_logits.softmax(-1) @ self.observation.float().softmax(-1)
+        return state_logits, colors.log()
+
+
+class ARCPromptGuidedAgent(nn.Module):
+    """Plans T steps from a query's input towards its answer, and back again.
+
+    Args:
+        kind: `recursive` (one weight-shared block, context pairs, task vectors) or `conv` (an encoder, a head a step).
+        max_grid_size: longest side of a grid.
+        num_colors: colours C.
+        hidden_dim: width of a cell's state; a multiple of 16 for `recursive`.
+        prompt_dim: width P of the prompt.
+        max_steps: planning steps T.
+        num_tasks: training tasks; rows of the table of task vectors.
+        task_vectors: whether the table exists (`recursive` only).
+    """
+
+    def __init__(
+        self,
+        kind: Literal["recursive", "conv"] = "recursive",
+        max_grid_size: int = 30,
+        num_colors: int = 10,
+        hidden_dim: int = 256,
+        prompt_dim: int = 256,
+        max_steps: int = 5,
+        *,
+        num_tasks: int = 0,
+        task_vectors: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_colors = num_colors
+        self.max_steps = max_steps
+        condition_dim = hidden_dim
+        self.from_prompt = nn.Linear(prompt_dim, condition_dim)
+        self.directions = nn.Parameter(torch.randn(2, condition_dim) * 0.5)
+        self.views = nn.Parameter(torch.randn(_DIHEDRAL_VIEWS, condition_dim) * 0.5)
+        self.mix_condition = nn.Sequential(
+            nn.Linear(condition_dim, 2 * condition_dim), nn.SiLU(), nn.Linear(2 * condition_dim, condition_dim)
+        )
+        # Row 0 is the unknown task: it stays zero and gets no gradient.
+        self.task_vectors = (
+            nn.Embedding(num_tasks + 1, condition_dim, padding_idx=0) if task_vectors and kind == "recursive" else None
+        )
+        self.context_encoder: ContextEncoder | None = None
+        self.core: RecursiveCore | ConvCore
+        if kind == "recursive":
+            heads = max(1, hidden_dim // _HEAD_DIM)
+            self.context_encoder = ContextEncoder(
+                num_colors=num_colors,
+                max_grid_size=max_grid_size,
+                hidden_dim=hidden_dim,
+                condition_dim=condition_dim,
+                heads=heads,
+            )
+            self.core = RecursiveCore(
+                num_colors=num_colors,
+                max_grid_size=max_grid_size,
+                hidden_dim=hidden_dim,
+                condition_dim=condition_dim,
+                heads=heads,
+            )
+        else:
+            self.core = ConvCore(
+                num_colors=num_colors, hidden_dim=hidden_dim, condition_dim=condition_dim, max_steps=max_steps
+            )
+        self.emission = Emission(hidden_dim, num_colors)
+        self.origin = nn.Linear(hidden_dim, num_colors)
+        self.size_head = SizeHead(condition_dim=condition_dim, max_grid_size=max_grid_size)
+
+    def read_context(self, inputs: QueryInputs) -> Context | None:
+        """Encode the context pairs; the prompt plays no part, so one reading serves several prompts."""
+        return self.context_encoder(inputs) if self.context_encoder is not None else None
+
+    def forward(
+        self, inputs: QueryInputs, prompt: Float[Tensor, "B P"], context: Context | None = None
+    ) -> AgentOutput:
+        """Plan forward from the query's input, then backward from the predicted outcome.
+
+        Args:
+            inputs: the queries; never their targets.
+            prompt: one prompt a query.
+            context: what `read_context(inputs)` gave, where it is at hand.
+        """
+        if context is None:
+            context = self.read_context(inputs)
+        height, width = inputs.query.shape[1:]
+        rows = torch.arange(height, device=prompt.device)[:, None] < inputs.working_area[:, 0, None, None]
+        columns = torch.arange(width, device=prompt.device) < inputs.working_area[:, 1, None, None]
+        area = rows & columns
+        condition = self.from_prompt(prompt) + self.views[inputs.dihedral]
+        if self.task_vectors is not None:
+            condition = condition + self.task_vectors(inputs.task_index + 1)
+        if context is not None:
+            condition = condition + context.summary
+
+        query = one_hot_colors(inputs.query, self.num_colors)
+        ahead = self._mixed(condition + self.directions[0])
+        state_logits, forward_logits, _ = self._plan(query, inputs.query_size, ahead, context, area)
+        size_logits = self.size_head(ahead, inputs)
+
+        # The way back starts from the answer itself, as the forward trajectory would hand it over.
+        outcome_size = predicted_size(size_logits.detach(), inputs.working_area)
+        outcome = _as_grid(forward_logits[-1].detach(), outcome_size)
+        back = self._mixed(condition + self.directions[1])
+        _, backward_logits, last = self._plan(outcome, outcome_size, back, context, area)
+        return AgentOutput(
+            forward_logits=forward_logits,
+            backward_logits=backward_logits.flip(0),
+            reconstruction_logits=self.origin(last).float().log_softmax(-1),
+            state_logits=state_logits,
+            obs_probs=self.emission.observation.float().softmax(-1),
+            size_logits=size_logits,
+            area=area,
+        )
+
+    def _mixed(self, condition: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
+        return condition + self.mix_condition(condition)
+
+    def _plan(
+        self,
+        grid: Float[Tensor, "B H W C1"],
+        size: Int[Tensor, "B 2"],
+        condition: Float[Tensor, "B E"],
+        context: Context | None,
+        area: Bool[Tensor, "B H W"],
+    ) -> tuple[Float[Tensor, "T B H W S"], Float[Tensor, "T B H W C"], Float[Tensor, "B H W D"]]:
+        """One trajectory: states and colours of each step, and the state that it ends in."""
+        trajectory = self.core.start(grid, size, condition, context, area)
+        inside = area[..., None].to(grid.dtype)
+        belief = grid[..., : self.num_colors]
+        steps = []
+        for _ in range(self.max_steps):
+            state = trajectory.step(belief)
+            state_logits, color_logits = self.emission(state)
+            steps.append((state_logits, color_logits))
+            belief = color_logits.exp() * inside
+        states, colors = zip(*steps, strict=True)
+        return torch.stack(states), torch.stack(colors), state
+
+
+def _as_grid(
+    color_logits: Float[Tensor, "B H W C"], size: Int[Tensor, "B 2"]
+) -> Float[Tensor, "B H W C1"]:
+    """Colour probabilities inside `size`, the "outside" channel beyond it."""
+    height, width = color_logits.shape[1:3]
+    rows = torch.arange(height, device=size.device)[:, None] < size[:, 0, None, None]
+    columns = torch.arange(width, device=size.device) < size[:, 1, None, None]
+    inside = (rows & columns)[..., None].to(color_logits.dtype)
+    return torch.cat([color_logits.exp() * inside, 1.0 - inside], dim=-1)

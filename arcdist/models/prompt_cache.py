@@ -1,0 +1,60 @@
+"""Prompts that serve several batches before Qwen reads their task again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from arcdist.models.qwen_prompt import PromptOutput
+
+# B queries, M of them without a prompt in the cache, P prompt
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPrompts:
+    """What the cache knows of B queries."""
+
+    output: PromptOutput
+    """Prompts and control vectors, without gradient; zeros where there are none."""
+    missing: Int[Tensor, " M"]
+    """Rows of the queries whose prompt must be computed, on the prompts' device."""
+
+    def fill(self, computed: PromptOutput) -> PromptOutput:
+        """Put the M computed prompts into their rows; their gradient flows, the cached rows have none."""
+        return PromptOutput(
+            *(cached.index_copy(0, self.missing, rows) for cached, rows in zip(self.output, computed, strict=True))
+        )
+
+
+class PromptCache:
+    """Holds the prompts of tasks, each good for `every` batches from the one it was computed in.
+
+    Args:
+        every: batches that a prompt serves, at least 1; 1 means that each batch computes its own.
+        prompt_dim: width P of prompt and control vector.
+        device: where the prompts are wanted.
+    """
+
+    def __init__(self, every: int, prompt_dim: int, device: torch.device) -> None:
+        self._every = every
+        self._absent = torch.zeros(2, prompt_dim, device=device)
+        self._rows: dict[str, tuple[int, Float[Tensor, "2 P"]]] = {}
+
+    def lookup(self, ids: Sequence[str], batch_number: int) -> CachedPrompts:
+        """The prompts of these tasks that are still good in this batch."""
+        rows, missing = [], []
+        for index, task_id in enumerate(ids):
+            computed_in, row = self._rows.get(task_id, (batch_number - self._every, self._absent))
+            if batch_number - computed_in >= self._every:
+                missing.append(index)
+                row = self._absent
+            rows.append(row)
+        prompt, control = torch.stack(rows, dim=1)
+        return CachedPrompts(PromptOutput(prompt, control), torch.tensor(missing, dtype=torch.int64).to(prompt.device))
+
+    def store(self, ids: Sequence[str], output: PromptOutput, batch_number: int) -> None:
+        """Keep the prompts of these tasks as computed in this batch; of a task named twice, the last one."""
+        rows = torch.stack([output.prompt.detach(), output.control.detach()], dim=1)
+        self._rows |= {task_id: (batch_number, row) for task_id, row in zip(ids, rows, strict=True)}

@@ -1,0 +1,167 @@
+"""Where Qwen's body and tokenizer come from: the package, a local folder or the Hugging Face Hub."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import logging as transformers_logging
+
+from arcdist.data.text import GridTokenizer, embedded_tokenizer, from_pretrained_tokenizer
+from arcdist.errors import ConfigError, PlatformError
+from arcdist.models.embedded import EMBEDDED_MODELS, TINY, embedded_config, random_body
+
+_log = logging.getLogger(__name__)
+
+_HUB_FILES = ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"]
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+_HUB_TIMEOUT = 5.0
+"""Seconds that the Hub may take to say that it is there."""
+
+
+def load_body(
+    model: str, init: Literal["pretrained", "random"], dtype: torch.dtype
+) -> tuple[PreTrainedModel, GridTokenizer]:
+    """Give a causal language model without its LM head, and the tokenizer that writes grids for it.
+
+    Random weights are drawn from PyTorch's current random state. No code of a model's repository is ever run, and
+    weights are only read from safetensors.
+
+    Args:
+        model: a Hub name, a local folder, or one of `EMBEDDED_MODELS`.
+        init: `random` builds the model from its configuration, without weights and without a download.
+        dtype: precision of the weights.
+
+    Raises:
+        ConfigError: no such model, or one that cannot read grids.
+        PlatformError: its weights are not at hand.
+    """
+    folder = Path(model).expanduser()
+    if model == TINY or (init == "random" and model in EMBEDDED_MODELS):
+        body, tokenizer = random_body(embedded_config(model), dtype), embedded_tokenizer()
+        _log.info("%s has untrained, random weights: it reads grids, but knows no language.", model)
+    elif folder.is_dir():
+        body, tokenizer = _from_folder(folder, model, init, dtype)
+    elif init == "random" or model.startswith("embedded:"):
+        raise ConfigError(
+            f"qwen.model is {model!r}, which has no configuration in the package and is no local folder: "
+            f"choose {' or '.join(EMBEDDED_MODELS)} with --qwen.init random, or a folder with a config.json."
+        )
+    else:
+        body, tokenizer = _from_folder(_hub_snapshot(model), model, init, dtype)
+
+    if tokenizer.symbol_ids.max() >= body.config.vocab_size or tokenizer.pad_id >= body.config.vocab_size:
+        raise ConfigError(
+            f"qwen.model {model!r}: its tokenizer knows {tokenizer.vocab_size} tokens, but the model embeds only "
+            f"{body.config.vocab_size}: take the model's own tokenizer."
+        )
+    # Prompts are independent of right padding only because no token sees a later one.
+    if any(getattr(module, "is_causal", True) is False for module in body.modules()):
+        raise ConfigError(
+            f"qwen.model {model!r} ({body.config.model_type}) is no causal language model: "
+            f"choose one that is, such as Qwen/Qwen2.5-1.5B."
+        )
+    return body, tokenizer
+
+
+def _from_folder(
+    folder: Path, model: str, init: Literal["pretrained", "random"], dtype: torch.dtype
+) -> tuple[PreTrainedModel, GridTokenizer]:
+    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"qwen.model {model!r}: {folder} has no config.json, so it is not a folder of a model.")
+    if not has_tokenizer and init == "pretrained":
+        raise ConfigError(
+            f"qwen.model {model!r}: {folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}): copy the model's there."
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = embedded_tokenizer()
+        if has_tokenizer:
+            tokenizer = from_pretrained_tokenizer(
+                AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            )
+        if init == "random":
+            _log.info(
+                "%s has untrained, random weights and reads %s.",
+                model,
+                "its own tokens" if has_tokenizer else "arcdist's grid tokens, as it has no tokenizer",
+            )
+            return random_body(config, dtype), tokenizer
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"qwen.model {model!r}: {folder} cannot be read: {error}") from error
+
+    if not any(folder.glob("*.safetensors")):
+        raise PlatformError(
+            f"qwen.model {model!r}: {folder} holds no weights as safetensors, the only format that is read: "
+            f"download or convert them, or build the model without weights by --qwen.init random."
+        )
+    try:
+        with _quiet_transformers():
+            causal_lm, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # told by the report, with our own message
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise PlatformError(f"qwen.model {model!r}: the weights in {folder} cannot be read: {error}") from error
+    absent = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
+    if absent:
+        raise PlatformError(
+            f"qwen.model {model!r}: the weights in {folder} lack or misshape {len(absent)} parameters of the model "
+            f"({', '.join(absent[:3])}, …): download them again."
+        )
+    return causal_lm.base_model, tokenizer
+
+
+def _hub_snapshot(model: str) -> Path:
+    """The local folder of a Hub model, brought up to date where the Hub can be reached."""
+    unreachable: Exception | None = None
+    try:
+        # A download asks the same without a time limit, and would wait for a silent server for ever.
+        HfApi().model_info(model, timeout=_HUB_TIMEOUT)
+    except HFValidationError as error:
+        raise ConfigError(f"qwen.model {model!r} is neither a folder that exists nor a name of the Hub.") from error
+    except Exception as error:  # names, routes, proxies, certificates, rights: each of a class of its own
+        unreachable = error
+    try:
+        folder = snapshot_download(
+            model, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"], local_files_only=unreachable is not None
+        )
+    except Exception as error:
+        reason = str(unreachable or error).strip().partition("\n")[0]
+        raise PlatformError(
+            f"qwen.model {model!r} is no local folder, is not in the local cache, and the Hugging Face Hub does not "
+            f"give it ({type(unreachable or error).__name__}: {reason}). Three ways out: --qwen.model PATH, a folder "
+            f"with the model's files; --qwen.model {TINY}, a small untrained model without a download; or "
+            f"--qwen.init random, random weights for {' or '.join(EMBEDDED_MODELS[1:])}. To fill the cache (HF_HOME), "
+            f"run `hf download {model}` where there is a network; HF_HUB_OFFLINE=1 then reads it without one."
+        ) from error
+    if unreachable is not None:
+        _log.info("The Hub was not reached (%s): %s is read from %s.", type(unreachable).__name__, model, folder)
+    return Path(folder)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep the loading bar and the load report, which repeats what the caller checks, off the console."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,115 @@
+"""The recursive core: one weight-shared block, applied once a planning step."""
+
+# B queries, H W canvas, D hidden, E condition, C colours, C1 = C + 1 (the last is "outside").
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from arcdist.models.context import Context
+
+# Added to the cells beyond the working area, so that no maximum is taken there.
+_FAR = 1e4
+
+
+class RecursiveBlock(nn.Module):
+    """h <- h + W silu(FiLM(local + row + column + global mixing of FiLM(h + injection)))."""
+
+    def __init__(self, hidden_dim: int, condition_dim: int) -> None:
+        super().__init__()
+        self.before = nn.RMSNorm(hidden_dim)
+        self.local = nn.Conv2d(hidden_dim, hidden_dim, kernel_size=3, padding=1)
+        self.axial = nn.Linear(hidden_dim, 3 * hidden_dim)
+        self.after = nn.RMSNorm(hidden_dim)
+        self.out = nn.Linear(hidden_dim, hidden_dim)
+        self.modulation = nn.Linear(condition_dim, 4 * hidden_dim)
+        nn.init.normal_(self.modulation.weight, std=0.3 / math.sqrt(condition_dim))
+        nn.init.zeros_(self.modulation.bias)
+
+    def modulate(self, condition: Float[Tensor, "B E"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scale and shift before and after mixing, each [B, 1, 1, D]; the same for all steps of a trajectory."""
+        scale, shift, scale_mixed, shift_mixed = self.modulation(condition)[:, None, None].chunk(4, dim=-1)
+        return 1.0 + scale, shift, 1.0 + scale_mixed, shift_mixed
+
+    def forward(
+        self,
+        state: Float[Tensor, "B H W D"],
+        injection: Float[Tensor, "B H W D"],
+        modulation: tuple[Tensor, Tensor, Tensor, Tensor],
+        area: Float[Tensor, "B H W 1"],
+    ) -> Float[Tensor, "B H W D"]:
+        """One planning step. `area` is 1 in the working area and 0 beyond it."""
+        scale, shift, scale_mixed, shift_mixed = modulation
+        inner = torch.addcmul(shift, self.before(state + injection), scale) * area
+        mixed = self.local(inner.movedim(-1, 1)).movedim(1, -1)
+        row, column, everywhere = (self.axial(inner) + (area - 1.0) * _FAR).chunk(3, dim=-1)
+        mixed = mixed + row.amax(2, keepdim=True) + column.amax(1, keepdim=True) + everywhere.amax((1, 2), keepdim=True)
+        update = self.out(F.silu(torch.addcmul(shift_mixed, self.after(mixed), scale_mixed)))
+        return (state + update) * area
+
+
+class RecursiveCore(nn.Module):
+    """Runs the block from a grid, re-reading at each step what it believes the answer to be."""
+
+    def __init__(
+        self, *, num_colors: int, max_grid_size: int, hidden_dim: int, condition_dim: int, heads: int
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.colors = nn.Linear(num_colors + 1, hidden_dim)
+        self.belief = nn.Linear(num_colors, hidden_dim, bias=False)
+        self.rows = nn.Parameter(torch.randn(max_grid_size, hidden_dim) * 0.1)
+        self.columns = nn.Parameter(torch.randn(max_grid_size, hidden_dim) * 0.1)
+        self.rows_from_end = nn.Parameter(torch.randn(max_grid_size + 1, hidden_dim) * 0.1)
+        self.columns_from_end = nn.Parameter(torch.randn(max_grid_size + 1, hidden_dim) * 0.1)
+        self.to_query = nn.Linear(hidden_dim, hidden_dim)
+        self.from_context = nn.Linear(hidden_dim, hidden_dim)
+        self.block = RecursiveBlock(hidden_dim, condition_dim)
+
+    def start(
+        self,
+        grid: Float[Tensor, "B H W C1"],
+        size: Int[Tensor, "B 2"],
+        condition: Float[Tensor, "B E"],
+        context: Context,
+        area: Bool[Tensor, "B H W"],
+    ) -> "RecursiveTrajectory":
+        """Embed the grid that a trajectory starts from: colours, positions from both ends, context read once."""
+        height, width = grid.shape[1:3]
+        from_bottom = (size[:, :1] - torch.arange(height, device=grid.device)).clamp(min=0)  # [B, H]
+        from_right = (size[:, 1:] - torch.arange(width, device=grid.device)).clamp(min=0)
+        injection = (
+            self.colors(grid)
+            + (self.rows[:height] + self.rows_from_end[from_bottom])[:, :, None]
+            + (self.columns[:width] + self.columns_from_end[from_right])[:, None]
+        )
+        queries = self.to_query(injection).unflatten(-1, (self.heads, -1)).flatten(1, 2).transpose(1, 2)
+        read = F.scaled_dot_product_attention(queries, context.keys, context.values, attn_mask=context.token_mask)
+        injection = injection + self.from_context(read.transpose(1, 2).flatten(2).unflatten(1, (height, width)))
+        return RecursiveTrajectory(
+            core=self,
+            injection=injection,
+            modulation=self.block.modulate(condition),
+            area=area[..., None].to(injection.dtype),
+            state=torch.zeros_like(injection),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class RecursiveTrajectory:
+    """The running state of one trajectory: `step` takes the present belief and gives the next state."""
+
+    core: RecursiveCore
+    injection: Float[Tensor, "B H W D"]
+    modulation: tuple[Tensor, Tensor, Tensor, Tensor]
+    area: Float[Tensor, "B H W 1"]
+    state: Float[Tensor, "B H W D"]
+
+    def step(self, belief: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W D"]:
+        """Apply the block once."""
+        injection = self.injection + self.core.belief(belief)
+        self.state = self.core.block(self.state, injection, self.modulation, self.area)
+        return self.state

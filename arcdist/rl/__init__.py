@@ -1,0 +1,27 @@
+"""The refiner that edits prompts, and the reward that says whether an edit helped."""
+
+from arcdist.rl.refiner import PolicyRefinedAgent, RefinedPrompt, Transition
+from arcdist.rl.rewards import (
+    Answer,
+    AnswerScores,
+    Rewards,
+    RewardTotals,
+    advantages,
+    score_answers,
+    shaping_reward,
+    weigh,
+)
+
+__all__ = [
+    "Answer",
+    "AnswerScores",
+    "PolicyRefinedAgent",
+    "RefinedPrompt",
+    "RewardTotals",
+    "Rewards",
+    "Transition",
+    "advantages",
+    "score_answers",
+    "shaping_reward",
+    "weigh",
+]

@@ -1,0 +1,205 @@
+"""The refiner: a policy that edits the prompt and learns from whether the answer got better."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from arcdist.errors import NotFiniteError
+from arcdist.losses.means import query_mean
+from arcdist.rl.curiosity import IntrinsicCuriosity
+from arcdist.rl.squashed import SquashedGaussian
+
+# B queries, P prompt, D control vector, F grid summary, A = P + 1 components of an action.
+
+INITIAL_LOG_STD, LOG_STD_RANGE = -0.7, 2.0
+"""log std = -0.7 + 2 tanh(.): an untrained policy has a std of 0.5, and none leaves 0.07 to 3.7."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transition:
+    """What the refiner's own update needs of a refinement, cut off from every other graph."""
+
+    prompt: Float[Tensor, "B P"]
+    control: Float[Tensor, "B D"]
+    summary: Float[Tensor, "B F"]
+    action: Float[Tensor, "B A"]
+    """(u, v), before squashing."""
+    noise: Float[Tensor, "B A"]
+    """The standard normal draw that the action was made from."""
+    refined: Float[Tensor, "B P"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefinedPrompt:
+    """A refinement of B prompts."""
+
+    refined: Float[Tensor, "B P"]
+    """The edited prompt; its derivative with respect to the prompt is the identity."""
+    log_prob: Float[Tensor, " B"]
+    """Log-density of the action in nats, summed over its P + 1 components; differentiable in policy and prompt."""
+    delta: Float[Tensor, "B P"]
+    """Delta, each component within +-rl_delta_scale."""
+    alpha: Float[Tensor, "B 1"]
+    """Share of Delta that is applied, 0 to 1."""
+    transition: Transition
+
+
+class PolicyRefinedAgent(nn.Module):
+    """Actor, critic and curiosity over prompts; each refinement is an episode of one step."""
+
+    def __init__(
+        self,
+        rl_prompt_dim: int = 256,
+        rl_ctrl_dim: int = 256,
+        rl_feat_dim: int = 32,
+        rl_hidden: int = 512,
+        rl_delta_scale: float = 0.2,
+        rl_lr: float = 5e-5,
+        rl_entropy_coef: float = 0.01,
+        rl_value_coef: float = 0.5,
+        rl_icm_coef: float = 0.1,
+        rl_grad_clip: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.rl_delta_scale = rl_delta_scale
+        self.rl_lr = rl_lr
+        self.rl_entropy_coef = rl_entropy_coef
+        self.rl_value_coef = rl_value_coef
+        self.rl_icm_coef = rl_icm_coef
+        self.rl_grad_clip = rl_grad_clip
+        action_dim = rl_prompt_dim + 1
+        self.trunk = nn.Sequential(
+            nn.Linear(rl_prompt_dim + rl_ctrl_dim + rl_feat_dim, rl_hidden),
+            nn.LayerNorm(rl_hidden),
+            nn.SiLU(),
+            nn.Linear(rl_hidden, rl_hidden),
+            nn.SiLU(),
+        )
+        self.mean_head = nn.Linear(rl_hidden, action_dim)
+        self.log_std_head = nn.Linear(rl_hidden, action_dim)
+        self.value_head = nn.Linear(rl_hidden, 1)
+        # An untrained policy prefers no direction, whatever the prompt, and an untrained critic no query.
+        for head in (self.mean_head, self.log_std_head, self.value_head):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        self.curiosity = IntrinsicCuriosity(rl_prompt_dim + rl_feat_dim, action_dim)
+
+    def refine_prompt(
+        self,
+        prompt: Float[Tensor, "B P"],
+        control: Float[Tensor, "B D"],
+        summary: Float[Tensor, "B F"],
+        *,
+        noise: Float[Tensor, "B A"] | None = None,
+        deterministic: bool = False,
+    ) -> RefinedPrompt:
+        """Refine prompts: (1 - alpha) prompt + alpha (prompt + Delta), with (Delta, alpha) from the policy.
+
+        `noise` is a standard normal draw of P + 1 numbers a query, none draws it from torch's global generator;
+        `deterministic` takes the policy's mean instead. The action is a constant to autograd: the policy learns from
+        `log_prob`, and whoever uses `refined` differentiates through the prompt alone.
+        """
+        if noise is not None and deterministic:
+            raise ValueError("refine_prompt was given noise and deterministic=True: choose one of them.")
+        with torch.autocast(prompt.device.type, enabled=False):
+            prompt, control, summary = prompt.float(), control.float(), summary.float()
+            policy, _ = self._assess(prompt, control, summary)
+            if deterministic:
+                noise = torch.zeros_like(policy.mean)
+            elif noise is None:
+                noise = torch.randn_like(policy.mean)
+            action = policy.at(noise).detach()
+            delta, alpha = policy.squash(action)
+            # Equal to the mixture of the two prompts, without its rounding: where alpha Delta is 0, nothing changes.
+            refined = prompt + alpha * delta
+            log_prob = policy.log_prob(action)
+        transition = Transition(
+            prompt=prompt.detach(),
+            control=control.detach(),
+            summary=summary.detach(),
+            action=action,
+            noise=noise,
+            refined=refined.detach(),
+        )
+        return RefinedPrompt(refined=refined, log_prob=log_prob, delta=delta, alpha=alpha, transition=transition)
+
+    def rl_loss(
+        self,
+        transition: Transition,
+        advantage: Float[Tensor, " B"],
+        *,
+        query_weight: Float[Tensor, " B"] | None = None,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """`policy`, `value`, `entropy`, `icm`, the mean `curiosity` bonus, and `total` with its gradient.
+
+        total = policy + rl_value_coef value - rl_entropy_coef entropy + rl_icm_coef icm. A query's return is its
+        normalised advantage plus rl_icm_coef x bonus; the critic predicts it from the state, and the policy learns from
+        what exceeds the prediction. Log-probability and entropy are sums over the P + 1 components, so that both scale
+        alike; clipping bounds their gradient. Everything is recomputed on the detached transition.
+        """
+        with torch.autocast(advantage.device.type, enabled=False):
+            policy, value = self._assess(transition.prompt, transition.control, transition.summary)
+            curiosity = self.curiosity(
+                torch.cat([transition.prompt, transition.summary], dim=-1),
+                torch.cat([transition.refined, transition.summary], dim=-1),
+                torch.cat([transition.action[:, :-1].tanh(), transition.action[:, -1:].sigmoid()], dim=-1),
+            )
+            returns = advantage.detach().float() + self.rl_icm_coef * curiosity.bonus
+            surprise = returns - value.detach()
+            terms = {
+                "policy": -query_mean(surprise * policy.log_prob(transition.action), query_weight),
+                "value": query_mean((value - returns).square(), query_weight),
+                "entropy": query_mean(policy.entropy(transition.noise), query_weight),
+                "icm": query_mean(curiosity.loss, query_weight),
+                "curiosity": query_mean(curiosity.bonus, query_weight),
+            }
+            total = (
+                terms["policy"]
+                + self.rl_value_coef * terms["value"]
+                - self.rl_entropy_coef * terms["entropy"]
+                + self.rl_icm_coef * terms["icm"]
+            )
+        return {**terms, "total": total}
+
+    def make_optimizer(self) -> torch.optim.AdamW:
+        """The refiner's own optimizer, without weight decay: a policy near zero is no likelier than another."""
+        return torch.optim.AdamW(self.parameters(), lr=self.rl_lr, weight_decay=0.0)
+
+    def update(
+        self,
+        transition: Transition,
+        advantage: Float[Tensor, " B"],
+        optimizer: torch.optim.Optimizer,
+        backward: Callable[[Tensor], None] = torch.autograd.backward,
+        *,
+        query_weight: Float[Tensor, " B"] | None = None,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """One step on `rl_loss`; returns its terms, detached, and `grad_norm` before clipping.
+
+        Gradients that another backward pass left on the refiner are dropped first, so that it learns from this loss
+        alone. `backward` must leave unscaled gradients. Raises NotFiniteError, before any parameter moves, if a
+        gradient is not finite.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        losses = self.rl_loss(transition, advantage, query_weight=query_weight)
+        backward(losses["total"])
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters(), self.rl_grad_clip)
+        if not torch.isfinite(grad_norm):
+            raise NotFiniteError(
+                "The refiner's gradient is not finite, and nothing was updated with it: lower --refiner.rl_lr or "
+                "--refiner.rl_grad_clip, or look for non-finite rewards and prompts in steps.jsonl."
+            )
+        optimizer.step()
+        return {name: loss.detach() for name, loss in losses.items()} | {"grad_norm": grad_norm}
+
+    def _assess(
+        self, prompt: Float[Tensor, "B P"], control: Float[Tensor, "B D"], summary: Float[Tensor, "B F"]
+    ) -> tuple[SquashedGaussian, Float[Tensor, " B"]]:
+        """The policy in a state, and the return expected there."""
+        hidden = self.trunk(torch.cat([prompt, control, summary], dim=-1))
+        log_std = INITIAL_LOG_STD + LOG_STD_RANGE * self.log_std_head(hidden).tanh()
+        policy = SquashedGaussian(mean=self.mean_head(hidden), std=log_std.exp(), delta_scale=self.rl_delta_scale)
+        return policy, self.value_head(hidden).squeeze(-1)

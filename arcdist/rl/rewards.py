@@ -1,0 +1,133 @@
+"""The shaping reward of a refinement: how much better the refined answer is than the first one."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from arcdist.losses.means import cell_mean, color_shares
+
+# B queries, h w the target's canvas, H W the query's canvas.
+
+ACC_WEIGHT, SIZE_WEIGHT, COLOR_WEIGHT, REV_WEIGHT = 1.0, 0.5, 0.5, 0.5
+VARIANCE_FLOOR = 1e-6
+"""Added to the variance of the rewards: batches whose rewards are all alike have advantages of 0, not of rounding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What the agent says about B queries under one prompt."""
+
+    grid: Int[Tensor, "B h w"]
+    """Predicted colours on the target's canvas; `OUTSIDE` where the agent has none."""
+    size: Int[Tensor, "B 2"]
+    """Predicted height and width."""
+    reconstruction: Int[Tensor, "B H W"]
+    """The query's input as the backward trajectory gives it, on the query's canvas."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerScores:
+    """Four scores of each answer, between 0 and 1."""
+
+    acc: Float[Tensor, " B"]
+    """Share of the target's cells that have the right colour."""
+    size: Float[Tensor, " B"]
+    """1 - mean error of the two sides relative to the target's, at least 0; 1 only for the right size."""
+    color: Float[Tensor, " B"]
+    """1 - total variation distance between the colours of the target's cells and those predicted there."""
+    rev: Float[Tensor, " B"]
+    """Share of the query's input cells that the backward trajectory gives back."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rewards:
+    """The reward of each refinement and the four improvements that it weighs."""
+
+    reward: Float[Tensor, " B"]
+    d_acc: Float[Tensor, " B"]
+    d_size: Float[Tensor, " B"]
+    d_color: Float[Tensor, " B"]
+    d_rev: Float[Tensor, " B"]
+    after: AnswerScores
+    """Scores of the refined answers."""
+
+
+def score_answers(answer: Answer, target: Int[Tensor, "B h w"], input: Int[Tensor, "B H W"]) -> AnswerScores:
+    """Score answers against the target and the query's input, both `OUTSIDE` (-1) beyond their grids."""
+    in_target, in_query = target >= 0, input >= 0
+    target_size = torch.stack([in_target.any(dim=2).sum(dim=1), in_target.any(dim=1).sum(dim=1)], dim=1)
+    side_error = (answer.size - target_size).abs() / target_size.clamp_min(1)
+    # The target's shares sum to 1, so that what two histograms share is 1 - their total variation distance, also where
+    # some predicted cells have no colour.
+    in_common = torch.minimum(color_shares(target, in_target), color_shares(answer.grid, in_target))
+    return AnswerScores(
+        acc=cell_mean((answer.grid == target).float(), in_target),
+        size=(1.0 - side_error.mean(dim=1)).clamp_min(0.0),
+        color=in_common.sum(dim=-1),
+        rev=cell_mean((answer.reconstruction == input).float(), in_query),
+    )
+
+
+def weigh(
+    d_acc: Float[Tensor, " B"],
+    d_size: Float[Tensor, " B"],
+    d_color: Float[Tensor, " B"],
+    d_rev: Float[Tensor, " B"],
+    reward_scale: float = 5.0,
+) -> Float[Tensor, " B"]:
+    """reward_scale x (1.0 d_acc + 0.5 d_size + 0.5 d_color + 0.5 d_rev)."""
+    return reward_scale * (ACC_WEIGHT * d_acc + SIZE_WEIGHT * d_size + COLOR_WEIGHT * d_color + REV_WEIGHT * d_rev)
+
+
+def shaping_reward(
+    before: Answer,
+    after: Answer,
+    target: Int[Tensor, "B h w"],
+    input: Int[Tensor, "B H W"],
+    reward_scale: float = 5.0,
+) -> Rewards:
+    """Reward of going from the answer `before` refinement to the one `after` it; `input` is the query's input grid."""
+    first, refined = score_answers(before, target, input), score_answers(after, target, input)
+    d_acc, d_size = refined.acc - first.acc, refined.size - first.size
+    d_color, d_rev = refined.color - first.color, refined.rev - first.rev
+    return Rewards(
+        reward=weigh(d_acc, d_size, d_color, d_rev, reward_scale),
+        d_acc=d_acc,
+        d_size=d_size,
+        d_color=d_color,
+        d_rev=d_rev,
+        after=refined,
+    )
+
+
+class RewardTotals(NamedTuple):
+    """What processes add up to know the mean and the variance of all their rewards."""
+
+    queries: Float[Tensor, ""]
+    reward: Float[Tensor, ""]
+    squared_reward: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, reward: Float[Tensor, " B"]) -> "RewardTotals":
+        """The totals of one batch."""
+        return cls(reward.new_full((), len(reward)), reward.sum(), reward.square().sum())
+
+    @property
+    def mean(self) -> Float[Tensor, ""]:
+        """Mean reward of a query."""
+        return self.reward / self.queries
+
+    @property
+    def variance(self) -> Float[Tensor, ""]:
+        """Population variance of the rewards."""
+        return (self.squared_reward / self.queries - self.mean.square()).clamp_min(0.0)
+
+
+def advantages(
+    reward: Float[Tensor, " B"], mean: Float[Tensor, ""], variance: Float[Tensor, ""]
+) -> Float[Tensor, " B"]:
+    """(reward - mean) / standard deviation, with the mean and variance of all processes' rewards."""
+    return (reward - mean) / (variance + VARIANCE_FLOOR).sqrt()

@@ -1,0 +1,78 @@
+"""The run's log: each line in `training.log` and on the console."""
+
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.logging import RichHandler
+
+from arcdist.errors import ArcdistError
+
+_logger = logging.getLogger("arcdist")
+_FILE_ONLY = {"file_only": True}
+_FILE_WIDTH = 100
+
+
+@cache
+def console() -> Console:
+    """The console on stderr that log lines, progress bar and tables share, so that none overwrites another."""
+    return Console(stderr=True)
+
+
+@contextmanager
+def open_log(run_dir: Path, quiet: bool = False) -> Iterator[logging.Logger]:
+    """Send what arcdist logs to `run_dir/training.log` and to the console while the block runs.
+
+    On a terminal lines are coloured and stay above the progress bar; elsewhere they are plain. `quiet` keeps the
+    console to warnings. An error that leaves the block is noted in the file: the caller shows it on the console.
+    """
+    file = logging.FileHandler(run_dir / "training.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    screen = _console_handler()
+    screen.addFilter(lambda record: not getattr(record, "file_only", False))
+    screen.setLevel(logging.WARNING if quiet else logging.INFO)
+    level, propagate = _logger.level, _logger.propagate
+    _logger.setLevel(logging.INFO)
+    # The root logger's handlers, which some libraries install, would print each line a second time.
+    _logger.propagate = False
+    for handler in (file, screen):
+        _logger.addHandler(handler)
+    try:
+        yield _logger
+    except ArcdistError as error:
+        _logger.error("%s: %s", type(error).__name__, error, extra=_FILE_ONLY)
+        raise
+    except KeyboardInterrupt:
+        _logger.error("Interrupted.", extra=_FILE_ONLY)
+        raise
+    except Exception:
+        _logger.exception("The run ended with an unexpected error.", extra=_FILE_ONLY)
+        raise
+    finally:
+        for handler in (file, screen):
+            _logger.removeHandler(handler)
+            handler.close()
+        _logger.setLevel(level)
+        _logger.propagate = propagate
+
+
+def log_table(table: RenderableType, quiet: bool = False) -> None:
+    """Show a table on the console, unless `quiet`, and write it into `training.log` as text."""
+    if not quiet:
+        console().print(table)
+    text = io.StringIO()
+    Console(file=text, width=_FILE_WIDTH, color_system=None).print(table)
+    lines = "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    _logger.info("\n%s", lines, extra=_FILE_ONLY)
+
+
+def _console_handler() -> logging.Handler:
+    if console().is_terminal:
+        return RichHandler(console=console(), show_path=False, log_time_format="%X")
+    plain = logging.StreamHandler(console().file)
+    plain.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    return plain

@@ -1,0 +1,56 @@
+"""The device and the precision that a run computes on."""
+
+import os
+
+import torch
+from accelerate import Accelerator
+
+from arcdist.config import TrainConfig
+from arcdist.errors import ConfigError, PlatformError
+
+_DEVICES = "choose auto, cpu, cuda, cuda:N or mps"
+
+
+def build_accelerator(train: TrainConfig) -> Accelerator:
+    """Start Accelerate on the configured device, in the configured precision.
+
+    Raises:
+        ConfigError: no such device, or several processes.
+        PlatformError: this machine lacks the device or the precision.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"Started as {os.environ['WORLD_SIZE']} processes, but a run is one process: use `accelerate launch "
+            f"--config_file accelerate_configs/single_gpu.yaml` (or cpu.yaml), or `--num_processes 1`."
+        )
+    device = _device(train.device)
+    if train.precision == "fp16" and device.type != "cuda":
+        raise PlatformError(f"--train.precision fp16 needs a CUDA GPU, and the device is {device}: use bf16 or no.")
+    if train.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise PlatformError("This GPU has no bfloat16: use --train.precision fp16 --qwen.dtype float32.")
+    # Accelerate takes a device other than its own choice from the environment only.
+    os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+    return Accelerator(mixed_precision=train.precision, cpu=device.type == "cpu")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if accelerator is None else torch.device(accelerator.type, 0)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"train.device is {name!r}, which is no device: {_DEVICES}.") from error
+    if device.type == "cuda":
+        found = torch.cuda.device_count()
+        if (device.index or 0) >= found:
+            raise PlatformError(
+                f"train.device is {name!r}, and PyTorch sees {found} CUDA devices on this machine: "
+                f"{_DEVICES}, or check the driver with nvidia-smi."
+            )
+        return torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise PlatformError(f"train.device is 'mps', which this machine lacks: {_DEVICES}.")
+    if device.type not in ("cpu", "mps"):
+        raise ConfigError(f"train.device is {name!r}: {_DEVICES}.")
+    return device

@@ -1,0 +1,232 @@
+"""Red flags of a training run, judged from the numbers that are logged anyway.
+
+A flag says what is wrong and how to mend it, once when it rises and once when it clears. Two conditions end the run:
+a trainable group without a gradient after the first step, and a number that is not finite.
+"""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from arcdist.errors import HealthError, NotFiniteError
+
+_logger = logging.getLogger(__name__)
+
+_STEPS_A_POINT = 20
+_REWARD_FLOOR = -0.1
+_CLEAR_Z = 3.0
+"""Beyond three standard deviations of chance a change counts as real; 0.1 % of unchanged windows reach it."""
+_VAGUE_Z = 2.0
+"""Within two it counts as absent. The gap keeps a flag from flapping."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A symptom: its name in `steps.jsonl`, what it means, what to try."""
+
+    name: str
+    sentence: str
+    mend: str
+
+
+LOSS_NOT_FINITE = Flag(
+    "loss_not_finite",
+    "A loss or a gradient is NaN or infinite.",
+    "Lower --optim.agent_lr and --optim.qwen_lr, or train with --train.precision no.",
+)
+GROUP_WITHOUT_GRADIENT = Flag(
+    "group_without_gradient",
+    "A trainable group received no gradient in the first step, so it would never learn.",
+    "Give a weight above 0 to a loss that reaches it (--efe.lambda_*, --reward.reward_weight).",
+)
+LOSS_FLAT = Flag(
+    "loss_flat",
+    "The loss has not fallen since the start of the run.",
+    "Raise --optim.agent_lr, or try --recipe overfit16: it must reach almost every query of its 16 tasks.",
+)
+LOSS_RISING = Flag(
+    "loss_rising",
+    "The loss is higher than it was a window ago, beyond its noise.",
+    "Lower --optim.agent_lr or lengthen --optim.warmup_steps.",
+)
+REWARD_LOW = Flag(
+    "reward_low",
+    "Refined prompts give worse answers: the mean reward stayed below -0.1.",
+    "Lower --refiner.rl_delta_scale or --refiner.rl_lr.",
+)
+ACCURACY_DELTA_ZERO = Flag(
+    "accuracy_delta_zero",
+    "Refined prompts change no answer: the accuracy delta stayed at exactly 0.",
+    "Raise --refiner.rl_delta_scale; harmless where the training queries are solved already.",
+)
+
+
+def gradient_zero(group: str, batches: int) -> Flag:
+    """The flag of a group whose gradient has been zero for so many batches."""
+    return Flag(
+        f"{group}_gradient_zero",
+        f"The gradient of {group} has been zero for {batches} batches.",
+        f"Lower --qwen.every below {batches}." if group == "qwen" else "Check that a loss with a weight reaches it.",
+    )
+
+
+def mann_whitney_z(earlier: Sequence[float], later: Sequence[float]) -> float:
+    """How clearly `later` lies above `earlier`, in standard deviations of chance (negative: below).
+
+    z = (U - mn/2) / sqrt(mn(m+n+1)/12), U the number of pairs with later > earlier, ties counting half
+    (Mann & Whitney 1947). It compares ranks, so that a single outlier cannot decide it.
+    """
+    m, n = len(earlier), len(later)
+    pairs_above = sum((b > a) + 0.5 * (b == a) for a in earlier for b in later)
+    return (pairs_above - m * n / 2) / math.sqrt(m * n * (m + n + 1) / 12)
+
+
+class GradientMonitor:
+    """Watches that every trainable group keeps receiving a gradient."""
+
+    def __init__(self, start_step: int = 0, patience: int = 100) -> None:
+        self.start_step = start_step
+        self.patience = patience
+        self._last_nonzero: dict[str, int] = {}
+
+    def require_flow(self, norms: Mapping[str, float]) -> None:
+        """Check the gradient norms of the first step's groups.
+
+        Raises:
+            HealthError: some group's gradient is exactly zero.
+        """
+        dry = [group for group, norm in norms.items() if norm == 0.0]
+        if dry:
+            raise HealthError(
+                f"{GROUP_WITHOUT_GRADIENT.name}: {', '.join(dry)}. {GROUP_WITHOUT_GRADIENT.sentence} "
+                f"{GROUP_WITHOUT_GRADIENT.mend}"
+            )
+
+    def observe(self, step: int, norms: Mapping[str, float]) -> dict[str, int]:
+        """Groups whose gradient has been zero for at least `patience` batches, each with that number.
+
+        `norms` are each group's largest norm since the last call: with a cached prompt (`qwen.every`), a sampled batch
+        may rightly have none.
+        """
+        for group, norm in norms.items():
+            self._last_nonzero[group] = step if norm != 0.0 else self._last_nonzero.get(group, self.start_step)
+        return {group: step - last for group, last in self._last_nonzero.items() if step - last >= self.patience}
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """Means over at least `_STEPS_A_POINT` steps, whatever the log cadence."""
+
+    loss: float
+    reward: float
+    moved: bool
+
+
+class RunHealth:
+    """Judges a run at log cadence; keeps a few dozen floats.
+
+    A window is `window` points, a point the mean over at least 20 steps. The loss is compared by ranks: the latest
+    window with the run's first (flat: a plateau far below the start is no alarm) and with the one before it (rising).
+    `start_step` is the step that the run goes on from; `patience` the batches that a gradient may be zero.
+    """
+
+    def __init__(self, *, start_step: int = 0, window: int = 10, patience: int = 100) -> None:
+        self.window = window
+        self.gradients = GradientMonitor(start_step, patience)
+        self._first: list[float] = []
+        self._points: deque[_Point] = deque(maxlen=2 * window)
+        self._pending: list[tuple[float, float, float]] = []
+        self._point_start = start_step
+        self._raised: dict[str, Flag] = {}
+
+    @property
+    def flags(self) -> list[str]:
+        """Names of the flags that are up, sorted."""
+        return sorted(self._raised)
+
+    def require_finite(self, step: int, values: Mapping[str, float]) -> None:
+        """Check the step's losses and gradient norms before the update.
+
+        Raises:
+            NotFiniteError: naming the values that are NaN or infinite.
+        """
+        bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            self._raised[LOSS_NOT_FINITE.name] = LOSS_NOT_FINITE
+            raise NotFiniteError(
+                f"{LOSS_NOT_FINITE.name} at step {step}: {', '.join(bad)}. The step changed no parameter. "
+                f"{LOSS_NOT_FINITE.mend}"
+            )
+
+    def require_gradients(self, norms: Mapping[str, float]) -> None:
+        """Check, after the first step's backward passes, that every trainable group has a gradient.
+
+        Raises:
+            HealthError: naming the groups that have none.
+        """
+        try:
+            self.gradients.require_flow(norms)
+        except HealthError:
+            self._raised[GROUP_WITHOUT_GRADIENT.name] = GROUP_WITHOUT_GRADIENT
+            raise
+
+    def observe(
+        self, step: int, *, loss: float, reward: float, accuracy_delta: float, gradient_norms: Mapping[str, float]
+    ) -> list[str]:
+        """Take in a logged step and return the names of the flags that are up.
+
+        `loss`, `reward` and `accuracy_delta` are means, `gradient_norms` each group's largest norm before clipping,
+        all since the last call. Changes are logged.
+
+        Raises:
+            NotFiniteError: the loss is NaN or infinite.
+        """
+        self.require_finite(step, {"loss": loss})
+        self._judge_gradients(step, gradient_norms)
+        self._pending.append((loss, reward, accuracy_delta))
+        if step - self._point_start >= _STEPS_A_POINT:
+            self._point_start = step
+            self._add_point()
+            self._judge_window(step)
+        return self.flags
+
+    def _add_point(self) -> None:
+        losses, rewards, deltas = zip(*self._pending, strict=True)
+        self._pending.clear()
+        point = _Point(math.fsum(losses) / len(losses), math.fsum(rewards) / len(rewards), any(deltas))
+        self._points.append(point)
+        if len(self._first) < self.window:
+            self._first.append(point.loss)
+
+    def _judge_gradients(self, step: int, norms: Mapping[str, float]) -> None:
+        zero_for = self.gradients.observe(step, norms)
+        for group in norms:
+            flag = gradient_zero(group, zero_for.get(group, self.gradients.patience))
+            self._settle(step, flag, rises=group in zero_for, clears=group not in zero_for)
+
+    def _judge_window(self, step: int) -> None:
+        latest = list(self._points)[-self.window :]
+        if len(latest) < self.window:
+            return
+        low = sum(point.reward < _REWARD_FLOOR for point in latest)
+        self._settle(step, REWARD_LOW, rises=low == self.window, clears=2 * low <= self.window)
+        moved = any(point.moved for point in latest)
+        self._settle(step, ACCURACY_DELTA_ZERO, rises=not moved, clears=moved)
+
+        if len(self._points) < 2 * self.window:
+            return
+        losses = [point.loss for point in latest]
+        since_start = mann_whitney_z(self._first, losses)
+        self._settle(step, LOSS_FLAT, rises=since_start > -_VAGUE_Z, clears=since_start <= -_CLEAR_Z)
+        lately = mann_whitney_z([point.loss for point in list(self._points)[: self.window]], losses)
+        self._settle(step, LOSS_RISING, rises=lately >= _CLEAR_Z, clears=lately < _VAGUE_Z)
+
+    def _settle(self, step: int, flag: Flag, *, rises: bool, clears: bool) -> None:
+        if flag.name not in self._raised and rises:
+            self._raised[flag.name] = flag
+            _logger.warning("red flag at step %d, %s: %s %s", step, flag.name, flag.sentence, flag.mend)
+        elif flag.name in self._raised and clears:
+            del self._raised[flag.name]
+            _logger.info("red flag cleared at step %d: %s", step, flag.name)

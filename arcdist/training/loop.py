@@ -1,0 +1,203 @@
+"""The training loop: epochs of steps, a log line now and then, a validation, a checkpoint."""
+
+import logging
+import math
+from pathlib import Path
+
+from arcdist.data import QueryBatch
+from arcdist.errors import ArcdistError
+from arcdist.evaluation import Answerer, score
+from arcdist.tracking import ProgressBar, TrainingMetricsTracker
+from arcdist.training.checkpoint import prune, save_checkpoint, step_folder
+from arcdist.training.curriculum import DynamicMemoryThreshold, SizeWarmupCurriculum
+from arcdist.training.health import RunHealth
+from arcdist.training.interrupt import Interrupt
+from arcdist.training.interval import Interval
+from arcdist.training.session import Session
+from arcdist.training.state import describe, gather_moments, gather_weights
+from arcdist.training.step import StepReport, StepSettings, train_step
+
+_logger = logging.getLogger(__name__)
+
+MOST_SKIPPED_STEPS = 10
+"""Steps in a row that float16's loss scale may overflow in before the run ends."""
+
+
+class Loop:
+    """Runs a session to its end; what changes from step to step is here and in the models."""
+
+    def __init__(self, session: Session, folder: Path) -> None:
+        output, curriculum = session.config.output, session.config.curriculum
+        self.session = session
+        self.config = session.config
+        self.folder = folder
+        self.tracker = TrainingMetricsTracker(folder, output.best_metric)
+        self.health = RunHealth()
+        self.size_curriculum = SizeWarmupCurriculum(
+            start=curriculum.size_weight_start, end=curriculum.size_weight_end, epochs=curriculum.size_warmup_epochs
+        )
+        self.memory_gate = DynamicMemoryThreshold(
+            curriculum.memory_threshold_start, curriculum.memory_threshold_alpha, curriculum.memory_gate
+        )
+        self.epoch = 0
+        self.step = 0
+        self.skipped = 0
+        self.since_log = Interval()
+        self.since_epoch = Interval()
+
+    def run(self) -> None:
+        """Train all epochs.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, with a whole checkpoint of the last step on disk.
+            NotFiniteError: a loss or a gradient that is not finite.
+            HealthError: a parameter group that gets no gradient.
+        """
+        total = self.config.train.epochs * self.session.steps_per_epoch
+        with Interrupt() as interrupt, ProgressBar(total) as progress:
+            for self.epoch in range(self.config.train.epochs):
+                self.since_epoch = Interval()
+                for batch in self.session.training.loader(
+                    self.epoch, self.session.device, self.session.steps_per_epoch
+                ):
+                    report = self._train_on(batch)
+                    progress.advance(label=f"epoch {self.epoch}", note=_note(report))
+                    if interrupt.requested:
+                        _logger.warning("Interrupted: step %d is saved in %s.", self.step, self._save())
+                        raise KeyboardInterrupt
+                self._end_epoch()
+        self._save()
+
+    def _train_on(self, batch: QueryBatch) -> StepReport:
+        session = self.session
+        settings = StepSettings(
+            number=self.step,
+            size_weight=self.size_curriculum.weight(self.step / session.steps_per_epoch),
+            memory_gate=self.memory_gate,
+            reward=self.config.reward,
+        )
+        tokens = int(batch.inputs.token_mask.sum())
+        noise = session.refinement_noise(batch, self.epoch)
+        report = train_step(batch, session.models, session.engines, session.refiner_optimizer, noise, settings)
+        self.step += 1
+        self._guard(report)
+        if report.finite:
+            self.memory_gate.update(report.metrics["train/cell"])
+            for interval in (self.since_log, self.since_epoch):
+                interval.add(report, queries=len(batch), tokens=tokens)
+        if self.step % self.config.output.log_every == 0:
+            self._log(settings.size_weight)
+        if self.step % self.config.output.save_every == 0:
+            self._save()
+        return report
+
+    def _guard(self, report: StepReport) -> None:
+        """Stop on what no run recovers from; the step has changed nothing yet where a number is not finite."""
+        try:
+            if not report.finite:
+                self.skipped += 1
+                if self.session.accelerator.scaler is None or self.skipped >= MOST_SKIPPED_STEPS:
+                    self.health.require_finite(self.step, {"loss": report.metrics["loss"], **report.group_norms})
+                return
+            self.skipped = 0
+            if self.step == 1:
+                self.health.require_gradients(report.group_norms)
+        except ArcdistError:
+            self.tracker.log_step({"step": self.step, "epoch": self.epoch, "flags": self.health.flags})
+            raise
+
+    def _log(self, size_weight: float) -> None:
+        means = self.since_log.means()
+        flags = self.health.observe(
+            self.step,
+            loss=means["loss"],
+            reward=means["reward/mean"],
+            accuracy_delta=means["reward/d_acc"],
+            gradient_norms=_parts(self.since_log.largest_norms),
+        )
+        norms = {name: norm for name, norm in means.items() if name.startswith("grad_norm/")}
+        parts = _parts({name.removeprefix("grad_norm/"): norm for name, norm in norms.items()})
+        rates = self.session.engines.learning_rates()
+        self.tracker.log_step(
+            {
+                "step": self.step,
+                "epoch": self.epoch,
+                **{name: value for name, value in means.items() if name not in norms},
+                **{f"grad_norm/{name}": norm for name, norm in parts.items()},
+                **{f"lr/{name}": rate for name, rate in rates.items()},
+                "lr/refiner": self.config.refiner.rl_lr,
+                "size_weight": size_weight,
+                "memory_threshold": self.memory_gate.threshold,
+                "flags": flags,
+            }
+        )
+        _logger.info(
+            "step %d: EFE loss %.4f, reward %+.4f, Qwen gradient norm %.2e, mask ratio %.3f, %.0f queries/s",
+            self.step,
+            means["efe/total"],
+            means["reward/mean"],
+            parts["qwen"],
+            means["mask_ratio"],
+            means["pairs_per_s"],
+        )
+        self.since_log = Interval()
+
+    def _end_epoch(self) -> None:
+        means = self.since_epoch.means()
+        record: dict[str, float | int] = {
+            "epoch": self.epoch,
+            "train/loss": means["loss"],
+            **{name: value for name, value in means.items() if name.startswith(("train/", "efe/", "reward/"))},
+            "pairs_per_s": means["pairs_per_s"],
+            **{f"solver/{name}": value for name, value in self.session.models.solver.statistics().items()},
+        }
+        last = self.epoch + 1 == self.config.train.epochs
+        validate = last or (self.epoch + 1) % self.config.output.validate_every == 0
+        if validate:
+            record |= self._validate()
+        is_best = self.tracker.log_epoch(record)
+        self.tracker.draw()
+        if validate and is_best:
+            self._write_checkpoint(self.folder / "best")
+        _logger.info("epoch %d: %s", self.epoch, _summary(record))
+
+    def _validate(self) -> dict[str, float]:
+        models = self.session.models
+        answerer = Answerer(
+            qwen=models.qwen, agent=models.averaged_agent.module, solver=models.solver, refiner=models.refiner
+        )
+        with self.session.engines.autocast():
+            return score(answerer, self.session.validation.loader(0, self.session.device))
+
+    def _save(self) -> Path:
+        root = self.folder / "checkpoints"
+        folder = step_folder(root, self.step)
+        if not folder.exists():
+            self._write_checkpoint(folder)
+            prune(root, self.config.output.keep_last)
+        return folder
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        state = describe(
+            self.config, step=self.step, epoch=self.epoch, memory_average=self.memory_gate.state_dict()
+        )
+        save_checkpoint(folder, gather_weights(self.session), gather_moments(self.session), state)
+
+
+def _parts(norms: dict[str, float]) -> dict[str, float]:
+    """Norms of parameter groups as norms of the parts that users know: all of Qwen's groups are one."""
+    owner = {"lora": "qwen", "prompt_projection": "qwen", "control_mlp": "qwen", "task_vectors": "agent"}
+    squares: dict[str, float] = {}
+    for name, norm in norms.items():
+        part = owner.get(name, name)
+        squares[part] = squares.get(part, 0.0) + norm**2
+    return {part: math.sqrt(square) for part, square in squares.items()}
+
+
+def _note(report: StepReport) -> str:
+    return f"loss {report.metrics['loss']:.3f}, exact {report.metrics['train/exact']:.0%}"
+
+
+def _summary(record: dict[str, float | int]) -> str:
+    shown = ("train/loss", "train/exact", "val/exact", "val/cell", "val/size", "val/accuracy_delta")
+    return ", ".join(f"{name} {record[name]:.4f}" for name in shown if name in record)

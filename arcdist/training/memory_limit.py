@@ -1,0 +1,28 @@
+"""Running out of memory, told with the knobs that help."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from arcdist.errors import OutOfMemoryError
+
+
+@contextmanager
+def explained_out_of_memory(batch_size: int) -> Iterator[None]:
+    """Turn the device's and the host's out-of-memory errors into one that names what to change.
+
+    Raises:
+        OutOfMemoryError: in their place.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # The CPU allocator has no error type of its own.
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+            if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+                raise
+        raise OutOfMemoryError(
+            f"Out of memory ({str(error).splitlines()[0]}). In this order: halve --batch_size (now {batch_size}), set "
+            f"--qwen.gradient_checkpointing true, lower --data.max_side; --dry_run shows the peak of the longest batch."
+        ) from error

@@ -1,0 +1,39 @@
+"""Train ARC: `python launch/train.py --help`, or the same under `accelerate launch`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Python puts this script's folder on the path, where a script hides the package of its name (`evaluate`).
+    # The checkout's root belongs there instead: the package beside the script is the one that runs.
+    folder = Path(__file__).resolve().parent
+    sys.path[:] = [str(folder.parent), *(entry for entry in sys.path if entry != str(folder))]
+
+from arcdist.config import format_config, load_config
+from arcdist.errors import ArcdistError
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what the command line asks for and return the exit code."""
+    try:
+        loaded = load_config(argv)
+        if loaded.print_config:
+            print(format_config(loaded.config, loaded.sources), end="")
+            return 0
+        # Imported here, so that help and mistakes in the command line need not wait for torch.
+        from arcdist.training import train
+
+        train(loaded)
+    except ArcdistError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

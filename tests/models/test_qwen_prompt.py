@@ -1,0 +1,238 @@
+"""The prompt: who is trained, what it depends on and what it must not depend on."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from arcdist.errors import ConfigError
+from arcdist.models.embedded import TINY
+from arcdist.models.qwen_prompt import PromptProjection, QwenHybridPrompt, mean_pool
+
+P = 16
+
+
+def build(**options: object) -> QwenHybridPrompt:
+    return QwenHybridPrompt(TINY, **{"prompt_dim": P, "dtype": "float32"} | options)
+
+
+def batch(*lengths: int, padded_to: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries whose content depends on their row only."""
+    width = padded_to or max(lengths)
+    tokens = torch.stack([torch.arange(width) * (row + 3) % 13 for row in range(len(lengths))])
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    features = torch.linspace(-1, 1, 15) * torch.arange(1, len(lengths) + 1)[:, None]
+    return tokens.where(mask, 13), mask, features
+
+
+def shake(module: QwenHybridPrompt) -> QwenHybridPrompt:
+    """Give the adapters, zero at the start, an effect."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.trainable_parameters()["lora"]:
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def loss(module: QwenHybridPrompt, *inputs: Tensor) -> Tensor:
+    prompt, _ = module(*inputs)
+    return (prompt * torch.linspace(-1, 1, P)).sum()
+
+
+def test_mean_pool_by_hand() -> None:
+    hidden = torch.tensor([[[2.0, 4.0], [4.0, 0.0], [9.0, 9.0]], [[1.0, 2.0], [9.0, 9.0], [9.0, 9.0]]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert mean_pool(hidden, mask).tolist() == [[3.0, 2.0], [1.0, 2.0]]
+
+
+def test_mean_pool_sums_in_float32() -> None:
+    hidden = torch.ones(1, 1000, 1, dtype=torch.bfloat16)  # bfloat16 counts to 256 only
+    pooled = mean_pool(hidden, torch.ones(1, 1000, dtype=torch.bool))
+    assert pooled.dtype == torch.float32
+    assert pooled.item() == 1.0
+
+
+def test_prompt_and_control_are_normalised() -> None:
+    output = build()(*batch(9, 5))
+    for vector in output:
+        assert vector.shape == (2, P)
+        assert vector.mean(dim=1).tolist() == pytest.approx([0, 0], abs=1e-6)
+        assert vector.var(dim=1, unbiased=False).tolist() == pytest.approx([1, 1], abs=1e-2)
+
+
+@pytest.mark.parametrize("fuse", ["mean", "concat-linear"])
+def test_gradient_reaches_each_group_and_not_the_base(fuse: str) -> None:
+    module = build(fuse=fuse)
+    loss(module, *batch(9, 5)).backward()
+    groups = module.trainable_parameters()
+    assert list(groups) == ["lora", "prompt_projection", "control_mlp"]
+    for parameters in groups.values():
+        assert all(parameter.grad is not None for parameter in parameters)
+        assert sum(parameter.grad.abs().sum() for parameter in parameters) > 0
+    trained = {id(parameter) for parameters in groups.values() for parameter in parameters}
+    assert trained == {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
+    base = {name: p for name, p in module.body.named_parameters() if "lora_" not in name}
+    assert len(base) == 26
+    assert all(not p.requires_grad and p.grad is None for p in base.values())
+
+
+def test_adapter_on_every_linear_layer() -> None:
+    module = build(lora_r=4, lora_alpha=32)
+    adapted = [layer for layer in module.body.modules() if hasattr(layer, "lora_A")]
+    assert len(adapted) == 2 * 7
+    assert {layer.scaling["default"] for layer in adapted} == {8.0}
+    assert {layer.lora_A["default"].out_features for layer in adapted} == {4}
+
+
+def test_named_targets_only() -> None:
+    module = build(lora_targets=("q_proj", "layers.1.mlp.down_proj"))
+    adapted = [name for name, layer in module.body.named_modules() if hasattr(layer, "lora_A")]
+    assert adapted == ["layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj", "layers.1.mlp.down_proj"]
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "query"), ("query", "all-linear")])
+def test_target_that_does_not_exist(targets: tuple[str, ...]) -> None:
+    choices = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, or all-linear alone"
+    with pytest.raises(ConfigError, match=f"'query'.*'embedded:tiny': choose among {choices}"):
+        build(lora_targets=targets)
+
+
+def test_unknown_way_to_fuse() -> None:
+    with pytest.raises(ConfigError, match="choose mean or concat-linear"):
+        PromptProjection(4, 4, "sum", 0.5)
+
+
+def test_prompt_does_not_depend_on_padding() -> None:
+    module = shake(build())
+    tokens, mask, features = batch(9, 5)
+    padded, padded_mask, _ = batch(9, 5, padded_to=40)
+    noise = padded.where(padded_mask, torch.arange(40) % 10)
+    expected = module(tokens, mask, features)
+    for candidate in (padded, noise):
+        torch.testing.assert_close(module(candidate, padded_mask, features), expected, rtol=0, atol=1e-5)
+
+
+def test_prompt_does_not_depend_on_the_rest_of_the_batch() -> None:
+    module = shake(build())
+    tokens, mask, features = batch(9, 5, 7)
+    together = module(tokens, mask, features)
+    alone = module(tokens[1:2, :5], mask[1:2, :5], features[1:2])
+    torch.testing.assert_close(alone.prompt[0], together.prompt[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone.control[0], together.control[1], rtol=0, atol=1e-5)
+
+
+def test_prompt_depends_on_each_token_and_on_the_features() -> None:
+    module = build()
+    tokens, mask, features = batch(9)
+    prompt = module(tokens, mask, features).prompt
+    for position in range(9):
+        changed = tokens.clone()
+        changed[0, position] = (changed[0, position] + 1) % 10
+        assert (module(changed, mask, features).prompt - prompt).abs().max() > 1e-3
+    assert (module(tokens, mask, features + 1).prompt - prompt).abs().max() > 1e-3
+
+
+def test_fuse_mean_by_hand() -> None:
+    projection = PromptProjection(text_dim=4, prompt_dim=P, fuse="mean", control_weight=0.25)
+    pooled, control = torch.tensor([[1.0, -2.0, 0.5, 3.0]]), torch.linspace(-1, 2, P)[None]
+    fused = 0.75 * projection.text(pooled) + 0.25 * control
+    expected = (fused - fused.mean()) / (fused.var(unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(projection(pooled, control), expected)
+
+
+def test_fuse_concat_linear_by_hand() -> None:
+    projection = PromptProjection(text_dim=4, prompt_dim=P, fuse="concat-linear", control_weight=0.25)
+    pooled, control = torch.tensor([[1.0, -2.0, 0.5, 3.0]]), torch.linspace(-1, 2, P)[None]
+    text_weight, control_weight = projection.mix.weight.split(P, dim=1)
+    fused = projection.text(pooled) @ text_weight.T + 0.25 * control @ control_weight.T + projection.mix.bias
+    torch.testing.assert_close(projection(pooled, control), F.layer_norm(fused, (P,)))
+
+
+def test_control_of_no_weight_is_not_trained() -> None:
+    module = build(control_weight=0.0)
+    assert list(module.trainable_parameters()) == ["lora", "prompt_projection"]
+    assert not any(parameter.requires_grad for parameter in module.control_mlp.parameters())
+    tokens, mask, features = batch(9)
+    assert torch.equal(module(tokens, mask, features).prompt, module(tokens, mask, features + 1).prompt)
+
+
+def test_weights_depend_on_the_seed_and_nothing_else() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = build(seed=7)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    second, other = build(seed=7), build(seed=8)
+    for (name, parameter), (_, same) in zip(first.named_parameters(), second.named_parameters(), strict=True):
+        assert torch.equal(parameter, same), name
+    differs = [
+        not torch.equal(p, q) for p, q in zip(first.parameters(), other.parameters(), strict=True) if p.dim() > 1
+    ]
+    assert sum(differs) == len(differs) - 14  # each adapter's B starts at zero
+
+
+def test_bfloat16_base_with_float32_adapters() -> None:
+    module = build(dtype="bfloat16")
+    dtypes = {name: parameter.dtype for name, parameter in module.body.named_parameters()}
+    assert {dtype for name, dtype in dtypes.items() if "lora_" in name} == {torch.float32}
+    assert {dtype for name, dtype in dtypes.items() if "lora_" not in name} == {torch.bfloat16}
+    output = module(*batch(9, 5))
+    loss(module, *batch(9, 5)).backward()
+    assert {vector.dtype for vector in output} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in module.trainable_parameters()["lora"]} == {torch.float32}
+
+
+def test_float32_output_under_autocast() -> None:
+    module = build()
+    plain = module(*batch(9, 5))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = module(*batch(9, 5))
+    assert mixed.prompt.dtype == torch.float32
+    assert torch.equal(mixed.control, plain.control)
+    torch.testing.assert_close(mixed.prompt, plain.prompt, rtol=0, atol=0.1)
+
+
+def gradients(module: QwenHybridPrompt) -> list[Tensor]:
+    loss(module, *batch(9, 5)).backward()
+    return [parameter.grad for parameters in module.trainable_parameters().values() for parameter in parameters]
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    checkpointed = shake(build(gradient_checkpointing=True))
+    recomputed = count_calls(checkpointed.body.layers[0].mlp)
+    for ours, theirs in zip(gradients(checkpointed), gradients(shake(build())), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert recomputed() == 2
+
+
+def count_calls(module: nn.Module) -> Callable[[], int]:
+    calls: list[None] = []
+    module.register_forward_hook(lambda *_: calls.append(None))
+    return lambda: len(calls)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    module = shake(build(lora_dropout=0.5))
+    assert not torch.equal(module(*batch(9)).prompt, module(*batch(9)).prompt)
+    module.eval()
+    assert torch.equal(module(*batch(9)).prompt, module(*batch(9)).prompt)
+
+
+def test_parameter_counts_by_hand() -> None:
+    layer = (32 * 32 + 32) + 2 * (32 * 16 + 16) + 32 * 32 + 3 * 32 * 64 + 2 * 32
+    base = 14 * 32 + 2 * layer + 32
+    lora = 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
+    projection = 2 * 32 + 32 * P + P
+    control = 15 * P + P + P * P + P
+    trained = lora + projection + control
+    assert build(lora_r=4).parameter_counts() == (base + trained, trained)
+
+
+def test_random_qwen_of_a_real_size_reads_grid_tokens() -> None:
+    with torch.device("meta"):
+        module = QwenHybridPrompt(init="random", lora_targets=("q_proj",))
+    total, trained = module.parameter_counts()
+    assert total - trained == 1_543_714_304
+    assert module.tokenizer.vocab_size == 14

@@ -1,0 +1,209 @@
+import inspect
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from arcdist.config.schema import RefinerConfig
+from arcdist.errors import NotFiniteError
+from arcdist.rl import PolicyRefinedAgent, Transition
+
+
+def small_refiner(**options: float) -> PolicyRefinedAgent:
+    torch.manual_seed(0)
+    return PolicyRefinedAgent(rl_prompt_dim=4, rl_ctrl_dim=3, rl_feat_dim=2, rl_hidden=16, **options)
+
+
+def trained_refiner(**options: float) -> PolicyRefinedAgent:
+    """A refiner whose heads are away from zero, so that its policy depends on the state."""
+    refiner = small_refiner(**options)
+    with torch.no_grad():
+        for head in (refiner.mean_head, refiner.log_std_head, refiner.value_head):
+            head.weight.normal_(0.0, 0.3)
+    return refiner
+
+
+def states(queries: int = 3, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(queries, width, generator=generator) for width in (4, 3, 2))
+
+
+def draw(queries: int = 3, seed: int = 2) -> Tensor:
+    return torch.randn(queries, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def test_refined_is_the_mixture_of_prompt_and_edited_prompt() -> None:
+    prompt, control, summary = states()
+    refinement = trained_refiner().refine_prompt(prompt, control, summary, noise=draw())
+    delta, alpha = refinement.delta, refinement.alpha
+    torch.testing.assert_close(refinement.refined, (1 - alpha) * prompt + alpha * (prompt + delta))
+    assert delta.abs().max().item() < 0.2
+    assert 0.0 < alpha.min().item() < alpha.max().item() < 1.0
+
+
+def test_an_untrained_policy_is_centred_and_moderate() -> None:
+    refinement = small_refiner().refine_prompt(*states(), deterministic=True)
+    assert not refinement.delta.any()
+    assert refinement.alpha.flatten().tolist() == [0.5] * 3
+    assert torch.equal(refinement.refined, states()[0])
+    noisy = small_refiner().refine_prompt(*states(), noise=torch.ones(3, 5))
+    std = math.exp(-0.7)
+    torch.testing.assert_close(noisy.delta, torch.full((3, 4), 0.2 * math.tanh(std)))
+    torch.testing.assert_close(noisy.alpha, torch.full((3, 1), 1 / (1 + math.exp(-std))))
+
+
+def test_the_action_is_a_constant_and_the_prompt_passes_straight_through() -> None:
+    prompt, control, summary = states()
+    prompt.requires_grad_()
+    refiner = trained_refiner()
+    refinement = refiner.refine_prompt(prompt, control, summary, noise=draw())
+    outcome = torch.arange(12.0).reshape(3, 4)
+    refinement.refined.backward(outcome)
+    assert torch.equal(prompt.grad, outcome)
+    assert all(parameter.grad is None for parameter in refiner.parameters())
+
+
+def test_log_prob_reaches_the_policy_and_the_prompt() -> None:
+    prompt, control, summary = states()
+    prompt.requires_grad_()
+    refiner = trained_refiner()
+    refiner.refine_prompt(prompt, control, summary, noise=draw()).log_prob.sum().backward()
+    assert prompt.grad is not None
+    assert prompt.grad.any()
+    for module in (refiner.trunk, refiner.mean_head, refiner.log_std_head):
+        assert all(parameter.grad.any() for parameter in module.parameters())
+    for module in (refiner.value_head, refiner.curiosity):
+        assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_log_prob_gradient_equals_finite_differences() -> None:
+    refiner = trained_refiner()
+    prompt, control, summary = states()
+    action = refiner.refine_prompt(prompt, control, summary, noise=draw()).transition.action
+    bias = refiner.mean_head.bias
+
+    def log_prob() -> Tensor:
+        policy, _ = refiner._assess(prompt, control, summary)
+        return policy.log_prob(action).sum()
+
+    log_prob().backward()
+    with torch.no_grad():
+        bias[1] += 1e-2
+        above = log_prob()
+        bias[1] -= 2e-2
+        below = log_prob()
+    assert bias.grad[1].item() == pytest.approx(((above - below) / 2e-2).item(), rel=1e-3)
+
+
+def test_the_same_noise_gives_the_same_refinement_whatever_the_batch() -> None:
+    refiner, (prompt, control, summary), noise = trained_refiner(), states(), draw()
+    together = refiner.refine_prompt(prompt, control, summary, noise=noise)
+    alone = refiner.refine_prompt(prompt[1:2], control[1:2], summary[1:2], noise=noise[1:2])
+    torch.testing.assert_close(alone.refined, together.refined[1:2])
+    torch.testing.assert_close(alone.log_prob, together.log_prob[1:2])
+
+
+def test_noise_and_deterministic_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="choose one of them"):
+        small_refiner().refine_prompt(*states(), noise=draw(), deterministic=True)
+
+
+def test_float32_under_autocast() -> None:
+    refiner, (prompt, control, summary), noise = trained_refiner(), states(), draw()
+    expected = refiner.refine_prompt(prompt, control, summary, noise=noise)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        refinement = refiner.refine_prompt(prompt, control, summary, noise=noise)
+    assert torch.equal(refinement.refined, expected.refined)
+    assert torch.equal(refinement.log_prob, expected.log_prob)
+
+
+def test_rl_loss_by_hand() -> None:
+    refiner = trained_refiner(rl_entropy_coef=0.03, rl_value_coef=0.7, rl_icm_coef=0.2)
+    refinement = refiner.refine_prompt(*states(), noise=draw())
+    transition = refinement.transition
+    advantage, weight = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.5, 0.25, 0.25])
+    losses = refiner.rl_loss(transition, advantage, query_weight=weight)
+
+    policy, value = refiner._assess(*states())
+    curiosity = refiner.curiosity(
+        torch.cat([transition.prompt, transition.summary], dim=-1),
+        torch.cat([transition.refined, transition.summary], dim=-1),
+        torch.cat([refinement.delta / 0.2, refinement.alpha], dim=-1),
+    )
+    returns = advantage + 0.2 * curiosity.bonus
+    torch.testing.assert_close(losses["policy"], -(weight * (returns - value) * refinement.log_prob).sum())
+    torch.testing.assert_close(losses["value"], (weight * (value - returns) ** 2).sum())
+    torch.testing.assert_close(losses["entropy"], (weight * policy.entropy(transition.noise)).sum())
+    torch.testing.assert_close(losses["icm"], (weight * curiosity.loss).sum())
+    total = losses["policy"] + 0.7 * losses["value"] - 0.03 * losses["entropy"] + 0.2 * losses["icm"]
+    torch.testing.assert_close(losses["total"], total)
+
+
+def test_the_update_shares_no_graph_with_the_main_backward() -> None:
+    prompt, control, summary = states()
+    prompt.requires_grad_()
+    refiner = trained_refiner()
+    refinement = refiner.refine_prompt(prompt, control, summary, noise=draw())
+    assert not any(getattr(refinement.transition, name).requires_grad for name in Transition.__dataclass_fields__)
+    refinement.log_prob.sum().backward()
+    before = prompt.grad.clone()
+
+    expected = trained_refiner()
+    expected.update(refinement.transition, torch.ones(3), expected.make_optimizer())
+    refiner.update(refinement.transition, torch.ones(3), refiner.make_optimizer())
+    assert torch.equal(prompt.grad, before)
+    for left, right in zip(refiner.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_update_moves_every_parameter_and_reports_the_norm_before_clipping() -> None:
+    refiner = trained_refiner(rl_grad_clip=1e-3)
+    before = [parameter.detach().clone() for parameter in refiner.parameters()]
+    transition = refiner.refine_prompt(*states(), noise=draw()).transition
+    metrics = refiner.update(transition, torch.tensor([1.0, -1.0, 0.3]), refiner.make_optimizer())
+    assert set(metrics) == {"policy", "value", "entropy", "icm", "curiosity", "total", "grad_norm"}
+    assert not any(value.requires_grad for value in metrics.values())
+    assert metrics["grad_norm"].item() > 1e-3
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in refiner.parameters()])
+    assert norm.item() == pytest.approx(1e-3, rel=1e-2)
+    assert all(not torch.equal(old, new) for old, new in zip(before, refiner.parameters(), strict=True))
+
+
+def test_a_gradient_that_is_not_finite_updates_nothing() -> None:
+    refiner = small_refiner()
+    before = {name: value.clone() for name, value in refiner.state_dict().items()}
+    transition = refiner.refine_prompt(*states(), noise=draw()).transition
+    with pytest.raises(NotFiniteError, match="refiner's gradient is not finite"):
+        refiner.update(transition, torch.tensor([1.0, float("nan"), 0.0]), refiner.make_optimizer())
+    assert all(torch.equal(value, before[name]) for name, value in refiner.state_dict().items())
+
+
+def test_updates_learn_the_direction_that_is_rewarded() -> None:
+    """A bandit: the reward is the way along a direction, or against it where the control says so."""
+    refiner = small_refiner(rl_lr=1e-2)
+    optimizer = refiner.make_optimizer()
+    direction = torch.tensor([1.0, -1.0, 1.0, 0.0])
+
+    def gain(change: Tensor, control: Tensor) -> Tensor:
+        return (change @ direction) * control[:, 0].sign()
+
+    for step in range(120):
+        prompt, control, summary = states(32, seed=step)
+        refinement = refiner.refine_prompt(prompt, control, summary, noise=draw(32, seed=10_000 + step))
+        reward = gain(refinement.refined - prompt, control)
+        advantage = (reward - reward.mean()) / reward.std()
+        refiner.update(refinement.transition, advantage, optimizer)
+
+    prompt, control, summary = states(200, seed=5)
+    refinement = refiner.refine_prompt(prompt, control, summary, deterministic=True)
+    # The most that can be had is 3 components x 0.2, applied whole.
+    assert gain(refinement.refined - prompt, control).mean().item() > 0.3
+
+
+def test_defaults_are_those_of_the_configuration() -> None:
+    defaults = inspect.signature(PolicyRefinedAgent).parameters
+    config = RefinerConfig()
+    assert {name: parameter.default for name, parameter in defaults.items()} == {
+        name: getattr(config, name) for name in RefinerConfig.__dataclass_fields__
+    }

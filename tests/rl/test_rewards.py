@@ -1,0 +1,109 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from arcdist.rl import Answer, RewardTotals, advantages, score_answers, shaping_reward, weigh
+
+# Two queries: a 2 x 2 target in a 2 x 3 canvas and a 1 x 3 one; inputs of 1 x 2 and 2 x 2.
+TARGET = torch.tensor([[[1, 2, -1], [3, 3, -1]], [[5, 5, 5], [-1, -1, -1]]])
+INPUT = torch.tensor([[[4, 4], [-1, -1]], [[1, 2], [3, 4]]])
+
+
+def answer(grid: list[list[list[int]]], size: list[list[int]], reconstruction: list[list[list[int]]]) -> Answer:
+    return Answer(grid=torch.tensor(grid), size=torch.tensor(size), reconstruction=torch.tensor(reconstruction))
+
+
+BEFORE = answer(
+    [[[2, 1, 9], [3, 0, 9]], [[0, 0, 0], [5, 5, 5]]], [[2, 3], [3, 9]], [[[4, 0], [4, 4]], [[1, 0], [0, 0]]]
+)
+AFTER = answer(
+    [[[1, 2, 0], [3, 3, 0]], [[5, -1, 0], [0, 0, 0]]], [[2, 2], [1, 3]], [[[4, 4], [0, 0]], [[1, 2], [0, 0]]]
+)
+
+
+def test_scores_by_hand() -> None:
+    before, after = score_answers(BEFORE, TARGET, INPUT), score_answers(AFTER, TARGET, INPUT)
+    assert before.acc.tolist() == pytest.approx([1 / 4, 0.0])
+    # Sides 2 and 3 for 2 and 2: errors 0 and 1/2. Sides 3 and 9 for 1 and 3: errors 2 and 2, floored at 0.
+    assert before.size.tolist() == pytest.approx([0.75, 0.0])
+    # Colours 1, 2, 3, 0 for 1, 2, 3, 3 share three quarters; 0, 0, 0 for 5, 5, 5 share nothing.
+    assert before.color.tolist() == pytest.approx([0.75, 0.0])
+    assert before.rev.tolist() == pytest.approx([0.5, 0.25])
+    assert after.acc.tolist() == pytest.approx([1.0, 1 / 3])
+    assert after.size.tolist() == [1.0, 1.0]
+    assert after.color.tolist() == pytest.approx([1.0, 1 / 3])
+    assert after.rev.tolist() == pytest.approx([1.0, 0.5])
+
+
+def test_reward_by_hand() -> None:
+    rewards = shaping_reward(BEFORE, AFTER, TARGET, INPUT)
+    assert rewards.d_acc.tolist() == pytest.approx([0.75, 1 / 3])
+    assert rewards.d_size.tolist() == pytest.approx([0.25, 1.0])
+    assert rewards.d_color.tolist() == pytest.approx([0.25, 1 / 3])
+    assert rewards.d_rev.tolist() == pytest.approx([0.5, 0.25])
+    assert rewards.reward.tolist() == pytest.approx([5 * 1.25, 5 * (1 / 3 + 0.5 * (1 + 1 / 3 + 0.25))])
+    assert rewards.after.acc.tolist() == pytest.approx([1.0, 1 / 3])
+
+
+def test_weights_of_the_four_improvements() -> None:
+    improvements = (torch.tensor([x]) for x in (0.05, 0.10, 0.02, 0.01))
+    assert weigh(*improvements, reward_scale=1.0).item() == pytest.approx(0.115)
+    assert weigh(*(torch.tensor([x]) for x in (0.05, 0.10, 0.02, 0.01))).item() == pytest.approx(0.575)
+
+
+def test_no_change_no_reward() -> None:
+    assert shaping_reward(BEFORE, BEFORE, TARGET, INPUT).reward.tolist() == [0.0, 0.0]
+
+
+def test_padding_and_batch_composition_change_nothing() -> None:
+    def pad(grid: Tensor, value: int) -> Tensor:
+        return torch.nn.functional.pad(grid[:1], (0, 3, 0, 4), value=value)
+
+    wide = [
+        Answer(grid=pad(a.grid, 5), size=a.size[:1], reconstruction=pad(a.reconstruction, 5)) for a in (BEFORE, AFTER)
+    ]
+    alone = shaping_reward(*wide, pad(TARGET, -1), pad(INPUT, -1))
+    assert alone.reward.item() == pytest.approx(5 * 1.25)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_scores_are_shares_and_1_only_for_the_right_answer(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    cells = st.lists(st.integers(0, 9), min_size=16, max_size=16)
+    target = torch.full((1, 4, 4), -1)
+    target[:, :height, :width] = torch.tensor(data.draw(cells)).reshape(1, 4, 4)[:, :height, :width]
+    grid = torch.tensor(data.draw(cells)).reshape(1, 4, 4)
+    size = torch.tensor([[data.draw(st.integers(1, 30)), data.draw(st.integers(1, 30))]])
+    scores = score_answers(Answer(grid=grid, size=size, reconstruction=grid), target, target)
+    for share in (scores.acc, scores.size, scores.color, scores.rev):
+        assert 0.0 <= share.item() <= 1.0 + 1e-6
+    assert (scores.size.item() == 1.0) == (size.tolist() == [[height, width]])
+    assert (scores.acc.item() == 1.0) == torch.equal(grid[target >= 0], target[target >= 0])
+    assert scores.color.item() >= scores.acc.item() - 1e-6
+
+
+def test_totals_of_two_processes_are_those_of_one() -> None:
+    rewards = torch.tensor([1.0, 2.0, 6.0, -1.0, 0.5])
+    whole = RewardTotals.of(rewards)
+    summed = torch.stack(RewardTotals.of(rewards[:2])) + torch.stack(RewardTotals.of(rewards[2:]))
+    joined = RewardTotals(*summed)
+    assert joined.mean.item() == pytest.approx(1.7)
+    assert joined.variance.item() == pytest.approx(rewards.var(correction=0).item(), rel=1e-5)
+    assert whole.variance.item() == pytest.approx(joined.variance.item(), rel=1e-6)
+
+
+def test_advantages_by_hand() -> None:
+    reward = torch.tensor([1.0, 2.0, 3.0])
+    totals = RewardTotals.of(reward)
+    assert advantages(reward, totals.mean, totals.variance).tolist() == pytest.approx(
+        [-1.224744, 0.0, 1.224744], abs=1e-5
+    )
+
+
+def test_equal_rewards_have_no_advantage() -> None:
+    reward = torch.full((7,), 0.1)
+    totals = RewardTotals.of(reward)
+    assert advantages(reward, totals.mean, totals.variance).abs().max().item() < 1e-4

@@ -1,0 +1,112 @@
+import json
+import logging
+import math
+
+import pytest
+
+from arcdist.errors import DataError
+from arcdist.tracking import TrainingMetricsTracker
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_steps_are_appended_one_object_a_line(tmp_path):
+    tracker = TrainingMetricsTracker(tmp_path)
+    tracker.log_step({"step": 50, "epoch": 0, "loss": 1.5, "flags": []})
+    assert lines(tmp_path / "steps.jsonl") == [{"step": 50, "epoch": 0, "loss": 1.5, "flags": []}]
+    tracker.log_step({"step": 100, "epoch": 0, "loss": math.nan, "grad_norm/qwen": math.inf, "flags": ["loss_flat"]})
+    assert lines(tmp_path / "steps.jsonl")[1] == {
+        "step": 100, "epoch": 0, "loss": None, "grad_norm/qwen": None, "flags": ["loss_flat"]
+    }  # fmt: skip
+
+
+def test_metrics_file_holds_epochs_and_the_best(tmp_path):
+    tracker = TrainingMetricsTracker(tmp_path)
+    first = {"epoch": 0, "train/loss": 2.0, "val/exact": 0.02, "val/cell": 0.7}
+    second = {"epoch": 1, "train/loss": math.inf, "val/exact": 0.01, "val/cell": 0.8}
+    assert tracker.log_epoch(first) is True
+    assert tracker.log_epoch(second) is False
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {
+        "epochs": [first, {**second, "train/loss": None}],
+        "best": {"metric": "val/exact", **first},
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_ties_go_to_the_higher_cell_accuracy_then_to_the_earlier_epoch(tmp_path):
+    tracker = TrainingMetricsTracker(tmp_path)
+    scores = [(0.01, 0.9), (0.03, 0.7), (0.03, 0.8), (0.03, 0.8), (0.02, 1.0)]
+    improved = [
+        tracker.log_epoch({"epoch": epoch, "val/exact": exact, "val/cell": cell})
+        for epoch, (exact, cell) in enumerate(scores)
+    ]
+    assert improved == [True, True, True, False, False]
+    assert tracker.best["epoch"] == 2
+
+
+def test_the_best_can_be_chosen_by_another_measure(tmp_path):
+    tracker = TrainingMetricsTracker(tmp_path, best_metric="val/accuracy_delta")
+    tracker.log_epoch({"epoch": 0, "val/exact": 0.5, "val/accuracy_delta": -0.01})
+    assert tracker.log_epoch({"epoch": 1, "val/exact": 0.1, "val/accuracy_delta": 0.01}) is True
+    assert tracker.best["metric"] == "val/accuracy_delta"
+
+
+def test_epochs_without_a_score_are_never_best(tmp_path):
+    tracker = TrainingMetricsTracker(tmp_path)
+    assert tracker.log_epoch({"epoch": 0, "train/loss": 1.0}) is False
+    assert tracker.log_epoch({"epoch": 1, "val/exact": math.nan}) is False
+    assert tracker.best == {}
+    assert tracker.log_epoch({"epoch": 2, "val/exact": 0.0}) is True
+
+
+def test_a_repeated_epoch_replaces_its_record(tmp_path):
+    tracker = TrainingMetricsTracker(tmp_path)
+    for epoch, exact in ((0, 0.1), (1, 0.3), (2, 0.2), (1, 0.15)):
+        tracker.log_epoch({"epoch": epoch, "val/exact": exact})
+    assert [(record["epoch"], record["val/exact"]) for record in tracker.epochs] == [(0, 0.1), (1, 0.15), (2, 0.2)]
+    assert tracker.best["epoch"] == 2
+
+
+def test_a_new_tracker_goes_on_from_the_files(tmp_path):
+    tracker = TrainingMetricsTracker(tmp_path)
+    tracker.log_step({"step": 1, "epoch": 0, "loss": 1.0})
+    tracker.log_epoch({"epoch": 0, "val/exact": 0.2})
+    resumed = TrainingMetricsTracker(tmp_path)
+    assert resumed.best == tracker.best
+    assert resumed.log_epoch({"epoch": 1, "val/exact": 0.1}) is False
+    resumed.log_step({"step": 2, "epoch": 1, "loss": 0.5})
+    assert [step["step"] for step in lines(tmp_path / "steps.jsonl")] == [1, 2]
+    assert [record["epoch"] for record in json.loads((tmp_path / "metrics.json").read_text())["epochs"]] == [0, 1]
+
+
+def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path, caplog):
+    path = tmp_path / "steps.jsonl"
+    path.write_text('{"step": 1, "epoch": 0, "loss": 1.0}\n{"step": 2, "ep')
+    caplog.set_level(logging.WARNING, logger="arcdist")
+    TrainingMetricsTracker(tmp_path).log_step({"step": 2, "epoch": 0, "loss": 0.5})
+    assert [step["step"] for step in lines(path)] == [1, 2]
+    assert "dropped an unfinished last line" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("steps.jsonl", '{"step": 1}\n{"step": \n{"step": 3}\n', r"steps\.jsonl, line 2 is not JSON"),
+        ("metrics.json", "{", r"metrics\.json is not a metrics file"),
+        ("metrics.json", '{"best": {}}', r"metrics\.json is not a metrics file \(KeyError"),
+    ],
+)
+def test_broken_files_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        TrainingMetricsTracker(tmp_path)
+
+
+def test_draw_leaves_the_plot(tmp_path):
+    tracker = TrainingMetricsTracker(tmp_path)
+    tracker.log_step({"step": 50, "epoch": 0, "loss": math.nan})
+    tracker.log_epoch({"epoch": 0, "train/loss": 1.0, "val/exact": 0.1})
+    assert tracker.draw() == tmp_path / "metrics_plot.png"
+    assert (tmp_path / "metrics_plot.png").read_bytes().startswith(b"\x89PNG")

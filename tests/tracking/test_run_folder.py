@@ -1,0 +1,48 @@
+import re
+
+import pytest
+
+from arcdist.errors import ConfigError
+from arcdist.tracking import make_run_folder
+
+
+def test_default_folder_is_named_by_time_and_never_shared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [make_run_folder(None) for _ in range(3)]
+    assert len(set(folders)) == 3
+    for folder in folders:
+        assert folder.is_dir()
+        assert re.fullmatch(r"runs/arcdist_\d{8}_\d{6}(_\d)?", folder.as_posix())
+
+
+def test_named_folder_is_created_with_its_parents_and_left_empty(tmp_path):
+    folder = make_run_folder(tmp_path / "a" / "b")
+    assert folder == tmp_path / "a" / "b"
+    assert list(folder.iterdir()) == []
+
+
+def test_folder_with_other_files_is_taken(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert make_run_folder(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "steps.jsonl", "best"])
+def test_folder_of_another_run_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=rf"holds another run \({name}\).*--output_dir"):
+        make_run_folder(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["file", "file/below", "/proc/arcdist"])
+def test_folder_that_cannot_be_written_is_refused(tmp_path, where):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot be written \(.*--output_dir FOLDER") as raised:
+        make_run_folder(tmp_path / where)
+    assert raised.value.exit_code == 2
+
+
+def test_default_folder_where_runs_is_a_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(ConfigError, match="output folder runs cannot be written"):
+        make_run_folder(None)
