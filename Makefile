@@ -2,8 +2,6 @@
 PYTHON ?= python3
 # More for the program behind a target: make train ARGS="--recipe qwen2.5-1.5b", make test ARGS="-m 'not slow'".
 ARGS ?=
-# How `accelerate launch` starts the run. Without a file it would ask the machine, warn, and use every GPU.
-LAUNCHER ?= accelerate_configs/$(if $(shell command -v nvidia-smi),single_gpu,cpu).yaml
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -19,10 +17,8 @@ help:
 	@echo "make lock    write requirements.lock anew from pyproject.toml"
 	@echo "make clean   remove .venv, builds and caches; runs/ stays"
 
-# `accelerate launch` gives a process one CPU thread unless it is told.
-train: export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 train: $(INSTALLED)
-	$(BIN)/accelerate launch --config_file $(LAUNCHER) launch/train.py $(ARGS)
+	$(BIN)/accelerate launch launch/train.py $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/pytest $(ARGS)

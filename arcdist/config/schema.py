@@ -41,6 +41,8 @@ class DataConfig:
     """At most this many tasks, the first by task id."""
     allow_overlap: tuple[str, ...] = ()
     """Validation sources that may share tasks with the training source."""
+    bucket_window: int = 16
+    """Batches whose queries are sorted by length together: more means less padding, fewer means better mixing."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation of training queries; validation queries are never augmented."""
 
@@ -50,6 +52,7 @@ class DataConfig:
             self.max_tasks is None or self.max_tasks >= 1,
             f"data.max_tasks is {self.max_tasks}: choose at least 1, or null for all tasks.",
         )
+        _require(self.bucket_window >= 1, f"data.bucket_window is {self.bucket_window}: choose at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +72,7 @@ class QwenConfig:
     fuse: Literal["mean", "concat-linear"] = "mean"
     """How text embedding and control vector become the prompt."""
     control_weight: float = 0.5
-    """Weight of the control vector in the prompt (0 to 1)."""
+    """Weight of the control vector in the prompt (0 to 1); at 0 it is not trained."""
     lora_r: int = 16
     """Rank of the LoRA adapters."""
     lora_alpha: int = 32
@@ -86,6 +89,11 @@ class QwenConfig:
     def __post_init__(self) -> None:
         _require(self.prompt_dim >= 1, f"qwen.prompt_dim is {self.prompt_dim}: choose at least 1.")
         _require(0.0 <= self.control_weight <= 1.0, f"qwen.control_weight is {self.control_weight}: choose 0 to 1.")
+        _require(
+            self.control_weight < 1.0 or self.fuse == "concat-linear",
+            "qwen.control_weight is 1, which leaves qwen.fuse = mean no share of Qwen's text: "
+            "choose less than 1, or --qwen.fuse concat-linear.",
+        )
         _require(self.lora_r >= 1, f"qwen.lora_r is {self.lora_r}: choose at least 1.")
         _require(0.0 <= self.lora_dropout < 1.0, f"qwen.lora_dropout is {self.lora_dropout}: choose 0 up to 1.")
         _require(self.every >= 1, f"qwen.every is {self.every}: choose at least 1.")
@@ -264,6 +272,8 @@ class TrainConfig:
     """Queries of an optimizer step, over all processes."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."""
+    cpu_threads: int | None = None
+    """Threads of a run on the CPU; none means one for each core at hand, whatever the launcher has set."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of the grid modules and of Qwen's activations."""
     compile: bool = False

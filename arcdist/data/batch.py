@@ -1,7 +1,6 @@
 """What the models are given for a batch of queries, and what they are scored against."""
 
 from dataclasses import dataclass, fields
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -41,7 +40,7 @@ class QueryInputs:
     dihedral: Int[Tensor, " B"]
     """Which of the 8 symmetries the whole task is seen under; 0 is none."""
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "QueryInputs":
         """Copy to a device, without waiting for it where the memory is pinned."""
         return type(self)(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
@@ -55,7 +54,7 @@ class QueryTargets:
     target_size: Int[Tensor, "B 2"]
     """Height and width of the target."""
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "QueryTargets":
         """Copy to a device, without waiting for it where the memory is pinned."""
         return type(self)(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
@@ -77,6 +76,6 @@ class QueryBatch:
         """Task of each query."""
         return [query_id.rsplit(":", 2)[0] for query_id in self.ids]
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "QueryBatch":
         """Copy to a device."""
         return type(self)(ids=self.ids, inputs=self.inputs.to(device), targets=self.targets.to(device))

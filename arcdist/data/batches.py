@@ -19,38 +19,37 @@ _BATCHES_AHEAD = 2
 
 
 class BucketedBatches:
-    """Batches of queries of similar length and working area, each query exactly once an epoch.
+    """Batches of queries of similar length, each query exactly once an epoch.
 
-    An epoch multiplies each length by random noise of about 5 %, sorts by it, sorts groups of three batches by area
-    (with the same noise), cuts them into batches and shuffles these: little padding, and other neighbours in each
-    epoch. The result depends on the arguments and the epoch only, so every process that cuts its share out of each
-    batch sees the same epoch.
+    An epoch shuffles all queries, cuts them into windows, sorts each window by length, cuts it into batches and
+    shuffles these. A wide window saves padding; a narrow one mixes better, for queries of one task are about as long as
+    each other and end up in one batch where the window holds them all. The result depends on the arguments and the
+    epoch only, so every process that cuts its share out of each batch sees the same epoch.
 
     Args:
         lengths: of each query's text, in any unit.
-        areas: of each query's working area.
         batch_size: queries of a batch; one batch of an epoch is smaller where it does not divide their number.
-        seed: of the noise and the shuffle.
+        window: batches that are sorted together.
+        seed: of the shuffles.
     """
 
-    def __init__(self, lengths: Sequence[int], areas: Sequence[int], batch_size: int, seed: int) -> None:
-        self._num_queries = len(lengths)
-        self._log_sizes = np.log([list(lengths), list(areas)])
+    def __init__(self, lengths: Sequence[int], *, batch_size: int, window: int, seed: int) -> None:
+        self._lengths = np.asarray(lengths)
         self._batch_size = batch_size
+        self._window = window
         self._seed = seed
 
     def __len__(self) -> int:
         """Count the batches of an epoch."""
-        return ceil(self._num_queries / self._batch_size)
+        return -(-len(self._lengths) // self._batch_size)
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Give the rows of each batch of an epoch, in the order of training."""
         rng = stream(self._seed, "batches", epoch, "")
-        lengths, areas = self._log_sizes + _NOISE * rng.standard_normal((2, self._num_queries))
         batches = []
-        for group in _cut(np.argsort(lengths), _GROUP_BATCHES * self._batch_size):
-            by_area = group[np.argsort(areas[group])]
-            batches += [batch.tolist() for batch in _cut(by_area, self._batch_size)]
+        for window in _cut(rng.permutation(len(self._lengths)), self._window * self._batch_size):
+            by_length = window[np.argsort(self._lengths[window], kind="stable")]
+            batches += [batch.tolist() for batch in _cut(by_length, self._batch_size)]
         return [batches[place] for place in rng.permutation(len(batches))]
 
 

@@ -1,6 +1,6 @@
 """Queries: the questions that a set of tasks asks, held in `datasets`."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -66,7 +66,7 @@ def build_queries(tasks: Sequence[Task], kind: Kind) -> datasets.Dataset:
     fingerprint = _fingerprint(tasks, kind)
     places = datasets.Dataset.from_dict({"place": list(range(len(tasks)))})
 
-    def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+    def rows(batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
         made = [_row(query) for query in _queries((tasks[place] for place in batch["place"]), kind)]
         return {column: [row[column] for row in made] for column in _COLUMNS}
 

@@ -54,7 +54,7 @@ def read_tasks(source: str, split: Split = "training", max_side: int = 30, max_t
     - a Kaggle `..._challenges.json`, with `..._solutions.json` beside it if there is one; it has no splits;
     - `hf:NAME_OR_PATH`: a Hugging Face data set with columns `train` and `test`, and `id` or `task_id` if it names its
       tasks; `training` means its split `training` or `train`, `evaluation` the first it has of `evaluation`, `eval`,
-      `validation` and `test`.
+      `validation` and `test`; a single table has no splits.
 
     Args:
         source: as above.

@@ -13,7 +13,7 @@ _SIZES: dict[str, dict[str, int | bool]] = {
         "vocab_size": embedded_tokenizer().vocab_size,
         "hidden_size": 32,
         "num_hidden_layers": 2,
-        "num_attention_heads": 2,
+        "num_attention_heads": 1,
         "num_key_value_heads": 1,
         "intermediate_size": 64,
     },

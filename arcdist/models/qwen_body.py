@@ -51,7 +51,7 @@ def load_body(
     elif init == "random" or model.startswith("embedded:"):
         raise ConfigError(
             f"qwen.model is {model!r}, which has no configuration in the package and is no local folder: "
-            f"choose {' or '.join(EMBEDDED_MODELS)} with --qwen.init random, or a folder with a config.json."
+            f"choose {TINY}, a folder with config.json, or {' or '.join(EMBEDDED_MODELS[1:])} with --qwen.init random."
         )
     else:
         body, tokenizer = _from_folder(_hub_snapshot(model), model, init, dtype)

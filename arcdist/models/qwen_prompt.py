@@ -44,8 +44,6 @@ class PromptProjection(nn.Module):
 
     def __init__(self, text_dim: int, prompt_dim: int, fuse: Fuse, control_weight: float) -> None:
         super().__init__()
-        if fuse not in ("mean", "concat-linear"):
-            raise ConfigError(f"qwen.fuse is {fuse!r}: choose mean or concat-linear.")
         self.control_weight = control_weight
         self.text = nn.Sequential(
             nn.LayerNorm(text_dim),
@@ -87,7 +85,7 @@ class QwenHybridPrompt(nn.Module):
         seed: seed of all random weights; PyTorch's global random state is left as it was.
 
     Raises:
-        ConfigError: no such model, LoRA target or way to fuse.
+        ConfigError: no such model or LoRA target.
         PlatformError: the model's weights are not at hand.
     """
 
@@ -131,8 +129,11 @@ class QwenHybridPrompt(nn.Module):
         for parameter in self.trainable_parameters()["lora"]:
             parameter.data = parameter.data.float()  # PEFT gives them the base's precision
         if gradient_checkpointing:
-            # The reentrant kind gives no gradient where the input, here frozen embeddings, needs none.
-            self.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # The second name is the only one in transformers 5.17. The reentrant kind would give no gradient at all,
+            # as the input of the first layer, frozen embeddings, needs none.
+            name = "activation_checkpointing_enable"
+            enable = getattr(self.body, name, None) or self.body.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         self.train()
 
     def forward(

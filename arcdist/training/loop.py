@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from pathlib import Path
 
 from arcdist.data import QueryBatch
@@ -44,6 +45,7 @@ class Loop:
         self.skipped = 0
         self.since_log = Interval()
         self.since_epoch = Interval()
+        self._clock = time.perf_counter()
 
     def run(self) -> None:
         """Train all epochs.
@@ -57,6 +59,7 @@ class Loop:
         with Interrupt() as interrupt, ProgressBar(total) as progress:
             for self.epoch in range(self.config.train.epochs):
                 self.since_epoch = Interval()
+                self._clock = time.perf_counter()
                 for batch in self.session.training.loader(
                     self.epoch, self.session.device, self.session.steps_per_epoch
                 ):
@@ -81,14 +84,16 @@ class Loop:
         report = train_step(batch, session.models, session.engines, session.refiner_optimizer, noise, settings)
         self.step += 1
         self._guard(report)
+        seconds = time.perf_counter() - self._clock
         if report.finite:
             self.memory_gate.update(report.metrics["train/cell"])
             for interval in (self.since_log, self.since_epoch):
-                interval.add(report, queries=len(batch), tokens=tokens)
+                interval.add(report, queries=len(batch), tokens=tokens, seconds=seconds)
         if self.step % self.config.output.log_every == 0:
             self._log(settings.size_weight)
         if self.step % self.config.output.save_every == 0:
             self._save()
+        self._clock = time.perf_counter()  # Logging and saving are no part of the steps' pace.
         return report
 
     def _guard(self, report: StepReport) -> None:

