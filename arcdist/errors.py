@@ -40,6 +40,6 @@ class NotFiniteError(ArcdistError):
 
 
 class HealthError(ArcdistError):
-    """Training cannot work as it stands: a trainable group receives no gradient. Raised before any update, too."""
+    """Training cannot work as it stands: after the first step, a trainable group has received no gradient."""
 
     exit_code = 5

@@ -82,12 +82,15 @@ class QwenConfig:
     lora_targets: tuple[str, ...] = ("all-linear",)
     """Names of the linear layers that get an adapter; `all-linear` means every one."""
     every: int = 1
-    """A task's prompt is computed anew after this many batches; 1 trains Qwen on every batch."""
+    """A query's prompt is computed anew after this many batches; 1 trains Qwen on every batch."""
     gradient_checkpointing: bool = False
     """Recompute Qwen's activations in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
         _require(self.prompt_dim >= 1, f"qwen.prompt_dim is {self.prompt_dim}: choose at least 1.")
+        _require(
+            self.numeric_in_dim == 15, f"qwen.numeric_in_dim is {self.numeric_in_dim}, but there are 15 features: leave 15."
+        )
         _require(0.0 <= self.control_weight <= 1.0, f"qwen.control_weight is {self.control_weight}: choose 0 to 1.")
         _require(
             self.control_weight < 1.0 or self.fuse == "concat-linear",
@@ -122,6 +125,11 @@ class AgentConfig:
     def __post_init__(self) -> None:
         _require(self.max_steps >= 1, f"agent.max_steps is {self.max_steps}: choose at least 1.")
         _require(self.hidden_dim >= 8, f"agent.hidden_dim is {self.hidden_dim}: choose at least 8.")
+        _require(
+            self.kind == "conv" or self.hidden_dim % 16 == 0,
+            f"agent.hidden_dim is {self.hidden_dim}: for agent.kind = recursive choose a multiple of 16.",
+        )
+        _require(self.num_colors == 10, f"agent.num_colors is {self.num_colors}, but ARC has 10 colours: leave 10.")
         _require(0.0 <= self.ema_decay < 1.0, f"agent.ema_decay is {self.ema_decay}: choose 0 up to 1.")
 
 
@@ -171,6 +179,11 @@ class RefinerConfig:
     """Largest gradient norm of the refiner's update."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.rl_feat_dim == 32,
+            f"refiner.rl_feat_dim is {self.rl_feat_dim}, but the grid summary has 32 numbers: leave 32.",
+        )
+        _require(self.rl_hidden >= 1, f"refiner.rl_hidden is {self.rl_hidden}: choose at least 1.")
         for key, value in (
             ("rl_delta_scale", self.rl_delta_scale),
             ("rl_lr", self.rl_lr),
@@ -259,6 +272,23 @@ class OptimConfig:
     max_grad_norm: float = 1.0
     """Largest gradient norm of each engine."""
 
+    def __post_init__(self) -> None:
+        for key, value in (
+            ("agent_lr", self.agent_lr),
+            ("qwen_lr", self.qwen_lr),
+            ("solver_lr_scale", self.solver_lr_scale),
+            ("efe_lr_scale", self.efe_lr_scale),
+            ("task_vector_lr_scale", self.task_vector_lr_scale),
+            ("weight_decay", self.weight_decay),
+            ("warmup_steps", self.warmup_steps),
+        ):
+            _require(value >= 0, f"optim.{key} is {value}: choose 0 or more.")
+        _require(0.0 <= self.beta2 < 1.0, f"optim.beta2 is {self.beta2}: choose 0 up to 1.")
+        _require(
+            0.0 <= self.final_lr_share <= 1.0, f"optim.final_lr_share is {self.final_lr_share}: choose 0 to 1."
+        )
+        _require(self.max_grad_norm > 0.0, f"optim.max_grad_norm is {self.max_grad_norm}: choose more than 0.")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
@@ -288,6 +318,11 @@ class TrainConfig:
             f"train.max_batches is {self.max_batches}: choose at least 1, or null for whole epochs.",
         )
         _require(self.batch_size >= 1, f"train.batch_size is {self.batch_size}: choose at least 1.")
+        _require(
+            self.cpu_threads is None or self.cpu_threads >= 1,
+            f"train.cpu_threads is {self.cpu_threads}: choose at least 1, or null for one a core.",
+        )
+        _require(0 <= self.seed < 2**63, f"train.seed is {self.seed}: choose 0 to {2**63 - 1}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

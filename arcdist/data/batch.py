@@ -71,11 +71,6 @@ class QueryBatch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def task_ids(self) -> list[str]:
-        """Task of each query."""
-        return [query_id.rsplit(":", 2)[0] for query_id in self.ids]
-
     def to(self, device: torch.device) -> "QueryBatch":
         """Copy to a device."""
         return type(self)(ids=self.ids, inputs=self.inputs.to(device), targets=self.targets.to(device))

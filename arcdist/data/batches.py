@@ -15,26 +15,31 @@ from arcdist.random import stream
 
 _NOISE = 0.05
 _GROUP_BATCHES = 3
+_DEALT_BATCHES = 4
 _BATCHES_AHEAD = 2
 
 
 class BucketedBatches:
     """Batches of queries of similar length, each query exactly once an epoch.
 
-    An epoch shuffles all queries, cuts them into windows, sorts each window by length, cuts it into batches and
-    shuffles these. A wide window saves padding; a narrow one mixes better, for queries of one task are about as long as
-    each other and end up in one batch where the window holds them all. The result depends on the arguments and the
-    epoch only, so every process that cuts its share out of each batch sees the same epoch.
+    An epoch shuffles all queries, cuts them into windows and sorts each window by length. The queries of one task are
+    about as long as each other; so that they do not fill a batch, runs of `_DEALT_BATCHES` batches are dealt out task
+    by task, like cards. Then the batches are shuffled. The result depends on the arguments and the epoch only, so every
+    process that cuts its share out of each batch sees the same epoch.
 
     Args:
         lengths: of each query's text, in any unit.
+        tasks: of each query.
         batch_size: queries of a batch; one batch of an epoch is smaller where it does not divide their number.
         window: batches that are sorted together.
         seed: of the shuffles.
     """
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, window: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int], tasks: Sequence[str], *, batch_size: int, window: int, seed: int
+    ) -> None:
         self._lengths = np.asarray(lengths)
+        self._tasks = np.unique(tasks, return_inverse=True)[1]
         self._batch_size = batch_size
         self._window = window
         self._seed = seed
@@ -49,7 +54,10 @@ class BucketedBatches:
         batches = []
         for window in _cut(rng.permutation(len(self._lengths)), self._window * self._batch_size):
             by_length = window[np.argsort(self._lengths[window], kind="stable")]
-            batches += [batch.tolist() for batch in _cut(by_length, self._batch_size)]
+            for run in _cut(by_length, _DEALT_BATCHES * self._batch_size):
+                by_task = run[np.argsort(self._tasks[run], kind="stable")]
+                hands = -(-len(run) // self._batch_size)
+                batches += [by_task[hand::hands].tolist() for hand in range(hands)]
         return [batches[place] for place in rng.permutation(len(batches))]
 
 

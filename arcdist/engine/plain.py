@@ -77,11 +77,14 @@ class PlainEngine:
         scaler = self.accelerator.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        self._norms = [
-            torch.nn.utils.get_total_norm([p.grad for p in group.parameters if p.grad is not None])
-            for group in self.groups
-        ]
+        self._norms = [self._norm([p.grad for p in group.parameters if p.grad is not None]) for group in self.groups]
         return {group.name: norm for group, norm in zip(self.groups, self._norms, strict=True)}
+
+    def _norm(self, gradients: list[Tensor]) -> Float[Tensor, ""]:
+        # Of no gradients, torch gives the norm on the CPU, whatever the device.
+        if not gradients:
+            return torch.zeros((), device=self.accelerator.device)
+        return torch.nn.utils.get_total_norm(gradients)
 
     def step(self) -> None:
         """Clip and update. Call after `gradient_norms`, and only if every engine may step."""
@@ -89,7 +92,8 @@ class PlainEngine:
         total = torch.stack(self._norms).norm()
         torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, total)
         scaler = self.accelerator.scaler
-        if scaler is None:
+        # A scaler refuses an optimizer without any gradient, as Qwen's is where every prompt is a cached one.
+        if scaler is None or all(p.grad is None for p in parameters):
             self.optimizer.step()
         else:
             scaler.step(self.optimizer)

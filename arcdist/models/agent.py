@@ -51,7 +51,7 @@ class Emission(nn.Module):
 
     def __init__(self, hidden_dim: int, num_colors: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(hidden_dim)
+        self.norm = nn.LayerNorm(hidden_dim)
         self.to_states = nn.Linear(hidden_dim, num_colors)
         nn.init.zeros_(self.to_states.weight)
         self.observation = nn.Parameter(torch.eye(num_colors) * _OBSERVATION_SHARPNESS)
@@ -149,7 +149,9 @@ class ARCPromptGuidedAgent(nn.Module):
         rows = torch.arange(height, device=prompt.device)[:, None] < inputs.working_area[:, 0, None, None]
         columns = torch.arange(width, device=prompt.device) < inputs.working_area[:, 1, None, None]
         area = rows & columns
-        condition = self.from_prompt(prompt) + self.views[inputs.dihedral]
+        # A component of the prompt is of size 1. Scaled down, a step of the optimizer, which moves all P weights alike,
+        # moves the condition by as much as a step on the other parts does.
+        condition = self.from_prompt(prompt * prompt.shape[-1] ** -0.5) + self.views[inputs.dihedral]
         if self.task_vectors is not None:
             condition = condition + self.task_vectors(inputs.task_index + 1)
         if context is not None:

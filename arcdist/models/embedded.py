@@ -12,7 +12,7 @@ _SIZES: dict[str, dict[str, int | bool]] = {
     TINY: {
         "vocab_size": embedded_tokenizer().vocab_size,
         "hidden_size": 32,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "num_attention_heads": 1,
         "num_key_value_heads": 1,
         "intermediate_size": 64,

@@ -90,28 +90,24 @@ class SolvedMemory(nn.Module):
         """Remember B solved problems: what was asked, the right outcome, whether it was found exactly, and when."""
         if not len(keys):
             return
-        slots = torch.tensor([self._take_slot(key) for key in keys.tolist()], device=self.features.device)
+        # A row may push out an earlier one of the same batch: a slot goes to the last row that took it.
+        row_of = {self._take_slot(key, exact[row], step): row for row, key in enumerate(keys.tolist())}
+        slots, rows = (torch.tensor(list(each), device=self.features.device) for each in (row_of, row_of.values()))
+        queries, outcomes = queries[rows], outcomes[rows]
         height, width = (min(side, self.max_grid_size) for side in outcomes.shape[1:])
-        self.features[slots] = F.normalize(features.detach().float(), dim=-1)
+        self.features[slots] = F.normalize(features[rows].detach().float(), dim=-1)
         self.outcomes[slots] = OUTSIDE
         self.outcomes[slots, :height, :width] = outcomes[:, :height, :width].to(torch.int8)
         self.color_maps[slots] = color_map(queries, outcomes, self.num_colors)
-        self.keys[slots] = keys.to(slots.device)
-        self.exact[slots] = exact
-        self.age[slots] = step
 
-    def _take_slot(self, key: int) -> int:
-        if key in self._slot_of:
-            return self._slot_of[key]
-        if len(self) < self.capacity:
-            slot = len(self)
-        else:
+    def _take_slot(self, key: int, exact: Bool[Tensor, ""], step: int) -> int:
+        slot = self._slot_of.get(key, len(self))
+        if slot == self.capacity:
             # Success outweighs any age.
             slot = int((self.age + self.exact.long() * torch.iinfo(torch.int32).max).argmin())
             del self._slot_of[int(self.keys[slot])]
-            self.keys[slot] = key
-            self.age[slot] = torch.iinfo(torch.int32).max
         self._slot_of[key] = slot
+        self.keys[slot], self.exact[slot], self.age[slot] = key, exact, step
         return slot
 
     @torch.no_grad()
@@ -144,7 +140,8 @@ class SolvedMemory(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
-        missing, _, errors = lists
+        missing, unexpected, errors = lists
+        unexpected.extend(key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in _FIELDS)
         names = [name for name in _FIELDS if prefix + name in state_dict]
         missing.extend(prefix + name for name in _FIELDS if name not in names)
         if len(names) < len(_FIELDS):

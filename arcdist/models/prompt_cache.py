@@ -1,4 +1,4 @@
-"""Prompts that serve several batches before Qwen reads their task again."""
+"""Prompts that serve several batches before Qwen reads their query again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class CachedPrompts:
 
 
 class PromptCache:
-    """Holds the prompts of tasks, each good for `every` batches from the one it was computed in.
+    """Holds the prompts of queries, each good for `every` batches from the one it was computed in.
 
     Args:
         every: batches that a prompt serves, at least 1; 1 means that each batch computes its own.
@@ -43,10 +43,10 @@ class PromptCache:
         self._rows: dict[str, tuple[int, Float[Tensor, "2 P"]]] = {}
 
     def lookup(self, ids: Sequence[str], batch_number: int) -> CachedPrompts:
-        """The prompts of these tasks that are still good in this batch."""
+        """The prompts of these queries that are still good in this batch."""
         rows, missing = [], []
-        for index, task_id in enumerate(ids):
-            computed_in, row = self._rows.get(task_id, (batch_number - self._every, self._absent))
+        for index, query_id in enumerate(ids):
+            computed_in, row = self._rows.get(query_id, (batch_number - self._every, self._absent))
             if batch_number - computed_in >= self._every:
                 missing.append(index)
                 row = self._absent
@@ -55,6 +55,6 @@ class PromptCache:
         return CachedPrompts(PromptOutput(prompt, control), torch.tensor(missing, dtype=torch.int64).to(prompt.device))
 
     def store(self, ids: Sequence[str], output: PromptOutput, batch_number: int) -> None:
-        """Keep the prompts of these tasks as computed in this batch; of a task named twice, the last one."""
+        """Keep the prompts of these queries as computed in this batch; of a query named twice, the last one."""
         rows = torch.stack([output.prompt.detach(), output.control.detach()], dim=1)
-        self._rows |= {task_id: (batch_number, row) for task_id, row in zip(ids, rows, strict=True)}
+        self._rows |= {query_id: (batch_number, row) for query_id, row in zip(ids, rows, strict=True)}

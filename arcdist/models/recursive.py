@@ -11,19 +11,17 @@ from torch.nn import functional as F
 
 from arcdist.models.context import Context
 
-# Added to the cells beyond the working area, so that no maximum is taken there.
-_FAR = 1e4
-
-
 class RecursiveBlock(nn.Module):
     """h <- h + W silu(FiLM(local + row + column + global mixing of FiLM(h + injection)))."""
 
     def __init__(self, hidden_dim: int, condition_dim: int) -> None:
         super().__init__()
-        self.before = nn.RMSNorm(hidden_dim)
+        self.before = nn.LayerNorm(hidden_dim)
         self.local = nn.Conv2d(hidden_dim, hidden_dim, kernel_size=3, padding=1)
-        self.axial = nn.Linear(hidden_dim, 3 * hidden_dim)
-        self.after = nn.RMSNorm(hidden_dim)
+        # Without a bias, cells beyond the working area, which are 0, stay 0 and are no larger than the clamp below.
+        self.to_axes = nn.Linear(hidden_dim, 3 * (hidden_dim // 2), bias=False)
+        self.from_axes = nn.ModuleList(nn.Linear(hidden_dim // 2, hidden_dim, bias=False) for _ in range(3))
+        self.after = nn.LayerNorm(hidden_dim)
         self.out = nn.Linear(hidden_dim, hidden_dim)
         self.modulation = nn.Linear(condition_dim, 4 * hidden_dim)
         nn.init.normal_(self.modulation.weight, std=0.3 / math.sqrt(condition_dim))
@@ -45,10 +43,11 @@ class RecursiveBlock(nn.Module):
         scale, shift, scale_mixed, shift_mixed = modulation
         inner = torch.addcmul(shift, self.before(state + injection), scale) * area
         mixed = self.local(inner.movedim(-1, 1)).movedim(1, -1)
-        row, column, everywhere = (self.axial(inner) + (area - 1.0) * _FAR).chunk(3, dim=-1)
-        mixed = mixed + row.amax(2, keepdim=True) + column.amax(1, keepdim=True) + everywhere.amax((1, 2), keepdim=True)
-        update = self.out(F.silu(torch.addcmul(shift_mixed, self.after(mixed), scale_mixed)))
-        return (state + update) * area
+        row, column, everywhere = self.to_axes(inner).chunk(3, dim=-1)
+        largest = (row.amax(2, keepdim=True), column.amax(1, keepdim=True), everywhere.amax((1, 2), keepdim=True))
+        for project, pooled in zip(self.from_axes, largest, strict=True):
+            mixed = mixed + project(pooled.clamp_min(0.0))
+        return state + self.out(F.silu(torch.addcmul(shift_mixed, self.after(mixed), scale_mixed)))
 
 
 class RecursiveCore(nn.Module):

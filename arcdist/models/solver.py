@@ -73,10 +73,17 @@ class PermanentSolver(nn.Module):
         nn.init.constant_(self.confidence[-1].bias, _FIRST_CONFIDENCE_LOGIT)
 
     def forward(self, features: Float[Tensor, "B D"], inputs: QueryInputs, ids: Sequence[str]) -> Proposal:
-        """Propose a grid for each query from the problems most like it; `ids` keeps a query from recalling itself."""
+        """Propose a grid for each query from the problems most like it; `ids` keeps a query from recalling itself.
+
+        In float32 under any autocast.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            return self._propose(features.float(), inputs, query_keys(ids).to(features.device))
+
+    def _propose(
+        self, features: Float[Tensor, "B D"], inputs: QueryInputs, own_keys: Int[Tensor, " B"]
+    ) -> Proposal:
         batch, height, width = inputs.query.shape
-        features = features.float()
-        own_keys = query_keys(ids).to(features.device)
         recalled = self.memory.recall(features, own_keys, k=self.top_k, height=height, width=width)
 
         keys = torch.cat([self.to_key(recalled.features), self.null_key.expand(batch, 1, -1)], dim=1)  # [B, k+1, 64]

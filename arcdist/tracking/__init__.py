@@ -4,7 +4,7 @@ from arcdist.tracking.log import console, log_table, open_log
 from arcdist.tracking.metrics import Record, TrainingMetricsTracker
 from arcdist.tracking.plots import ARC_COLORS, Example, draw_grids, plot_examples, plot_metrics
 from arcdist.tracking.progress import ProgressBar
-from arcdist.tracking.run_folder import make_run_folder
+from arcdist.tracking.run_folder import discard_run_folder, make_run_folder
 from arcdist.tracking.table import epoch_table
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Record",
     "TrainingMetricsTracker",
     "console",
+    "discard_run_folder",
     "draw_grids",
     "epoch_table",
     "log_table",

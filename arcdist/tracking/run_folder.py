@@ -1,6 +1,7 @@
 """The folder that a run leaves its files in."""
 
 import tempfile
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -34,6 +35,14 @@ def make_run_folder(directory: str | Path | None) -> Path:
             f"choose another with --output_dir FOLDER, or move that run away."
         )
     return folder
+
+
+def discard_run_folder(folder: Path) -> None:
+    """Take back a run that never began, so that the mended one may have its folder; other files in there stay."""
+    for name in ("config.yaml", "training.log"):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # not empty, or somebody else's
+        folder.rmdir()
 
 
 def _fresh_folder(attempt: int = 1) -> Path:

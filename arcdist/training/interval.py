@@ -10,15 +10,15 @@ class Interval:
 
     def __init__(self) -> None:
         self.largest_norms: dict[str, float] = {}
+        self.steps = 0
         self._sums: dict[str, float] = defaultdict(float)
-        self._steps = 0
         self._queries = 0
         self._tokens = 0
         self._seconds = 0.0
 
     def add(self, report: StepReport, *, queries: int, tokens: int, seconds: float) -> None:
         """Take in a step and what it took, its wait for data included."""
-        self._steps += 1
+        self.steps += 1
         self._queries += queries
         self._tokens += tokens
         self._seconds += seconds
@@ -31,5 +31,5 @@ class Interval:
     def means(self) -> dict[str, float]:
         """Metrics, `grad_norm/<group>`, and `pairs_per_s` and `tokens_per_s`; only the pace if nothing was added."""
         seconds = max(self._seconds, 1e-9)
-        means = {name: total / self._steps for name, total in self._sums.items()}
+        means = {name: total / self.steps for name, total in self._sums.items()}
         return means | {"pairs_per_s": self._queries / seconds, "tokens_per_s": self._tokens / seconds}

@@ -43,6 +43,7 @@ class Loop:
         self.epoch = 0
         self.step = 0
         self.skipped = 0
+        self.gradients_checked = False
         self.since_log = Interval()
         self.since_epoch = Interval()
         self._clock = time.perf_counter()
@@ -89,7 +90,8 @@ class Loop:
             self.memory_gate.update(report.metrics["train/cell"])
             for interval in (self.since_log, self.since_epoch):
                 interval.add(report, queries=len(batch), tokens=tokens, seconds=seconds)
-        if self.step % self.config.output.log_every == 0:
+        # Where float16's scale overflowed in every step since the last line, there is nothing to tell.
+        if self.step % self.config.output.log_every == 0 and self.since_log.steps:
             self._log(settings.size_weight)
         if self.step % self.config.output.save_every == 0:
             self._save()
@@ -105,7 +107,8 @@ class Loop:
                     self.health.require_finite(self.step, {"loss": report.metrics["loss"], **report.group_norms})
                 return
             self.skipped = 0
-            if self.step == 1:
+            if not self.gradients_checked:
+                self.gradients_checked = True
                 self.health.require_gradients(report.group_norms)
         except ArcdistError:
             self.tracker.log_step({"step": self.step, "epoch": self.epoch, "flags": self.health.flags})
@@ -151,7 +154,7 @@ class Loop:
         means = self.since_epoch.means()
         record: dict[str, float | int] = {
             "epoch": self.epoch,
-            "train/loss": means["loss"],
+            "train/loss": means.get("loss", math.nan),
             **{name: value for name, value in means.items() if name.startswith(("train/", "efe/", "reward/"))},
             "pairs_per_s": means["pairs_per_s"],
             **{f"solver/{name}": value for name, value in self.session.models.solver.statistics().items()},

@@ -22,7 +22,9 @@ def explained_out_of_memory(batch_size: int) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
             if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
                 raise
+        # Python's own error says nothing.
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise OutOfMemoryError(
-            f"Out of memory ({str(error).splitlines()[0]}). In this order: halve --batch_size (now {batch_size}), set "
+            f"Out of memory ({reason}). In this order: halve --batch_size (now {batch_size}), set "
             f"--qwen.gradient_checkpointing true, lower --data.max_side; --dry_run shows the peak of the longest batch."
         ) from error

@@ -95,6 +95,7 @@ def build_session(config: Config) -> Session:
     augment = config.data.augment
     batches = BucketedBatches(
         training["length"][:],
+        training["task"][:],
         batch_size=config.train.batch_size,
         window=data.bucket_window,
         seed=config.train.seed,
@@ -123,7 +124,11 @@ def build_session(config: Config) -> Session:
             queries=validation,
             # Without gradients a batch may be larger, and its neighbours do not matter: as little padding as can be.
             batches=BucketedBatches(
-                validation["length"][:], batch_size=2 * config.train.batch_size, window=len(validation), seed=0
+                validation["length"][:],
+                validation["task"][:],
+                batch_size=2 * config.train.batch_size,
+                window=len(validation),
+                seed=0,
             ),
             collator=Collator(
                 models.qwen.tokenizer, task_rows=task_rows, max_grid_size=config.agent.max_grid_size

@@ -141,16 +141,19 @@ def train_step(
 
 
 def read_prompts(models: Models, batch: QueryBatch, step: int) -> PromptOutput:
-    """Qwen's prompts; with `qwen.every` > 1 a task's last one while it is good, without a gradient."""
+    """Qwen's prompts; with `qwen.every` > 1 a query's last one while it is good, without a gradient.
+
+    Prompts are kept by query, not by task: another query of the task has this one's target in its context.
+    """
     inputs = batch.inputs
     if models.qwen.every == 1:
         return models.qwen(inputs.tokens, inputs.token_mask, inputs.features)
-    cached = models.prompts.lookup(batch.task_ids, step)
-    if not len(cached.missing):
-        return cached.output
+    cached = models.prompts.lookup(batch.ids, step)
     rows = cached.missing
+    if not len(rows):
+        return cached.output
     computed = models.qwen(inputs.tokens[rows], inputs.token_mask[rows], inputs.features[rows])
-    models.prompts.store([batch.task_ids[row] for row in rows.tolist()], computed, step)
+    models.prompts.store([batch.ids[row] for row in rows.tolist()], computed, step)
     return cached.fill(computed)
 
 

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from arcdist.errors import ConfigError
-from arcdist.tracking import make_run_folder
+from arcdist.tracking import discard_run_folder, make_run_folder
 
 
 def test_default_folder_is_named_by_time_and_never_shared(tmp_path, monkeypatch):
@@ -46,3 +46,19 @@ def test_default_folder_where_runs_is_a_file_is_refused(tmp_path, monkeypatch):
     (tmp_path / "runs").write_text("")
     with pytest.raises(ConfigError, match="output folder runs cannot be written"):
         make_run_folder(None)
+
+
+def test_a_run_that_never_began_leaves_its_folder_free(tmp_path):
+    folder = make_run_folder(tmp_path / "run")
+    for name in ("config.yaml", "training.log"):
+        (folder / name).write_text("")
+    discard_run_folder(folder)
+    assert not folder.exists()
+    assert make_run_folder(folder) == folder
+
+
+def test_other_files_in_a_discarded_folder_stay(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "config.yaml").write_text("")
+    discard_run_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -1,0 +1,88 @@
+"""What the tests of whole runs share: a run of seconds, and a process that is left as it was found."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+TINY_RUN = (
+    "--data.max_tasks=4",
+    "--data.max_side=5",
+    "--agent.hidden_dim=16",
+    "--agent.max_steps=2",
+    "--solver.capacity=32",
+    "--train.cpu_threads=1",
+    "--epochs=1",
+    "--max_batches=2",
+    "--batch_size=4",
+    "--log_every=1",
+    "--save_every=1",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_flags() -> tuple[str, ...]:
+    """Flags that make any recipe a run of seconds on a CPU; the same flag given later wins."""
+    return TINY_RUN
+
+
+@pytest.fixture
+def clean_process(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Take back what building a session sets for the whole process."""
+    import datasets
+    from accelerate.state import AcceleratorState, GradientState
+
+    def forget() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    threads = torch.get_num_threads()
+    # Building a session sets these variables; naming them here has them put back.
+    for name in ("ACCELERATE_TORCH_DEVICE", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "huggingface")
+    forget()
+    yield
+    forget()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def build_tiny(clean_process: None, tiny_flags: tuple[str, ...]) -> Callable[..., Any]:
+    """Build the session of a tiny run, with flags of one's own on top."""
+    from accelerate.state import AcceleratorState
+
+    from arcdist.config import load_config
+    from arcdist.training.session import build_session
+
+    def build(*flags: str) -> Any:
+        AcceleratorState._reset_state(reset_partial_state=True)  # two sessions may differ in precision
+        return build_session(load_config([*tiny_flags, *flags]).config)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tensors_of() -> Callable[[Any], dict[str, Tensor]]:
+    """Every tensor in nested tuples, mappings and dataclasses, by its path."""
+
+    def walk(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+        if isinstance(value, Tensor):
+            yield path, value
+        elif is_dataclass(value):
+            for field in fields(value):
+                yield from walk(getattr(value, field.name), f"{path}.{field.name}")
+        elif isinstance(value, dict):
+            for key, entry in value.items():
+                yield from walk(entry, f"{path}.{key}")
+        elif isinstance(value, list | tuple):
+            for index, entry in enumerate(value):
+                yield from walk(entry, f"{path}[{index}]")
+
+    return lambda value: dict(walk(value, ""))

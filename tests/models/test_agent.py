@@ -1,0 +1,297 @@
+"""The agent of both kinds: what its output is, what it depends on, what it must not depend on, who learns."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from arcdist.data import QueryInputs
+from arcdist.models import AgentOutput, ARCPromptGuidedAgent, predicted_size
+from arcdist.models.context import one_hot_colors
+
+P, T = 8, 3
+AREAS = [(3, 3), (4, 8), (7, 3)]
+PER_CELL = ("forward_logits", "backward_logits", "reconstruction_logits", "state_logits")
+
+
+@pytest.fixture(params=["recursive", "conv"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def agent(kind, shaken):
+    return shaken(build(kind))
+
+
+def build(kind, **options):
+    torch.manual_seed(0)
+    settings = {"hidden_dim": 16, "prompt_dim": P, "max_steps": T, "num_tasks": 3}
+    return ARCPromptGuidedAgent(kind, **settings | options)
+
+
+def prompts(queries: int, seed: int = 0) -> Tensor:
+    return torch.randn(queries, P, generator=torch.Generator().manual_seed(seed))
+
+
+def of_query(output: AgentOutput, row: int, area: tuple[int, int]) -> dict[str, Tensor]:
+    """What the output says about one query: its cells in its working area, and its size."""
+    height, width = area
+    cells = {name: getattr(output, name)[..., row, :height, :width, :] for name in PER_CELL}
+    return {**cells, "size_logits": output.size_logits[row]}
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-5, atol=1e-5, msg=lambda text, name=name: name + text)
+
+
+def all_losses(output: AgentOutput) -> Tensor:
+    """A number that depends on every cell of the working areas of every output."""
+    total = output.size_logits.cos().sum() + output.obs_probs.sin().sum()
+    for name in PER_CELL:
+        total = total + getattr(output, name).cos()[..., output.area, :].sum()
+    return total
+
+
+def differs(first: Tensor, second: Tensor) -> bool:
+    return bool((first - second).abs().max() > 1e-3)
+
+
+def test_shapes_of_mixed_sizes(agent, mixed):
+    output = agent(mixed, prompts(3))
+    assert output.forward_logits.shape == (T, 3, 7, 8, 10)
+    assert output.backward_logits.shape == (T, 3, 7, 8, 10)
+    assert output.reconstruction_logits.shape == (3, 7, 8, 10)
+    assert output.state_logits.shape == (T, 3, 7, 8, 10)
+    assert output.obs_probs.shape == (10, 10)
+    assert output.size_logits.shape == (3, 2, 30)
+    assert torch.equal(output.final_logits, output.forward_logits[-1])
+    for row, (height, width) in enumerate(AREAS):
+        assert output.area[row, :height, :width].all()
+        assert output.area[row].sum() == height * width
+
+
+@pytest.mark.parametrize("colors", [10, 4])
+def test_other_numbers_of_colours_steps_and_sides(kind, mixed, colors):
+    few = replace(
+        mixed,
+        **{
+            name: torch.where(getattr(mixed, name) >= 0, getattr(mixed, name) % colors, -1)
+            for name in ("query", "context_inputs", "context_outputs")
+        },
+    )
+    output = build(kind, num_colors=colors, max_steps=1, max_grid_size=9)(few, prompts(3))
+    assert output.forward_logits.shape == (1, 3, 7, 8, colors)
+    assert output.obs_probs.shape == (colors, colors)
+    assert output.size_logits.shape == (3, 2, 9)
+
+
+def test_logits_are_log_probabilities(agent, mixed):
+    output = agent(mixed, prompts(3))
+    for name in ("forward_logits", "backward_logits", "reconstruction_logits", "size_logits"):
+        total = getattr(output, name).exp().sum(-1)
+        torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-5)
+    torch.testing.assert_close(output.obs_probs.sum(-1), torch.ones(10))
+    assert output.obs_probs.min() > 0
+
+
+def test_colours_are_the_states_seen_through_the_observation_model(agent, mixed):
+    output = agent(mixed, prompts(3))
+    state_probs, slow = output.state_logits.softmax(-1), torch.zeros_like(output.forward_logits)
+    for state in range(10):
+        for color in range(10):
+            slow[..., color] += state_probs[..., state] * output.obs_probs[state, color]
+    torch.testing.assert_close(output.forward_logits.exp(), slow)
+
+
+def test_states_begin_as_colours(kind):
+    assert torch.equal(build(kind).emission.observation.argmax(-1), torch.arange(10))
+
+
+def test_a_query_alone_is_answered_as_in_a_batch(agent, mixed, mixed_queries, collate):
+    together = agent(mixed, prompts(3))
+    for row, (query, area) in enumerate(zip(mixed_queries, AREAS, strict=True)):
+        alone = agent(collate(query).inputs, prompts(3)[row : row + 1])
+        assert alone.area.shape == (1, *area)
+        assert_same(of_query(alone, 0, area), of_query(together, row, area))
+
+
+def test_padding_changes_nothing(agent, mixed, enlarged):
+    small, large = agent(mixed, prompts(3)), agent(enlarged(mixed, margin=3, pairs=2), prompts(3))
+    assert torch.equal(large.area[:, :7, :8], small.area)
+    assert large.area.sum() == small.area.sum()
+    for row, area in enumerate(AREAS):
+        assert_same(of_query(large, row, area), of_query(small, row, area))
+
+
+def test_padding_changes_no_gradient(kind, shaken, mixed, enlarged):
+    agent = shaken(build(kind))
+
+    def gradients(inputs: QueryInputs) -> dict[str, Tensor]:
+        agent.zero_grad()
+        all_losses(agent(inputs, prompts(3))).backward()
+        return {name: parameter.grad.clone() for name, parameter in agent.named_parameters()}
+
+    small = gradients(mixed)
+    for name, gradient in gradients(enlarged(mixed, margin=3, pairs=2)).items():
+        torch.testing.assert_close(gradient, small[name], rtol=1e-4, atol=1e-4, msg=lambda text, name=name: name + text)
+
+
+def test_neighbours_change_nothing(agent, mixed, collate, make_query, mixed_queries):
+    others = [make_query("c", [((7, 8), (7, 8))] * 3, (7, 8), index=index) for index in range(2)]
+    first = agent(collate(mixed_queries[0], *others).inputs, torch.cat([prompts(1), prompts(2, seed=1)]))
+    second = agent(collate(others[1], mixed_queries[0]).inputs, torch.cat([prompts(1, seed=2), prompts(1)]))
+    assert_same(of_query(first, 0, AREAS[0]), of_query(second, 1, AREAS[0]))
+
+
+def test_every_parameter_learns(agent, mixed):
+    all_losses(agent(mixed, prompts(3))).backward()
+    for name, parameter in agent.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_an_untrained_agent_learns_in_both_directions_and_sizes(kind, mixed):
+    agent = build(kind)
+    all_losses(agent(mixed, prompts(3))).backward()
+    assert (agent.directions.grad.abs().sum(-1) > 0).all()
+    for part in (agent.core, agent.emission, agent.origin, agent.size_head, agent.from_prompt):
+        assert sum(p.grad.abs().sum() for p in part.parameters() if p.grad is not None) > 0
+
+
+def test_the_prompt_s_gradient_flows_query_by_query(agent, mixed):
+    prompt = prompts(3).requires_grad_()
+    output = agent(mixed, prompt)
+    output.forward_logits[:, 1, :4, :8].cos().sum().backward()
+    assert prompt.grad[1].abs().min() > 0
+    assert not prompt.grad[[0, 2]].any()
+
+
+@pytest.mark.parametrize("name", [*PER_CELL, "size_logits"])
+def test_the_prompt_and_the_symmetry_are_heard(agent, mixed, name):
+    first = getattr(agent(mixed, prompts(3)), name)
+    assert differs(first, getattr(agent(mixed, prompts(3, seed=1)), name))
+    turned = replace(mixed, dihedral=torch.tensor([0, 3, 7]))
+    second = getattr(agent(turned, prompts(3)), name)
+    dimension = -3 if name == "size_logits" else -4
+    for row, is_turned in enumerate([False, True, True]):
+        assert differs(first.select(dimension, row), second.select(dimension, row)) is is_turned
+
+
+def test_each_task_has_a_vector_and_an_unknown_one_zeros(shaken, mixed):
+    agent = shaken(build("recursive"))
+    known = replace(mixed, task_index=torch.tensor([0, 1, 2]))
+    swapped = replace(mixed, task_index=torch.tensor([1, 1, -1]))
+    first, second = agent(known, prompts(3)), agent(swapped, prompts(3))
+    for row, changes in enumerate([True, False, True]):
+        assert differs(first.forward_logits[:, row], second.forward_logits[:, row]) is changes
+
+    with torch.no_grad():
+        agent.task_vectors.weight[3] = 0.0  # task 2; row 0 is the unknown one
+    zeros = agent(known, prompts(3))
+    assert torch.equal(zeros.forward_logits[:, 2], second.forward_logits[:, 2])
+
+
+def test_an_unknown_task_teaches_no_task_vector(shaken, mixed):
+    agent = shaken(build("recursive"))
+    all_losses(agent(mixed, prompts(3))).backward()
+    assert mixed.task_index.tolist() == [0, 1, -1]
+    assert [bool(row.any()) for row in agent.task_vectors.weight.grad] == [False, True, True, False]
+    torch.optim.AdamW(agent.parameters(), lr=0.1, weight_decay=0.1).step()
+    assert not agent.task_vectors.weight[0].any()
+
+
+@pytest.mark.parametrize(("kind", "options"), [("recursive", {"task_vectors": False}), ("conv", {})])
+def test_without_task_vectors_tasks_are_alike(kind, options, shaken, mixed):
+    agent = shaken(build(kind, **options))
+    assert agent.task_vectors is None
+    other = replace(mixed, task_index=torch.tensor([2, 0, 1]))
+    assert torch.equal(agent(mixed, prompts(3)).forward_logits, agent(other, prompts(3)).forward_logits)
+
+
+def test_one_reading_of_the_context_serves_several_prompts(agent, kind, mixed):
+    context = agent.read_context(mixed)
+    assert (context is None) is (kind == "conv")
+    for seed in range(2):
+        expected = agent(mixed, prompts(3, seed))
+        given = agent(mixed, prompts(3, seed), context)
+        for name in (*PER_CELL, "size_logits"):
+            assert torch.equal(getattr(given, name), getattr(expected, name)), name
+
+
+@pytest.fixture
+def starts(agent, monkeypatch):
+    """The grid and the size that each trajectory of `agent` starts from, as the core is given them."""
+    seen = []
+    start = agent.core.start
+
+    def record(grid, size, *rest):
+        seen.append((grid, size))
+        return start(grid, size, *rest)
+
+    monkeypatch.setattr(agent.core, "start", record)
+    return seen
+
+
+def test_the_way_back_starts_from_the_predicted_outcome(agent, starts, mixed):
+    output = agent(mixed, prompts(3))
+    (ahead, ahead_size), (back, back_size) = starts
+    assert torch.equal(ahead, one_hot_colors(mixed.query, 10))
+    assert torch.equal(ahead_size, mixed.query_size)
+    assert torch.equal(back_size, predicted_size(output.size_logits, mixed.working_area))
+    for row, (height, width) in enumerate(back_size.tolist()):
+        inside = back[row, :height, :width]
+        torch.testing.assert_close(inside[..., :10], output.final_logits[row, :height, :width].exp())
+        assert not inside[..., 10].any()
+        beyond = back[row].clone()
+        beyond[:height, :width] = one_hot_colors(torch.tensor(-1), 10)
+        assert torch.equal(beyond, one_hot_colors(torch.full((7, 8), -1), 10))
+
+
+def test_the_way_back_sends_no_gradient_into_the_way_ahead(agent, starts, mixed):
+    output = agent(mixed, prompts(3))
+    assert not starts[1][0].requires_grad
+    (output.backward_logits.cos().sum() + output.reconstruction_logits.cos().sum()).backward()
+    ahead, back = agent.directions.grad
+    assert not ahead.any()
+    assert back.abs().min() > 0
+    assert all(parameter.grad is None for parameter in agent.size_head.parameters())
+
+
+def test_the_way_ahead_knows_nothing_of_the_way_back(agent, mixed):
+    output = agent(mixed, prompts(3))
+    (output.forward_logits.cos().sum() + output.size_logits.cos().sum()).backward()
+    ahead, back = agent.directions.grad
+    assert ahead.abs().min() > 0
+    assert not back.any()
+    assert all(parameter.grad is None for parameter in agent.origin.parameters())
+
+
+def test_the_way_back_changes_with_the_predicted_outcome(agent, mixed):
+    first = agent(mixed, prompts(3))
+    with torch.no_grad():
+        agent.directions[0] += 1.0  # seen by the way ahead only
+    second = agent(mixed, prompts(3))
+    assert differs(first.forward_logits, second.forward_logits)
+    assert differs(first.reconstruction_logits, second.reconstruction_logits)
+
+
+def test_the_way_back_is_aligned_with_the_way_ahead(agent, mixed):
+    # With P(o | s) the identity and the same read-out for both, the input as reconstructed is where the way back ends.
+    with torch.no_grad():
+        agent.emission.observation.copy_(30.0 * torch.eye(10))
+        agent.emission.to_states.weight.mul_(0.1)
+        agent.origin.weight.copy_(agent.emission.to_states.weight)
+        agent.origin.bias.copy_(agent.emission.to_states.bias)
+    agent.emission.norm = torch.nn.Identity()
+    output = agent(mixed, prompts(3))
+    torch.testing.assert_close(output.backward_logits[0], output.reconstruction_logits, rtol=1e-4, atol=1e-4)
+    assert all(differs(output.backward_logits[t], output.reconstruction_logits) for t in range(1, T))
+
+
+def test_a_seed_gives_the_same_weights(kind):
+    first, second = build(kind).state_dict(), build(kind).state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
