@@ -3,6 +3,9 @@ PYTHON ?= python3
 # More for the program behind a target: make train ARGS="--recipe qwen2.5-1.5b", make test ARGS="-m 'not slow'".
 ARGS ?=
 
+# What `accelerate launch` would choose on a machine with one device, said so that it neither warns nor starts more.
+ONE_PROCESS := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -18,7 +21,7 @@ help:
 	@echo "make clean   remove .venv, builds and caches; runs/ stays"
 
 train: $(INSTALLED)
-	$(BIN)/accelerate launch launch/train.py $(ARGS)
+	$(BIN)/accelerate launch $(ONE_PROCESS) launch/train.py $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/pytest $(ARGS)

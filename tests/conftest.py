@@ -9,25 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-TINY_RUN = (
-    "--data.max_tasks=4",
-    "--data.max_side=5",
-    "--agent.hidden_dim=16",
-    "--agent.max_steps=2",
-    "--solver.capacity=32",
-    "--train.cpu_threads=1",
-    "--epochs=1",
-    "--max_batches=2",
-    "--batch_size=4",
-    "--log_every=1",
-    "--save_every=1",
-)
+TINY_RUN = """\
+data: {max_tasks: 4, max_side: 5}
+qwen: {model: "embedded:tiny", dtype: float32}
+agent: {hidden_dim: 16, max_steps: 2}
+solver: {capacity: 32}
+train: {epochs: 1, max_batches: 2, batch_size: 4, device: cpu, cpu_threads: 1}
+output: {log_every: 1, save_every: 1}
+"""
 
 
 @pytest.fixture(scope="session")
-def tiny_flags() -> tuple[str, ...]:
-    """Flags that make any recipe a run of seconds on a CPU; the same flag given later wins."""
-    return TINY_RUN
+def tiny_flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Flags of a run of seconds on the CPU, whatever the recipes say; flags of one's own go after them."""
+    file = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    file.write_text(TINY_RUN)
+    return ("--config", str(file))
 
 
 @pytest.fixture

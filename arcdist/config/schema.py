@@ -198,8 +198,6 @@ class SolverConfig:
 
     capacity: int = 10_000
     """Most problems held."""
-    feature_dim: int = 256
-    """Width of a problem's feature vector."""
     top_k: int = 5
     """Problems retrieved for a query."""
 
@@ -306,8 +304,6 @@ class TrainConfig:
     """Threads of a run on the CPU; none means one for each core at hand, whatever the launcher has set."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of the grid modules and of Qwen's activations."""
-    compile: bool = False
-    """Compile the agent's block with torch.compile (needs a C++ compiler on CPU)."""
     seed: int = 0
     """Seed of every random stream."""
 

@@ -106,9 +106,7 @@ class PlainEngine:
 
     def learning_rates(self) -> dict[str, float]:
         """Present learning rate of each group."""
-        return {
-            group.name: slot["lr"] for group, slot in zip(self.groups, self.optimizer.param_groups, strict=True)
-        }
+        return {group.name: slot["lr"] for group, slot in zip(self.groups, self.optimizer.param_groups, strict=True)}
 
     def _named_trainable(self) -> dict[str, nn.Parameter]:
         module = self.accelerator.unwrap_model(self.module)
@@ -139,17 +137,17 @@ class PlainEngine:
             ConfigError: names or shapes that do not fit this module.
         """
         module = self.accelerator.unwrap_model(self.module)
-        frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+        known = self.gather_weights().keys()
+        missing, unknown = sorted(known - weights.keys()), sorted(weights.keys() - known)
+        if missing or unknown:
+            raise ConfigError(
+                f"The weights do not fit the configured model: missing {missing}, unknown {unknown}. "
+                f"Use the configuration that they were saved with."
+            )
         try:
-            result = module.load_state_dict(weights, strict=False)
+            module.load_state_dict(weights, strict=False)  # The frozen base is not among them.
         except RuntimeError as error:
             raise ConfigError(f"The weights do not fit the configured model: {error}") from error
-        missing = sorted(set(result.missing_keys) - frozen)
-        if missing or result.unexpected_keys:
-            raise ConfigError(
-                f"The weights do not fit the configured model: missing {missing}, "
-                f"unknown {sorted(result.unexpected_keys)}. Use the configuration that they were saved with."
-            )
 
 
 class Engines:

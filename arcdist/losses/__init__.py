@@ -1,7 +1,7 @@
 """What a step minimises: the expected free energy, the loss of the predicted size, and the loss that joins them."""
 
 from arcdist.losses.combined import CombinedLoss, combined_loss, hard_cell_weight, size_loss
-from arcdist.losses.efe import EFELoss
+from arcdist.losses.efe import EFELoss, consistency
 from arcdist.losses.means import cell_mean, color_shares, query_mean
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "cell_mean",
     "color_shares",
     "combined_loss",
+    "consistency",
     "hard_cell_weight",
     "query_mean",
     "size_loss",

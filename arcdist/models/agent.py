@@ -1,6 +1,7 @@
 """The grid agent: a query's grid and a prompt in, planning steps of colours and a size out."""
 
-# T steps, B queries, H W canvas, C colours, C1 = C + 1 (the last is "outside"), S states (= C), P prompt, E condition.
+# T steps, B queries, H W canvas, C colours, C1 = C + 1 (the last is "outside"), S states (= C), P prompt, E condition,
+# G largest side.
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,7 +36,7 @@ class AgentOutput:
     """Q->(s_t), unnormalised."""
     obs_probs: Float[Tensor, "S C"]
     """P(o | s)."""
-    size_logits: Float[Tensor, "B 2 S"]
+    size_logits: Float[Tensor, "B 2 G"]
     """Log-probabilities of the answer's height and width, 1 to `max_grid_size`."""
     area: Bool[Tensor, "B H W"]
     """The cells that were computed: each query's working area."""
@@ -59,7 +60,9 @@ class Emission(nn.Module):
     def forward(self, state: Float[Tensor, "B H W D"]) -> tuple[Float[Tensor, "B H W S"], Float[Tensor, "B H W C"]]:
         """Logits of the states and log-probabilities of the colours."""
         state_logits = self.to_states(self.norm(state)).float()
-        colors = state_logits.softmax(-1) @ self.observation.float().softmax(-1)
+        # Logarithms of products rounded to bfloat16 would be off by up to 1 %.
+        with torch.autocast(state.device.type, enabled=False):
+            colors = state_logits.softmax(-1) @ self.observation.softmax(-1)
         return state_logits, colors.log()
 
 

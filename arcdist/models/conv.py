@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from arcdist.models.context import Context
 
 
-def _conv(cells: Float[Tensor, "B H W D"], layer: nn.Conv2d) -> Float[Tensor, "B H W D2"]:
+def _conv(cells: Float[Tensor, "B H W D"], layer: nn.Module) -> Float[Tensor, "B H W D2"]:
     return layer(cells.movedim(-1, 1)).movedim(1, -1)
 
 

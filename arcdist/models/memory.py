@@ -137,10 +137,8 @@ class SolvedMemory(nn.Module):
             field = getattr(self, name)[: len(self)]
             destination[prefix + name] = field if keep_vars else field.detach()
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
-    ) -> None:
-        missing, unexpected, errors = lists
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        _, _, missing, unexpected, errors = others
         unexpected.extend(key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in _FIELDS)
         names = [name for name in _FIELDS if prefix + name in state_dict]
         missing.extend(prefix + name for name in _FIELDS if name not in names)

@@ -73,7 +73,7 @@ class RecursiveCore(nn.Module):
         grid: Float[Tensor, "B H W C1"],
         size: Int[Tensor, "B 2"],
         condition: Float[Tensor, "B E"],
-        context: Context,
+        context: Context | None,
         area: Bool[Tensor, "B H W"],
     ) -> "RecursiveTrajectory":
         """Embed the grid that a trajectory starts from: colours, positions from both ends, context read once."""
@@ -85,9 +85,10 @@ class RecursiveCore(nn.Module):
             + (self.rows[:height] + self.rows_from_end[from_bottom])[:, :, None]
             + (self.columns[:width] + self.columns_from_end[from_right])[:, None]
         )
-        queries = self.to_query(injection).unflatten(-1, (self.heads, -1)).flatten(1, 2).transpose(1, 2)
-        read = F.scaled_dot_product_attention(queries, context.keys, context.values, attn_mask=context.token_mask)
-        injection = injection + self.from_context(read.transpose(1, 2).flatten(2).unflatten(1, (height, width)))
+        if context is not None:
+            queries = self.to_query(injection).unflatten(-1, (self.heads, -1)).flatten(1, 2).transpose(1, 2)
+            read = F.scaled_dot_product_attention(queries, context.keys, context.values, attn_mask=context.token_mask)
+            injection = injection + self.from_context(read.transpose(1, 2).flatten(2).unflatten(1, (height, width)))
         return RecursiveTrajectory(
             core=self,
             injection=injection,

@@ -1,6 +1,6 @@
 """The size of the answer: a mixture of the rules that ARC sizes follow and a free guess."""
 
-# B queries, K context pairs, S = max_grid_size, R rules.
+# B queries, K context pairs, G largest side of a grid, R rules.
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -43,20 +43,20 @@ class SizeHead(nn.Module):
         self.guess = nn.Linear(hidden_dim, 2 * max_grid_size)
         self.gates = nn.Linear(hidden_dim, 2 * (len(RULES) + 1))
 
-    def forward(self, condition: Float[Tensor, "B E"], inputs: QueryInputs) -> Float[Tensor, "B 2 S"]:
-        """Log-probabilities of the heights and widths 1 to S."""
+    def forward(self, condition: Float[Tensor, "B E"], inputs: QueryInputs) -> Float[Tensor, "B 2 G"]:
+        """Log-probabilities of the heights and widths 1 to G."""
         candidates = size_candidates(inputs, self.max_grid_size)
         area = inputs.working_area
         numbers = torch.cat([candidates, area[None]]).movedim(0, 1).flatten(1) / self.max_grid_size
         hidden = F.silu(self.hidden(torch.cat([condition, numbers.to(condition.dtype)], dim=-1)))
         guess = self.guess(hidden).float().unflatten(-1, (2, -1)).softmax(-1)
         gates = self.gates(hidden).float().unflatten(-1, (2, -1)).softmax(-1)  # [B, 2, R+1]
-        rules = F.one_hot(candidates - 1, self.max_grid_size).permute(1, 2, 0, 3).float()  # [B, 2, R, S]
+        rules = F.one_hot(candidates - 1, self.max_grid_size).permute(1, 2, 0, 3).float()  # [B, 2, R, G]
         mixed = (gates[..., None] * torch.cat([rules, guess[:, :, None]], dim=2)).sum(2)
         return (mixed + _FLOOR).log().log_softmax(-1)
 
 
-def predicted_size(size_logits: Float[Tensor, "B 2 S"], working_area: Int[Tensor, "B 2"]) -> Int[Tensor, "B 2"]:
+def predicted_size(size_logits: Float[Tensor, "B 2 G"], working_area: Int[Tensor, "B 2"]) -> Int[Tensor, "B 2"]:
     """The likeliest size that fits into each query's working area."""
     sizes = torch.arange(1, size_logits.shape[-1] + 1, device=size_logits.device)
     fits = sizes <= working_area[..., None]

@@ -69,8 +69,9 @@ class PermanentSolver(nn.Module):
         self.null_key = nn.Parameter(torch.zeros(64))
         self.sharpness = nn.Parameter(torch.tensor(5.0))
         self.suggestion = nn.Linear(feature_dim, 2)
-        self.confidence = nn.Sequential(nn.Linear(feature_dim + top_k + 1, 64), nn.SiLU(), nn.Linear(64, 1))
-        nn.init.constant_(self.confidence[-1].bias, _FIRST_CONFIDENCE_LOGIT)
+        confidence_logit = nn.Linear(64, 1)
+        nn.init.constant_(confidence_logit.bias, _FIRST_CONFIDENCE_LOGIT)
+        self.confidence = nn.Sequential(nn.Linear(feature_dim + top_k + 1, 64), nn.SiLU(), confidence_logit)
 
     def forward(self, features: Float[Tensor, "B D"], inputs: QueryInputs, ids: Sequence[str]) -> Proposal:
         """Propose a grid for each query from the problems most like it; `ids` keeps a query from recalling itself.
@@ -78,11 +79,9 @@ class PermanentSolver(nn.Module):
         In float32 under any autocast.
         """
         with torch.autocast(features.device.type, enabled=False):
-            return self._propose(features.float(), inputs, query_keys(ids).to(features.device))
+            return self._propose(F.normalize(features.float(), dim=-1), inputs, query_keys(ids).to(features.device))
 
-    def _propose(
-        self, features: Float[Tensor, "B D"], inputs: QueryInputs, own_keys: Int[Tensor, " B"]
-    ) -> Proposal:
+    def _propose(self, features: Float[Tensor, "B D"], inputs: QueryInputs, own_keys: Int[Tensor, " B"]) -> Proposal:
         batch, height, width = inputs.query.shape
         recalled = self.memory.recall(features, own_keys, k=self.top_k, height=height, width=width)
 

@@ -65,7 +65,7 @@ def _run(session: Session, batches: Sequence[Sequence[int]]) -> tuple[int, int, 
     return queries, tokens, time.perf_counter() - start
 
 
-def _peak_memory(device: torch.device) -> float:
+def _peak_memory(device: torch.device) -> int:
     """Bytes: of the GPU's allocator, or of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -66,17 +66,23 @@ class Loop:
                 ):
                     report = self._train_on(batch)
                     progress.advance(label=f"epoch {self.epoch}", note=_note(report))
-                    if interrupt.requested:
-                        _logger.warning("Interrupted: step %d is saved in %s.", self.step, self._save())
-                        raise KeyboardInterrupt
+                    self._stop_if(interrupt)
                 self._end_epoch()
+                self._stop_if(interrupt)
+            if self.since_log.steps:
+                self._log()
         self._save()
+
+    def _stop_if(self, interrupt: Interrupt) -> None:
+        if interrupt.requested:
+            _logger.warning("Interrupted: step %d is saved in %s.", self.step, self._save())
+            raise KeyboardInterrupt
 
     def _train_on(self, batch: QueryBatch) -> StepReport:
         session = self.session
         settings = StepSettings(
             number=self.step,
-            size_weight=self.size_curriculum.weight(self.step / session.steps_per_epoch),
+            size_weight=self._size_weight(),
             memory_gate=self.memory_gate,
             reward=self.config.reward,
         )
@@ -92,7 +98,7 @@ class Loop:
                 interval.add(report, queries=len(batch), tokens=tokens, seconds=seconds)
         # Where float16's scale overflowed in every step since the last line, there is nothing to tell.
         if self.step % self.config.output.log_every == 0 and self.since_log.steps:
-            self._log(settings.size_weight)
+            self._log()
         if self.step % self.config.output.save_every == 0:
             self._save()
         self._clock = time.perf_counter()  # Logging and saving are no part of the steps' pace.
@@ -114,7 +120,7 @@ class Loop:
             self.tracker.log_step({"step": self.step, "epoch": self.epoch, "flags": self.health.flags})
             raise
 
-    def _log(self, size_weight: float) -> None:
+    def _log(self) -> None:
         means = self.since_log.means()
         flags = self.health.observe(
             self.step,
@@ -134,7 +140,7 @@ class Loop:
                 **{f"grad_norm/{name}": norm for name, norm in parts.items()},
                 **{f"lr/{name}": rate for name, rate in rates.items()},
                 "lr/refiner": self.config.refiner.rl_lr,
-                "size_weight": size_weight,
+                "size_weight": self._size_weight(),
                 "memory_threshold": self.memory_gate.threshold,
                 "flags": flags,
             }
@@ -149,6 +155,9 @@ class Loop:
             means["pairs_per_s"],
         )
         self.since_log = Interval()
+
+    def _size_weight(self) -> float:
+        return self.size_curriculum.weight(self.step / self.session.steps_per_epoch)
 
     def _end_epoch(self) -> None:
         means = self.since_epoch.means()

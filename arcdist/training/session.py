@@ -15,6 +15,7 @@ from arcdist.config import Config
 from arcdist.data import BucketedBatches, Collator, Origin, QueryBatch, build_queries, check_leaks, make_loader
 from arcdist.data import read_tasks as read_source
 from arcdist.engine import Engines
+from arcdist.errors import DataError
 from arcdist.random import stream
 from arcdist.training.device import build_accelerator
 from arcdist.training.models import Models, build_models
@@ -77,9 +78,19 @@ def build_session(config: Config) -> Session:
     else:
         scored_origin = Origin(data.validation_source, data.validation_split)
         scored = read_source(*scored_origin, data.max_side, data.max_tasks)
+    if not any(pair.output is not None for task in scored for pair in task.tests):
+        raise DataError(
+            f"{scored_origin}: no test pair has an output, so that nothing can be scored: put the solutions file beside "
+            f"the challenges, or name other tasks with --data.validation_source."
+        )
     leaks = check_leaks(tasks, scored, origin, scored_origin, data.allow_overlap)
     if leaks.shared_ids or leaks.shared_contents:
-        _logger.warning("%d scored tasks are trained on, as data.allow_overlap says.", leaks.shared_ids)
+        _logger.warning(
+            "%d scored tasks are trained on by id, %d by content: data.allow_overlap names %s.",
+            leaks.shared_ids,
+            leaks.shared_contents,
+            scored_origin.source,
+        )
 
     training, validation = build_queries(tasks, "train"), build_queries(scored, "test")
     _logger.info(
@@ -130,13 +141,10 @@ def build_session(config: Config) -> Session:
                 window=len(validation),
                 seed=0,
             ),
-            collator=Collator(
-                models.qwen.tokenizer, task_rows=task_rows, max_grid_size=config.agent.max_grid_size
-            ),
+            collator=Collator(models.qwen.tokenizer, task_rows=task_rows, max_grid_size=config.agent.max_grid_size),
         ),
         models=models,
         engines=engines,
         refiner_optimizer=models.refiner.make_optimizer(),
         steps_per_epoch=steps_per_epoch,
     )
-

@@ -11,7 +11,15 @@ from torch import Tensor
 from arcdist.config import RewardConfig
 from arcdist.data import QueryBatch
 from arcdist.engine import Engines
-from arcdist.losses import cell_mean, color_shares, combined_loss, hard_cell_weight, query_mean, size_loss
+from arcdist.losses import (
+    cell_mean,
+    color_shares,
+    combined_loss,
+    consistency,
+    hard_cell_weight,
+    query_mean,
+    size_loss,
+)
 from arcdist.models import AgentOutput, PromptOutput
 from arcdist.rl import RewardTotals, advantages, shaping_reward
 from arcdist.evaluation import answer, canvas_target, grade
@@ -65,7 +73,9 @@ def train_step(
         refinement = models.refiner.refine_prompt(border, control.detach(), inputs.summary, noise=noise)
         after = models.agent(inputs, refinement.refined, context)
         proposal = models.solver(border.detach(), inputs, batch.ids)
-        final_logits = proposal.weigh(after.final_logits)
+    # The solver learns beside the agent, not in its place: were their mixture the agent's own answer, the agent would
+    # leave to the memory what it could learn itself.
+    final_logits = proposal.weigh(after.final_logits.detach())
 
     target, mask = canvas_target(targets, after)
     terms = models.efe.per_query(
@@ -73,7 +83,7 @@ def train_step(
         after.backward_logits,
         after.state_logits,
         after.obs_probs,
-        final_logits,
+        after.final_logits,
         target,
         refinement.refined,
         mask,
@@ -91,10 +101,11 @@ def train_step(
 
     mask_ratio = 1.0 - scores.cell
     size = size_loss(after.size_logits.unbind(1), targets.target_size)
+    solver = consistency(final_logits, target, mask)
     reversibility = _reversibility_loss(after, inputs.query)
     energy = hard_cell_weight(mask_ratio) * terms["total"] + settings.size_weight * size
     loss = combined_loss(
-        query_mean(energy + REVERSIBILITY_WEIGHT * reversibility),
+        query_mean(energy + solver + REVERSIBILITY_WEIGHT * reversibility),
         totals.mean,
         refinement.log_prob,
         advantage,
@@ -110,6 +121,7 @@ def train_step(
         "loss": loss.value,
         **{f"efe/{name}": query_mean(values) for name, values in terms.items()},
         "size_loss": query_mean(size),
+        "solver_loss": query_mean(solver),
         "reversibility_loss": query_mean(reversibility),
         "reward/mean": totals.mean,
         "reward/std": totals.variance.sqrt(),

@@ -45,12 +45,8 @@ def changed(first, second):
     return [bool((a - b).abs()[:3, :3].max() > 1e-3) for a, b in zip(first, second, strict=True)]
 
 
-
-
 def test_steps_share_their_weights():
-    shallow, deep = (
-        ARCPromptGuidedAgent("recursive", hidden_dim=D, prompt_dim=8, max_steps=steps) for steps in (1, 9)
-    )
+    shallow, deep = (ARCPromptGuidedAgent("recursive", hidden_dim=D, prompt_dim=8, max_steps=steps) for steps in (1, 9))
     assert {name: value.shape for name, value in shallow.state_dict().items()} == {
         name: value.shape for name, value in deep.state_dict().items()
     }
@@ -59,7 +55,7 @@ def test_steps_share_their_weights():
 def test_more_steps_go_on_from_fewer(mixed, shaken):
     def plan(steps):
         torch.manual_seed(0)
-        agent = shaken(ARCPromptGuidedAgent("recursive", hidden_dim=D, prompt_dim=8, max_steps=steps))
+        agent = shaken(ARCPromptGuidedAgent("recursive", hidden_dim=D, prompt_dim=8, max_steps=steps, num_tasks=3))
         return agent(mixed, torch.ones(3, 8)).forward_logits
 
     assert torch.equal(plan(5)[:2], plan(2))

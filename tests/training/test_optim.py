@@ -36,9 +36,7 @@ def test_the_first_step_of_a_short_run_has_the_full_rate(total):
     assert warmup_cosine(warmup_steps=100, total_steps=total, final_share=0.0)(0) == 1.0
 
 
-@given(
-    warmup=st.integers(0, 50), total=st.integers(1, 400), final=st.floats(0.0, 1.0), step=st.integers(0, 500)
-)
+@given(warmup=st.integers(0, 50), total=st.integers(1, 400), final=st.floats(0.0, 1.0), step=st.integers(0, 500))
 def test_share_lies_within_its_bounds_and_falls_after_the_warm_up(warmup, total, final, step):
     share = warmup_cosine(warmup, total, final)
     assert 0.0 < share(step) <= 1.0 or share(step) == pytest.approx(final)
@@ -68,7 +66,10 @@ def test_every_trainable_parameter_is_in_one_group_and_no_frozen_one_is(build_ti
     session = build_tiny()
     models, engines = session.models, session.engines
     optimized = [
-        parameter for engine in (engines.qwen, engines.grid) for group in engine.groups for parameter in group.parameters
+        parameter
+        for engine in (engines.qwen, engines.grid)
+        for group in engine.groups
+        for parameter in group.parameters
     ]
     modules = (models.qwen, models.agent, models.solver, models.efe)
     trainable = [p for module in modules for p in module.parameters() if p.requires_grad]

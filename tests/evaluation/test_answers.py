@@ -1,0 +1,170 @@
+"""From the agent's output to a graded answer, by hand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcdist.data import QueryTargets
+from arcdist.evaluation import answer, canvas_target, fit_canvas, grade
+from arcdist.models import AgentOutput
+from arcdist.rl import Answer
+
+X = -1
+
+
+def targets_of(*grids, size=None):
+    """Targets on the smallest canvas that holds all of them; [] is an unknown one."""
+    height = max([len(grid) for grid in grids if grid], default=1)
+    width = max([len(grid[0]) for grid in grids if grid], default=1)
+    canvas = torch.full((len(grids), height, width), X)
+    sizes = []
+    for row, grid in enumerate(grids):
+        sizes.append((len(grid), len(grid[0])) if grid else (0, 0))
+        if grid:
+            canvas[row, : len(grid), : len(grid[0])] = torch.tensor(grid)
+    return QueryTargets(target=canvas, target_size=torch.tensor(sizes))
+
+
+def said(grid, size):
+    grid = torch.tensor(grid)
+    return Answer(grid=grid, size=torch.tensor(size), reconstruction=torch.zeros(len(grid), 1, 1, dtype=torch.long))
+
+
+def output_of(colors, area, sizes, *, num_colors=10):
+    """An output that predicts `colors` [B][H][W], computed in `area`, and is sure of `sizes`."""
+    colors = torch.tensor(colors)
+    logits = torch.nn.functional.one_hot(colors, num_colors).float().log_softmax(-1)
+    size_logits = torch.nn.functional.one_hot(torch.tensor(sizes) - 1, 30).float().mul(9.0).log_softmax(-1)
+    return AgentOutput(
+        forward_logits=logits[None],
+        backward_logits=logits[None],
+        reconstruction_logits=logits.roll(1, dims=-1),
+        state_logits=torch.zeros(1, *colors.shape, num_colors),
+        obs_probs=torch.eye(num_colors),
+        size_logits=size_logits,
+        area=torch.tensor(area, dtype=torch.bool),
+    )
+
+
+@pytest.fixture
+def two_queries(make_query, collate):
+    """A query with a working area of 2 x 2 and one of 1 x 3, on a canvas of 2 x 3."""
+    first = make_query("a", [[1, 1]], [[4, 5], [6, 7]], [([[1, 2]], [[3, 4], [5, 6]])])
+    second = make_query("b", [[1]], [[8, 9, 8, 9]], [([[1]], [[3, 4, 5]])])
+    return collate(first, second)
+
+
+def test_fit_canvas_by_hand():
+    grid = torch.tensor([[[1, 2, 3], [4, 5, X]]])
+    assert fit_canvas(grid, 1, 2).tolist() == [[[1, 2]]]
+    assert fit_canvas(grid, 3, 2).tolist() == [[[1, 2], [4, 5], [X, X]]]
+    assert fit_canvas(grid, 2, 4).tolist() == [[[1, 2, 3, X], [4, 5, X, X]]]
+    assert torch.equal(fit_canvas(grid, 2, 3), grid)
+
+
+@given(*[st.integers(1, 6)] * 4)
+def test_fit_canvas_keeps_what_both_canvases_have(height, width, new_height, new_width):
+    grid = torch.arange(height * width).reshape(1, height, width)
+    fitted = fit_canvas(grid, new_height, new_width)
+    assert fitted.shape == (1, new_height, new_width)
+    shared = (slice(None), slice(min(height, new_height)), slice(min(width, new_width)))
+    assert torch.equal(fitted[shared], grid[shared])
+    assert (fitted == X).sum() == fitted.numel() - fitted[shared].numel()
+
+
+def test_an_answer_by_hand(two_queries):
+    output = output_of(
+        [[[4, 5, 9], [6, 7, 9]], [[8, 9, 1], [9, 9, 9]]],
+        [[[1, 1, 0], [1, 1, 0]], [[1, 1, 1], [0, 0, 0]]],
+        [(2, 2), (1, 3)],
+    )
+    given_answer = answer(output, two_queries.inputs, two_queries.targets)
+    # Colours beyond the working area are no answer; the targets' canvas is 2 x 4.
+    assert given_answer.grid.tolist() == [[[4, 5, X, X], [6, 7, X, X]], [[8, 9, 1, X], [X] * 4]]
+    assert given_answer.size.tolist() == [[2, 2], [1, 3]]
+    assert given_answer.reconstruction[0].tolist() == [[5, 6, 0], [7, 8, 0]]
+
+
+def test_other_logits_may_stand_in_for_the_agent_s(two_queries):
+    output = output_of([[[0] * 3] * 2] * 2, [[[1, 1, 0], [1, 1, 0]], [[1, 1, 1], [0, 0, 0]]], [(2, 2), (1, 3)])
+    logits = torch.zeros(2, 2, 3, 10)
+    logits[..., 7] = 1.0
+    weighed = answer(output, two_queries.inputs, two_queries.targets, logits)
+    assert weighed.grid[0].tolist() == [[7, 7, X, X], [7, 7, X, X]]
+    assert weighed.size.tolist() == [[2, 2], [1, 3]]
+
+
+def test_a_predicted_size_stays_in_the_working_area(two_queries):
+    area = [[[1, 1, 0], [1, 1, 0]], [[1, 1, 1], [0, 0, 0]]]
+    output = output_of([[[0] * 3] * 2] * 2, area, [(30, 1), (1, 9)])
+    logits = output.size_logits.clone()
+    logits[0, 0, 1] = -1.0  # the next likeliest height: 2
+    logits[1, 1, 2] = -1.0  # width 3
+    sizes = answer(replace(output, size_logits=logits), two_queries.inputs, two_queries.targets).size
+    assert sizes.tolist() == [[2, 1], [1, 3]]
+
+
+def test_targets_on_the_agent_s_canvas(two_queries):
+    output = output_of([[[0] * 3] * 2] * 2, [[[1, 1, 0], [1, 1, 0]], [[1, 1, 1], [0, 0, 0]]], [(1, 1), (1, 1)])
+    target, mask = canvas_target(two_queries.targets, output)
+    assert target.tolist() == [[[4, 5, X], [6, 7, X]], [[8, 9, 8], [X, X, X]]]
+    assert mask.tolist() == [[[True, True, False]] * 2, [[True] * 3, [False] * 3]]
+
+
+def test_cells_that_were_not_computed_are_masked(make_query, collate):
+    # The working area of the first is 1 x 1, its target 1 x 2; the second makes the canvas larger.
+    first = make_query("a", [[1]], [[4, 5]], [([[1]], [[2]])])
+    second = make_query("b", [[1, 1, 1]], [[1, 2, 3]], [([[1]], [[2]])])
+    batch = collate(first, second)
+    output = output_of([[[4, 5, 0]], [[1, 2, 3]]], [[[1, 0, 0]], [[1, 1, 1]]], [(1, 1), (1, 3)])
+    target, mask = canvas_target(batch.targets, output)
+    assert target.tolist() == [[[4, 5, X]], [[1, 2, 3]]]
+    assert mask.tolist() == [[[True, False, False]], [[True, True, True]]]
+    grades = grade(answer(output, batch.inputs, batch.targets), batch.targets)
+    assert grades.exact.tolist() == [False, True]
+    assert grades.cell.tolist() == [0.5, 1.0]
+
+
+def test_grades_by_hand():
+    targets = targets_of([[1, 2], [3, 4]], [[1, 2], [3, 4]], [[1, 2], [3, 4]], [[5]], [[5]])
+    answers = said(
+        [
+            [[1, 2], [3, 4]],  # right
+            [[1, 2], [3, 0]],  # a wrong cell
+            [[1, 2], [3, 4]],  # a wrong size
+            [[5, 7], [7, 7]],  # right: what is beyond the target's size does not count
+            [[X, 7], [7, 7]],  # nothing where the target is
+        ],
+        [(2, 2), (2, 2), (2, 1), (1, 1), (1, 1)],
+    )
+    grades = grade(answers, targets)
+    assert grades.exact.tolist() == [True, False, False, True, False]
+    assert grades.size.tolist() == [True, True, False, True, True]
+    assert grades.cell.tolist() == [1.0, 0.75, 1.0, 1.0, 0.0]
+
+
+def test_each_side_of_the_size_counts():
+    targets = targets_of(*[[[1, 1, 1]]] * 3)
+    grades = grade(said([[[1, 1, 1]]] * 3, [(1, 3), (3, 1), (1, 2)]), targets)
+    assert grades.size.tolist() == [True, False, False]
+    assert grades.exact.tolist() == [True, False, False]
+
+
+def test_an_unknown_target_has_no_grade():
+    grades = grade(said([[[1]], [[1]]], [(1, 1), (1, 1)]), targets_of([], [[1]]))
+    assert grades.exact.tolist() == [False, True]
+    assert grades.size.tolist() == [False, True]
+    assert grades.cell.tolist() == [0.0, 1.0]
+
+
+def test_a_target_beyond_the_canvas_is_never_exact(make_query, collate):
+    for height, width in ((1, 2), (2, 1), (3, 3)):
+        batch = collate(make_query("a", [[1]], [[4] * width] * height, [([[1]], [[2]])]))
+        for size in range(1, 31):
+            output = output_of([[[4]]], [[[1]]], [(min(size, height), min(size, width))])
+            grades = grade(answer(output, batch.inputs, batch.targets), batch.targets)
+            assert not grades.exact.item()
+            assert grades.cell.item() == pytest.approx(1 / (height * width))

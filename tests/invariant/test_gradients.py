@@ -1,0 +1,206 @@
+"""What the two backward passes give: to every part a gradient from step 1, to the frozen base none, and together
+exactly the gradient of the joint graph.
+"""
+
+import pytest
+import torch
+
+from arcdist.data.queries import read_queries
+from arcdist.evaluation import answer, canvas_target, grade
+from arcdist.losses import cell_mean, combined_loss, consistency, hard_cell_weight, query_mean, size_loss
+from arcdist.rl import RewardTotals, advantages, shaping_reward
+from arcdist.training.curriculum import DynamicMemoryThreshold
+from arcdist.training.step import REVERSIBILITY_WEIGHT, StepSettings, train_step
+
+UNCLIPPED = ("--optim.max_grad_norm=1e9", "--refiner.rl_grad_clip=1e9")
+SIZE_WEIGHT = 0.75
+
+
+def settings(session, number=0):
+    """Every query enters the memory."""
+    gate = DynamicMemoryThreshold(start=-1.0)
+    return StepSettings(number=number, size_weight=SIZE_WEIGHT, memory_gate=gate, reward=session.config.reward)
+
+
+def step(session, batch, number=0):
+    noise = session.refinement_noise(batch, 0)
+    return train_step(
+        batch, session.models, session.engines, session.refiner_optimizer, noise, settings(session, number)
+    )
+
+
+def named_parameters(session):
+    models = session.models
+    modules = {"qwen": models.qwen, "agent": models.agent, "solver": models.solver, "efe": models.efe}
+    return {f"{part}.{name}": p for part, module in modules.items() for name, p in module.named_parameters()}
+
+
+def gradients_of_next_step(session, batch, number=0):
+    """Gradients as the optimizers receive them, the refiner's included, and the step's report."""
+    seen = {}
+
+    def read(*_):
+        for name, parameter in parameters.items():
+            if parameter.grad is not None:
+                seen.setdefault(name, parameter.grad.clone())
+
+    parameters = named_parameters(session)
+    refiner = {f"refiner.{name}": p for name, p in session.models.refiner.named_parameters()}
+
+    def read_refiner(*_):
+        seen.update({name: p.grad.clone() for name, p in refiner.items() if p.grad is not None})
+
+    engines = session.engines
+    handles = [
+        engines.qwen.optimizer.register_step_pre_hook(read),
+        session.refiner_optimizer.register_step_pre_hook(read_refiner),
+    ]
+    report = step(session, batch, number)
+    for handle in handles:
+        handle.remove()
+    return seen, report
+
+
+@pytest.fixture
+def batches(build_tiny):
+    def first(session, count=1):
+        return list(session.training.loader(0, session.device, count))
+
+    return first
+
+
+VARIANTS = [(), ("--agent.kind=conv",), ("--qwen.fuse=concat-linear",)]
+
+
+@pytest.mark.parametrize("flags", VARIANTS)
+def test_every_group_has_a_gradient_from_step_1_and_the_frozen_base_none(build_tiny, batches, flags):
+    session = build_tiny(*flags)
+    frozen = {name: p for name, p in named_parameters(session).items() if not p.requires_grad}
+    before = {name: p.detach().clone() for name, p in frozen.items()}
+    (batch,) = batches(session)
+    gradients, report = gradients_of_next_step(session, batch)
+
+    expected = {"lora", "prompt_projection", "control_mlp", "agent", "solver", "efe", "refiner"}
+    expected |= {"task_vectors"} if session.models.agent.task_vectors is not None else set()
+    assert set(report.group_norms) == expected
+    assert all(norm > 0.0 for norm in report.group_norms.values()), report.group_norms
+
+    # Parts of the agent that a norm over all of it would not show.
+    forward, backward = gradients["agent.directions"]
+    assert forward.abs().max() > 0
+    assert backward.abs().max() > 0
+    for name, gradient in gradients.items():
+        if name.startswith(("agent.size_head.", "agent.from_prompt.", "agent.origin.")):
+            assert gradient.abs().max() > 0, name
+
+    assert frozen
+    assert all(name.startswith("qwen.body.") and "lora_" not in name for name in frozen)
+    assert gradients.keys().isdisjoint(frozen)
+    assert all(p.grad is None for p in frozen.values())
+    for name, value in before.items():
+        assert torch.equal(frozen[name], value), name
+
+
+@pytest.mark.parametrize("flags", VARIANTS)
+def test_from_step_2_every_trainable_tensor_has_a_gradient(build_tiny, batches, flags):
+    # Step 1 meets layers that begin at zero: what lies behind them, as LoRA's A behind its B, waits a step.
+    session = build_tiny(*flags, "--agent_lr=1e-2", "--qwen_lr=1e-2")
+    first, second = batches(session, 2)
+    step(session, first)
+    gradients, _ = gradients_of_next_step(session, second, number=1)
+    trainable = {name for name, p in named_parameters(session).items() if p.requires_grad}
+    assert trainable <= gradients.keys()
+    assert [name for name in sorted(trainable) if gradients[name].abs().max() == 0] == []
+
+
+def joint_losses(session, batch, noise):
+    """The losses of a step on one graph: the prompt goes from Qwen to the agent uncut.
+
+    Written out from the design, apart from the step itself. Gives the loss to backpropagate, its value, and what the
+    refiner's own update takes.
+    """
+    models, reward = session.models, session.config.reward
+    inputs, targets = batch.inputs, batch.targets
+    prompt, control = models.qwen(inputs.tokens, inputs.token_mask, inputs.features)
+    with torch.no_grad():
+        before = models.agent(inputs, prompt)
+    refinement = models.refiner.refine_prompt(prompt, control.detach(), inputs.summary, noise=noise)
+    after = models.agent(inputs, refinement.refined)
+    final = models.solver(prompt.detach(), inputs, batch.ids).weigh(after.forward_logits[-1].detach())
+
+    target, mask = canvas_target(targets, after)
+    terms = models.efe.per_query(
+        *(after.forward_logits, after.backward_logits, after.state_logits, after.obs_probs),
+        *(after.forward_logits[-1], target, refinement.refined, mask),
+    )
+    gain = shaping_reward(
+        answer(before, inputs, targets), answer(after, inputs, targets), targets.target, inputs.query
+    ).reward
+    totals = RewardTotals.of(gain)
+    advantage = advantages(gain, totals.mean, totals.variance)
+    hard = 1.0 - grade(answer(after, inputs, targets, final), targets).cell
+    size = size_loss(after.size_logits.unbind(1), targets.target_size)
+    way_back = after.reconstruction_logits.gather(-1, inputs.query.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+    energy = hard_cell_weight(hard) * terms["total"] + SIZE_WEIGHT * size + consistency(final, target, mask)
+    energy = energy - REVERSIBILITY_WEIGHT * cell_mean(way_back, inputs.query >= 0)
+    loss = combined_loss(
+        query_mean(energy), totals.mean, refinement.log_prob, advantage, reward.efe_weight, reward.reward_weight
+    )
+    return loss.surrogate, loss.value, refinement.transition, advantage
+
+
+@pytest.mark.parametrize("flags", [*VARIANTS, ("--qwen.lora_r=4", "--agent.task_vectors=false")])
+def test_the_split_backward_equals_the_joint_one(build_tiny, batches, flags):
+    session = build_tiny(*UNCLIPPED, *flags, "--agent_lr=1e-2", "--qwen_lr=1e-2", "--max_batches=3")
+    *earlier, batch = batches(session, 3)
+    for number, other in enumerate(earlier):  # away from the zeros of the first weights, with a memory
+        step(session, other, number)
+    assert len(session.models.solver.memory) == 8
+
+    noise = session.refinement_noise(batch, 0)
+    surrogate, value, transition, advantage = joint_losses(session, batch, noise)
+    surrogate.backward()
+    parameters = named_parameters(session)
+    joint = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+    session.models.refiner.zero_grad()
+    session.models.refiner.rl_loss(transition, advantage)["total"].backward()
+    refiner = {f"refiner.{n}": p.grad.clone() for n, p in session.models.refiner.named_parameters()}
+    for parameter in (*parameters.values(), *session.models.refiner.parameters()):
+        parameter.grad = None
+
+    split, report = gradients_of_next_step(session, batch, number=2)
+    assert report.metrics["loss"] == pytest.approx(value.item(), rel=1e-6)
+    # The refiner learns from its own loss alone, though the combined loss reaches it by log_prob.
+    assert split.keys() == joint.keys() | refiner.keys()
+    for name, gradient in (joint | refiner).items():
+        torch.testing.assert_close(split[name], gradient, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert any(gradient.abs().max() > 1e-3 for name, gradient in joint.items() if ".lora_" in name)
+
+
+def test_prompts_from_the_cache_give_qwen_no_gradient_and_leave_it_as_it_is(build_tiny, batches):
+    session = build_tiny("--qwen.every=2")
+    (batch,) = batches(session)
+    _, first = gradients_of_next_step(session, batch, number=0)
+    qwen = {name: p.detach().clone() for name, p in named_parameters(session).items() if name.startswith("qwen.")}
+    gradients, second = gradients_of_next_step(session, batch, number=1)
+    parts = ("lora", "prompt_projection", "control_mlp")
+    assert all(first.group_norms[part] > 0.0 for part in parts)
+    assert [second.group_norms[part] for part in parts] == [0.0, 0.0, 0.0]
+    assert second.group_norms["agent"] > 0.0
+    assert not any(name.startswith("qwen.") for name in gradients)
+    for name, value in qwen.items():
+        assert torch.equal(named_parameters(session)[name], value), name
+    _, third = gradients_of_next_step(session, batch, number=2)
+    assert all(third.group_norms[part] > 0.0 for part in parts)
+
+
+def test_a_batch_of_cached_and_computed_prompts_trains_qwen_on_the_computed_ones(build_tiny):
+    session = build_tiny("--qwen.every=5", *UNCLIPPED)
+
+    def batch(rows):
+        return session.training.collator(read_queries(session.training.queries, rows), 0)
+
+    step(session, batch([0, 1]), 0)
+    gradients, report = gradients_of_next_step(session, batch([0, 2]), 1)
+    assert report.group_norms["lora"] > 0.0
+    assert any(name.startswith("qwen.") for name in gradients)

