@@ -89,7 +89,8 @@ class QwenConfig:
     def __post_init__(self) -> None:
         _require(self.prompt_dim >= 1, f"qwen.prompt_dim is {self.prompt_dim}: choose at least 1.")
         _require(
-            self.numeric_in_dim == 15, f"qwen.numeric_in_dim is {self.numeric_in_dim}, but there are 15 features: leave 15."
+            self.numeric_in_dim == 15,
+            f"qwen.numeric_in_dim is {self.numeric_in_dim}, but there are 15 features: leave 15.",
         )
         _require(0.0 <= self.control_weight <= 1.0, f"qwen.control_weight is {self.control_weight}: choose 0 to 1.")
         _require(
@@ -282,9 +283,7 @@ class OptimConfig:
         ):
             _require(value >= 0, f"optim.{key} is {value}: choose 0 or more.")
         _require(0.0 <= self.beta2 < 1.0, f"optim.beta2 is {self.beta2}: choose 0 up to 1.")
-        _require(
-            0.0 <= self.final_lr_share <= 1.0, f"optim.final_lr_share is {self.final_lr_share}: choose 0 to 1."
-        )
+        _require(0.0 <= self.final_lr_share <= 1.0, f"optim.final_lr_share is {self.final_lr_share}: choose 0 to 1.")
         _require(self.max_grad_norm > 0.0, f"optim.max_grad_norm is {self.max_grad_norm}: choose more than 0.")
 
 

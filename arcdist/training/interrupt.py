@@ -21,7 +21,7 @@ class Interrupt:
     ) -> None:
         signal.signal(signal.SIGINT, self._previous)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, _number: int, _frame: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True

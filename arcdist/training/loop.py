@@ -58,7 +58,8 @@ class Loop:
         """
         total = self.config.train.epochs * self.session.steps_per_epoch
         with Interrupt() as interrupt, ProgressBar(total) as progress:
-            for self.epoch in range(self.config.train.epochs):
+            for epoch in range(self.config.train.epochs):
+                self.epoch = epoch
                 self.since_epoch = Interval()
                 self._clock = time.perf_counter()
                 for batch in self.session.training.loader(
@@ -195,9 +196,7 @@ class Loop:
         return folder
 
     def _write_checkpoint(self, folder: Path) -> None:
-        state = describe(
-            self.config, step=self.step, epoch=self.epoch, memory_average=self.memory_gate.state_dict()
-        )
+        state = describe(self.config, step=self.step, epoch=self.epoch, memory_average=self.memory_gate.state_dict())
         save_checkpoint(folder, gather_weights(self.session), gather_moments(self.session), state)
 
 

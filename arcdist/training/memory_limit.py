@@ -19,9 +19,9 @@ def explained_out_of_memory(batch_size: int) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         # The CPU allocator has no error type of its own.
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
-                raise
+        is_typed = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not is_typed and "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
         # Python's own error says nothing.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise OutOfMemoryError(

@@ -14,8 +14,10 @@ _PACKAGES = ("torch", "accelerate", "transformers", "peft")
 
 
 def gather_weights(session: Session) -> dict[str, Tensor]:
-    """All trainable state: `qwen.` (adapters, projection, control MLP), `grid.` (agent, solver and its memory, EFE),
-    `refiner.`, and `averaged_agent.` where an average is kept. The frozen base is never part of it.
+    """All trainable state by name, on the CPU; the frozen base is never part of it.
+
+    `qwen.` are adapters, projection and control MLP, `grid.` agent, solver with its memory, and EFE; then `refiner.`,
+    and `averaged_agent.` where an average is kept.
     """
     models, engines = session.models, session.engines
     parts: dict[str, Mapping[str, Tensor]] = {

@@ -11,6 +11,7 @@ from torch import Tensor
 from arcdist.config import RewardConfig
 from arcdist.data import QueryBatch
 from arcdist.engine import Engines
+from arcdist.evaluation import answer, canvas_target, grade
 from arcdist.losses import (
     cell_mean,
     color_shares,
@@ -22,7 +23,6 @@ from arcdist.losses import (
 )
 from arcdist.models import AgentOutput, PromptOutput
 from arcdist.rl import RewardTotals, advantages, shaping_reward
-from arcdist.evaluation import answer, canvas_target, grade
 from arcdist.training.curriculum import DynamicMemoryThreshold
 from arcdist.training.models import Models
 

@@ -22,7 +22,7 @@ def test_sections_carry_their_docstring() -> None:
     [
         ("train.epochs", 10, "a whole number"),
         ("train.max_batches", None, "a whole number or null"),
-        ("train.compile", False, "true or false"),
+        ("qwen.gradient_checkpointing", False, "true or false"),
         ("train.precision", "no", "no, bf16 or fp16"),
         ("optim.agent_lr", 1e-4, "a finite number"),
         ("output.dir", None, "a text or null"),

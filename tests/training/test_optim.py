@@ -53,7 +53,10 @@ def test_groups_and_their_rates(build_tiny):
     # 100 steps, so 10 of warm-up: the first takes a tenth of each peak.
     expected = {
         **dict.fromkeys(("lora", "prompt_projection", "control_mlp"), 7e-5),
-        **{"agent": 1e-4, "solver": 2e-4, "efe": 5e-5, "task_vectors": 3e-4},
+        "agent": 1e-4,
+        "solver": 2e-4,
+        "efe": 5e-5,
+        "task_vectors": 3e-4,
     }
     assert session.engines.learning_rates() == pytest.approx(expected)
     for engine in (session.engines.qwen, session.engines.grid):
