@@ -121,7 +121,10 @@ def test_switches() -> None:
         (["--epochs", "null"], "train.epochs is 'null' (the command line): choose a whole number."),
         (["--optim.agent_lr", ".inf"], "optim.agent_lr is '.inf' (the command line): choose a finite number."),
         (["--optim.agent_lr", ".nan"], "optim.agent_lr is '.nan' (the command line): choose a finite number."),
-        (["--agent.task_vectors", "perhaps"], "agent.task_vectors is 'perhaps' (the command line): choose true or false."),
+        (
+            ["--agent.task_vectors", "perhaps"],
+            "agent.task_vectors is 'perhaps' (the command line): choose true or false.",
+        ),
         (["--agent.kind", "conf"], "agent.kind is 'conf' (the command line): choose recursive or conv."),
         (
             ["--recipe", "quickstrt"],
