@@ -30,9 +30,7 @@ def fit_canvas(grid: Int[Tensor, "B H W"], height: int, width: int) -> Int[Tenso
     return F.pad(grid, (0, width - grid.shape[2], 0, height - grid.shape[1]), value=OUTSIDE)
 
 
-def canvas_target(
-    targets: QueryTargets, output: AgentOutput
-) -> tuple[Int[Tensor, "B H W"], Bool[Tensor, "B H W"]]:
+def canvas_target(targets: QueryTargets, output: AgentOutput) -> tuple[Int[Tensor, "B H W"], Bool[Tensor, "B H W"]]:
     """The targets on the agent's canvas, and which of its cells are both computed and known.
 
     Cells of a target beyond the working area (0.8 % of ARC-AGI-2's queries have some) are left out of the loss; the

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from arcdist.data.batch import QueryInputs
 from arcdist.models.context import Context, ContextEncoder, one_hot_colors
@@ -136,9 +135,7 @@ class ARCPromptGuidedAgent(nn.Module):
         """Encode the context pairs; the prompt plays no part, so one reading serves several prompts."""
         return self.context_encoder(inputs) if self.context_encoder is not None else None
 
-    def forward(
-        self, inputs: QueryInputs, prompt: Float[Tensor, "B P"], context: Context | None = None
-    ) -> AgentOutput:
+    def forward(self, inputs: QueryInputs, prompt: Float[Tensor, "B P"], context: Context | None = None) -> AgentOutput:
         """Plan forward from the query's input, then backward from the predicted outcome.
 
         Args:
@@ -205,9 +202,7 @@ class ARCPromptGuidedAgent(nn.Module):
         return torch.stack(states), torch.stack(colors), state
 
 
-def _as_grid(
-    color_logits: Float[Tensor, "B H W C"], size: Int[Tensor, "B 2"]
-) -> Float[Tensor, "B H W C1"]:
+def _as_grid(color_logits: Float[Tensor, "B H W C"], size: Int[Tensor, "B 2"]) -> Float[Tensor, "B H W C1"]:
     """Colour probabilities inside `size`, the "outside" channel beyond it."""
     height, width = color_logits.shape[1:3]
     rows = torch.arange(height, device=size.device)[:, None] < size[:, 0, None, None]

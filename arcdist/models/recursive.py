@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from arcdist.models.context import Context
 
+
 class RecursiveBlock(nn.Module):
     """h <- h + W silu(FiLM(local + row + column + global mixing of FiLM(h + injection)))."""
 
@@ -53,9 +54,7 @@ class RecursiveBlock(nn.Module):
 class RecursiveCore(nn.Module):
     """Runs the block from a grid, re-reading at each step what it believes the answer to be."""
 
-    def __init__(
-        self, *, num_colors: int, max_grid_size: int, hidden_dim: int, condition_dim: int, heads: int
-    ) -> None:
+    def __init__(self, *, num_colors: int, max_grid_size: int, hidden_dim: int, condition_dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.colors = nn.Linear(num_colors + 1, hidden_dim)
