@@ -80,8 +80,8 @@ def build_session(config: Config) -> Session:
         scored = read_source(*scored_origin, data.max_side, data.max_tasks)
     if not any(pair.output is not None for task in scored for pair in task.tests):
         raise DataError(
-            f"{scored_origin}: no test pair has an output, so that nothing can be scored: put the solutions file beside "
-            f"the challenges, or name other tasks with --data.validation_source."
+            f"{scored_origin}: no test pair has an output, so that nothing can be scored: put the solutions file "
+            f"beside the challenges, or name other tasks with --data.validation_source."
         )
     leaks = check_leaks(tasks, scored, origin, scored_origin, data.allow_overlap)
     if leaks.shared_ids or leaks.shared_contents:

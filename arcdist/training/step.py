@@ -61,7 +61,10 @@ def train_step(
     noise: Float[Tensor, "B A"],
     settings: StepSettings,
 ) -> StepReport:
-    """Train all models on a batch: two backward passes that meet in the prompt, then the refiner's own update."""
+    """Train all models on a batch: two backward passes that meet in the prompt, then the refiner's own.
+
+    Nothing moves before all gradients are known to be finite; then everything does.
+    """
     inputs, targets = batch.inputs, batch.targets
     with engines.autocast():
         prompt, control = read_prompts(models, batch, settings.number)  # [B, P], [B, P]
@@ -116,7 +119,9 @@ def train_step(
     if prompt.requires_grad:
         engines.qwen.backward(prompt, border.grad)
 
-    norms = engines.gradient_norms()
+    refiner = models.refiner.accumulate_gradient(refinement.transition, advantage)
+
+    norms = engines.gradient_norms() | {"refiner": refiner["grad_norm"]}
     metrics = {
         "loss": loss.value,
         **{f"efe/{name}": query_mean(values) for name, values in terms.items()},
@@ -137,7 +142,7 @@ def train_step(
         return StepReport(metrics=host, group_norms=group_norms, finite=False)
 
     engines.step()
-    refined = models.refiner.update(refinement.transition, advantage, refiner_optimizer)
+    refiner_optimizer.step()
     models.averaged_agent.update()
     models.efe.observe(color_shares(target, mask).mean(0))
     models.solver.remember(
@@ -148,7 +153,6 @@ def train_step(
         exact=scores.exact[solved],
         step=settings.number,
     )
-    group_norms["refiner"] = refined["grad_norm"].item()
     return StepReport(metrics=host, group_norms=group_norms, finite=True)
 
 
