@@ -23,8 +23,10 @@ help:
 train: $(INSTALLED)
 	$(BIN)/accelerate launch $(ONE_PROCESS) launch/train.py $(ARGS)
 
+# One test process a core, with one thread each: more would wait for each other.
+test: export OMP_NUM_THREADS = 1
 test: $(INSTALLED)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
