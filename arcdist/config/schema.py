@@ -203,7 +203,10 @@ class SolverConfig:
     """Problems retrieved for a query."""
 
     def __post_init__(self) -> None:
-        _require(self.capacity >= self.top_k >= 1, "solver: choose capacity >= top_k >= 1.")
+        _require(
+            self.capacity >= self.top_k >= 1,
+            f"solver.capacity is {self.capacity} and solver.top_k {self.top_k}: choose capacity >= top_k >= 1.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -346,7 +349,7 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """One run, whole. Every number that a run depends on is here and nowhere else."""
+    """One run, whole: every number that a user may choose."""
 
     data: DataConfig = field(default_factory=DataConfig)
     qwen: QwenConfig = field(default_factory=QwenConfig)

@@ -12,8 +12,6 @@ from arcdist.data.collate import Collator
 from arcdist.data.queries import read_queries
 from arcdist.random import stream
 
-_NOISE = 0.05
-_GROUP_BATCHES = 3
 _DEALT_BATCHES = 4
 _BATCHES_AHEAD = 2
 

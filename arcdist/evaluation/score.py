@@ -40,7 +40,7 @@ def score(models: Answerer, batches: Iterable[QueryBatch]) -> dict[str, float]:
     for batch in batches:
         known = (batch.targets.target != OUTSIDE).flatten(1).any(1)
         for name, values in _grades(models, batch).items():
-            sums[name] = sums[name] + (values * known).double().sum()
+            sums[name] = sums[name] + (values * known).float().sum()
         sums["queries"] = sums["queries"] + known.sum()
     for module, was_training in modes:
         module.train(was_training)

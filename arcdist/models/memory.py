@@ -50,7 +50,8 @@ class Recalled:
 class SolvedMemory(nn.Module):
     """Up to `capacity` solved problems, filled from slot 0 on. A query solved again replaces its own entry.
 
-    When all slots are taken, the entry to go is the oldest of those not solved exactly, else the oldest.
+    When all slots are taken, the entry to go is the oldest of those not solved exactly, else, for one that was, the
+    oldest.
     """
 
     features: Float[Tensor, "N D"]
@@ -91,7 +92,10 @@ class SolvedMemory(nn.Module):
         if not len(keys):
             return
         # A row may push out an earlier one of the same batch: a slot goes to the last row that took it.
-        row_of = {self._take_slot(key, exact[row], step): row for row, key in enumerate(keys.tolist())}
+        taken = [(self._take_slot(key, exact[row], step), row) for row, key in enumerate(keys.tolist())]
+        row_of = {slot: row for slot, row in taken if slot is not None}
+        if not row_of:
+            return
         slots, rows = (torch.tensor(list(each), device=self.features.device) for each in (row_of, row_of.values()))
         queries, outcomes = queries[rows], outcomes[rows]
         height, width = (min(side, self.max_grid_size) for side in outcomes.shape[1:])
@@ -100,14 +104,19 @@ class SolvedMemory(nn.Module):
         self.outcomes[slots, :height, :width] = outcomes[:, :height, :width].to(torch.int8)
         self.color_maps[slots] = color_map(queries, outcomes, self.num_colors)
 
-    def _take_slot(self, key: int, exact: Bool[Tensor, ""], step: int) -> int:
+    def _take_slot(self, key: int, exact: Bool[Tensor, ""], step: int) -> int | None:
+        """The slot for a problem; none where it would push out one that was solved exactly and was not itself."""
         slot = self._slot_of.get(key, len(self))
         if slot == self.capacity:
             # Success outweighs any age.
             slot = int((self.age + self.exact.long() * torch.iinfo(torch.int32).max).argmin())
+            if self.exact[slot] and not exact:
+                return None
             del self._slot_of[int(self.keys[slot])]
+            self.exact[slot] = False
         self._slot_of[key] = slot
-        self.keys[slot], self.exact[slot], self.age[slot] = key, exact, step
+        self.keys[slot], self.age[slot] = key, step
+        self.exact[slot] |= exact  # Solved once is solved.
         return slot
 
     @torch.no_grad()

@@ -77,7 +77,7 @@ class QwenHybridPrompt(nn.Module):
         lora_r: rank of the adapters.
         lora_alpha: the adapters' output is multiplied by `lora_alpha / lora_r`.
         lora_dropout: dropout before the adapters.
-        every: batches that a task's prompt serves; kept for the training step, see `PromptCache`.
+        every: batches that a query's prompt serves; kept for the training step, see `PromptCache`.
         init: `random` builds the model from its configuration, without weights and without a download.
         dtype: precision of the frozen base, `bfloat16` or `float32`.
         lora_targets: names of linear layers, or `all-linear` alone.

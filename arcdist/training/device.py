@@ -1,6 +1,7 @@
 """The device and the precision that a run computes on."""
 
 import os
+import re
 
 import torch
 from accelerate import Accelerator
@@ -50,12 +51,10 @@ def _cores() -> int:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if accelerator is None else torch.device(accelerator.type, 0)
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"train.device is {name!r}, which is no device: {_DEVICES}.") from error
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+        raise ConfigError(f"train.device is {name!r}, which is no device: {_DEVICES}.")
+    device = torch.device(name)
     if device.type == "cuda":
         found = torch.cuda.device_count()
         if (device.index or 0) >= found:
@@ -66,6 +65,4 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda", device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise PlatformError(f"train.device is 'mps', which this machine lacks: {_DEVICES}.")
-    if device.type not in ("cpu", "mps"):
-        raise ConfigError(f"train.device is {name!r}: {_DEVICES}.")
     return device

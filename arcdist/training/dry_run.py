@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from arcdist.config import Config
 from arcdist.data import make_loader
-from arcdist.tracking import console
 from arcdist.training.curriculum import DynamicMemoryThreshold
 from arcdist.training.session import Session, build_session
 from arcdist.training.step import StepSettings, train_step
@@ -45,7 +45,7 @@ def dry_run(config: Config) -> None:
     table.add_row("pace", f"{queries / seconds:,.1f} queries/s, {tokens / seconds:,.0f} tokens/s")
     table.add_row(f"an epoch of {steps} steps", f"{per_epoch:,.0f} s, without validation")
     table.add_row(f"{config.train.epochs} epochs", f"{per_epoch * config.train.epochs / 60:,.1f} min")
-    console().print(table)
+    Console().print(table)
 
 
 def _run(session: Session, batches: Sequence[Sequence[int]]) -> tuple[int, int, float]:
@@ -53,14 +53,14 @@ def _run(session: Session, batches: Sequence[Sequence[int]]) -> tuple[int, int, 
     queries = tokens = 0
     start = time.perf_counter()
     for number, batch in enumerate(make_loader(session.training.queries, session.training.collator, batches)):
-        tokens += int(batch.inputs.token_mask.sum())
         queries += len(batch)
         settings = StepSettings(
             number=number, size_weight=1.0, memory_gate=DynamicMemoryThreshold(), reward=session.config.reward
         )
         noise = session.refinement_noise(batch, epoch=0)
         on_device = batch.to(session.device)
-        train_step(on_device, session.models, session.engines, session.refiner_optimizer, noise, settings)
+        report = train_step(on_device, session.models, session.engines, session.refiner_optimizer, noise, settings)
+        tokens += report.tokens
     # Each step ends with a transfer to the host, so the device is done.
     return queries, tokens, time.perf_counter() - start
 

@@ -6,12 +6,13 @@ from arcdist.training.step import StepReport
 
 
 class Interval:
-    """Means of the metrics, means and maxima of the gradient norms, and the pace of the steps added so far."""
+    """Means of the metrics over queries, means and maxima of the gradient norms over steps, and the pace."""
 
     def __init__(self) -> None:
         self.largest_norms: dict[str, float] = {}
         self.steps = 0
         self._sums: dict[str, float] = defaultdict(float)
+        self._norm_sums: dict[str, float] = defaultdict(float)
         self._queries = 0
         self._tokens = 0
         self._seconds = 0.0
@@ -23,13 +24,16 @@ class Interval:
         self._tokens += tokens
         self._seconds += seconds
         norms = {f"grad_norm/{name}": norm for name, norm in report.group_norms.items()}
-        for name, value in (report.metrics | norms).items():
-            self._sums[name] += value
+        for name, value in report.metrics.items():
+            self._sums[name] += value * queries  # The last batch of an epoch may be smaller.
+        for name, norm in norms.items():
+            self._norm_sums[name] += norm
         for name, norm in report.group_norms.items():
             self.largest_norms[name] = max(norm, self.largest_norms.get(name, 0.0))
 
     def means(self) -> dict[str, float]:
         """Metrics, `grad_norm/<group>`, and `pairs_per_s` and `tokens_per_s`; only the pace if nothing was added."""
         seconds = max(self._seconds, 1e-9)
-        means = {name: total / self.steps for name, total in self._sums.items()}
+        means = {name: total / self._queries for name, total in self._sums.items()}
+        means |= {name: total / self.steps for name, total in self._norm_sums.items()}
         return means | {"pairs_per_s": self._queries / seconds, "tokens_per_s": self._tokens / seconds}

@@ -7,6 +7,9 @@ import torch
 
 from arcdist.errors import OutOfMemoryError
 
+# What the CPU's allocator, the CUDA driver and cuBLAS say; they have no error type of their own.
+_SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+
 
 @contextmanager
 def explained_out_of_memory(batch_size: int) -> Iterator[None]:
@@ -18,9 +21,8 @@ def explained_out_of_memory(batch_size: int) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # The CPU allocator has no error type of its own.
         is_typed = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not is_typed and "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+        if not is_typed and not any(sign in str(error) for sign in _SIGNS):
             raise
         # Python's own error says nothing.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -40,8 +40,9 @@ def _prepare(loaded: LoadedConfig, folder: Path) -> Session:
     try:
         with open_log(folder), explained_out_of_memory(config.train.batch_size):
             save_config(config, folder / "config.yaml")
+            session = build_session(config)
             _logger.info("Run folder %s, recipe %s.", folder, loaded.recipe or "none")
-            return build_session(config)
+            return session
     except (ArcdistError, KeyboardInterrupt):
         discard_run_folder(folder)
         raise

@@ -49,6 +49,8 @@ class StepReport:
     """Means over the batch, by their names in `steps.jsonl`."""
     group_norms: dict[str, float]
     """Gradient norm of each parameter group, before clipping."""
+    tokens: int
+    """Real tokens of the batch."""
     finite: bool
     """False if the step was skipped: no parameter has moved."""
 
@@ -135,11 +137,14 @@ def train_step(
         "train/cell": scores.cell.mean(),
         "mask_ratio": mask_ratio.mean(),
         "solver/confidence": proposal.confidence_logit.detach().sigmoid().mean(),
+        "tokens": inputs.token_mask.sum(),
     }
     host, group_norms, solved = _to_host(metrics, norms, settings.memory_gate.admits(scores.cell))
-    if not all(map(math.isfinite, (host["loss"], *group_norms.values()))):
+    finite = all(map(math.isfinite, (host["loss"], *group_norms.values())))
+    report = StepReport(tokens=int(host.pop("tokens")), metrics=host, group_norms=group_norms, finite=finite)
+    if not finite:
         engines.skip()
-        return StepReport(metrics=host, group_norms=group_norms, finite=False)
+        return report
 
     engines.step()
     refiner_optimizer.step()
@@ -153,7 +158,7 @@ def train_step(
         exact=scores.exact[solved],
         step=settings.number,
     )
-    return StepReport(metrics=host, group_norms=group_norms, finite=True)
+    return report
 
 
 def read_prompts(models: Models, batch: QueryBatch, step: int) -> PromptOutput:
