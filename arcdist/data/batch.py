@@ -20,7 +20,7 @@ class QueryInputs:
     query_size: Int[Tensor, "B 2"]
     """Height and width of the query's input."""
     working_area: Int[Tensor, "B 2"]
-    """Height and width in which the query's cells are computed: see `arcdist.data.collate.working_area`."""
+    """Height and width in which the query's cells are computed: see `arcdist.data.working_area`."""
     context_inputs: Int[Tensor, "B K H W"]
     """Inputs of the task's other pairs; `OUTSIDE` beyond each and for padded pairs."""
     context_outputs: Int[Tensor, "B K H W"]

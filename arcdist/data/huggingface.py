@@ -22,18 +22,19 @@ def no_progress_bars() -> Iterator[None]:
         datasets.enable_progress_bars()
 
 
-def cache_file(name: str) -> Path:
-    """Give the path of a file of ours in the Hugging Face cache; its folder exists afterwards.
+@contextmanager
+def cache_file(name: str) -> Iterator[Path]:
+    """Give the path of a file of ours in the Hugging Face cache, to be written or read inside the block.
 
     Raises:
-        PlatformError: the cache cannot be written.
+        PlatformError: the cache cannot be written, or the disk is full.
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "arcdist"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        yield folder / name
     except OSError as error:
         raise PlatformError(
-            f"The Hugging Face cache {folder} cannot be written ({error.strerror}): "
-            f"set HF_HOME or HF_DATASETS_CACHE to a folder that can."
+            f"The Hugging Face cache {folder} cannot be written ({error.strerror or error}): "
+            f"make room there, or set HF_HOME or HF_DATASETS_CACHE to a folder that can."
         ) from error
-    return folder / name

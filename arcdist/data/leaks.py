@@ -1,5 +1,6 @@
 """The guard against scoring what was trained on."""
 
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -53,8 +54,8 @@ def check_leaks(
         raise DataError(
             f"{len(shared)} of the {len(scored)} tasks to score, {scored_origin}, are trained on with {trained_origin} "
             f"({len(by_id)} by id, {len(by_content)} by content; {', '.join(examples)}"
-            f"{', …' if len(shared) > len(examples) else ''}): score tasks that are not trained on, or accept it by "
-            f"name with --data.allow_overlap='[\"{scored_origin.source}\"]'."
+            f"{', …' if len(shared) > len(examples) else ''}): score tasks that are not trained on, or give "
+            f"--data.allow_overlap {shlex.quote(scored_origin.source)} to accept it."
         )
     return LeakReport(
         shared_ids=len(by_id),

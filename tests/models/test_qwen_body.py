@@ -126,7 +126,7 @@ def widen(folder: Path) -> None:
 
 
 def lengthen(folder: Path) -> None:
-    save_config(folder, num_hidden_layers=3, layer_types=["full_attention"] * 3)
+    save_config(folder, num_hidden_layers=2, layer_types=["full_attention"] * 2)
 
 
 def save_config(folder: Path, **changes: object) -> None:
@@ -151,7 +151,7 @@ def look_both_ways(folder: Path) -> None:
         (remove_tokenizer, ConfigError, "has no tokenizer"),
         (leave_a_pickle, PlatformError, "no weights as safetensors"),
         (break_weights, PlatformError, "cannot be read"),
-        (widen, PlatformError, "lack or misshape 6 parameters"),
+        (widen, PlatformError, "lack or misshape 3 parameters"),
         (lengthen, PlatformError, "lack or misshape 12 parameters"),
         (extend_tokenizer, ConfigError, "knows 16 tokens, but the model embeds only 14"),
         (look_both_ways, ConfigError, "no causal language model"),
