@@ -41,7 +41,7 @@ class DataConfig:
     """At most this many tasks, the first by task id."""
     allow_overlap: tuple[str, ...] = ()
     """Validation sources that may share tasks with the training source."""
-    bucket_window: int = 16
+    bucket_window: int = 64
     """Batches whose queries are sorted by length together: more means less padding, fewer means better mixing."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation of training queries; validation queries are never augmented."""

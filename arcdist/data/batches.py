@@ -27,7 +27,7 @@ class BucketedBatches:
     Args:
         lengths: of each query's text, in any unit.
         tasks: of each query.
-        batch_size: queries of a batch; one batch of an epoch is smaller where it does not divide their number.
+        batch_size: queries of a batch; up to `_DEALT_BATCHES` are smaller where it does not divide their number.
         window: batches that are sorted together.
         seed: of the shuffles.
     """

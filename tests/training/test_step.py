@@ -81,6 +81,20 @@ def test_a_step_moves_every_part(build_tiny):
     torch.testing.assert_close(after[f"averaged_agent.{name}"], expected, rtol=0, atol=1e-7)
 
 
+def test_bf16_leaves_no_matrix_of_the_core_without_a_gradient(build_tiny):
+    # The agent plans without a gradient first: what that leaves in autocast's cache must not serve the second time.
+    session = build_tiny("--train.precision=bf16")
+    batch = first_batch(session)
+    assert step(session, batch, number=0).finite
+    matrices = {name: p for name, p in session.models.agent.core.named_parameters() if p.ndim >= 2}
+    largest = {}
+    for name, parameter in matrices.items():
+        parameter.register_post_accumulate_grad_hook(lambda p, n=name: largest.update({n: p.grad.abs().max().item()}))
+    assert step(session, batch, number=1).finite
+    assert len(matrices) > 0
+    assert [name for name in matrices if not largest.get(name, 0.0) > 0.0] == []
+
+
 def test_only_what_the_gate_admits_enters_the_memory(build_tiny):
     session = build_tiny()
     batch = first_batch(session)
