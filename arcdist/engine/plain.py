@@ -112,15 +112,15 @@ class PlainEngine:
         module = self.accelerator.unwrap_model(self.module)
         return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
-    def gather_weights(self) -> dict[str, Tensor]:
-        """Every trainable parameter and persistent buffer by name, on the CPU; a frozen base has no part in it."""
+    def _trained_state(self) -> dict[str, Tensor]:
+        """Every trainable parameter and persistent buffer by name, where it is; a frozen base has no part in it."""
         module = self.accelerator.unwrap_model(self.module)
         frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-        return {
-            name: value.detach().cpu().contiguous().clone()
-            for name, value in module.state_dict().items()
-            if name not in frozen
-        }
+        return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+    def gather_weights(self) -> dict[str, Tensor]:
+        """A copy of every trainable parameter and persistent buffer by name, on the CPU."""
+        return {name: value.detach().cpu().contiguous().clone() for name, value in self._trained_state().items()}
 
     def gather_moments(self) -> dict[str, Tensor]:
         """The optimizer's state by `<parameter name>@<moment>`, on the CPU; empty before the first step."""
@@ -137,7 +137,7 @@ class PlainEngine:
             ConfigError: names or shapes that do not fit this module.
         """
         module = self.accelerator.unwrap_model(self.module)
-        known = self.gather_weights().keys()
+        known = self._trained_state().keys()
         missing, unknown = sorted(known - weights.keys()), sorted(weights.keys() - known)
         if missing or unknown:
             raise ConfigError(

@@ -145,10 +145,7 @@ class ARCPromptGuidedAgent(nn.Module):
         """
         if context is None:
             context = self.read_context(inputs)
-        height, width = inputs.query.shape[1:]
-        rows = torch.arange(height, device=prompt.device)[:, None] < inputs.working_area[:, 0, None, None]
-        columns = torch.arange(width, device=prompt.device) < inputs.working_area[:, 1, None, None]
-        area = rows & columns
+        area = _within(inputs.working_area, *inputs.query.shape[1:])
         # A component of the prompt is of size 1. Scaled down, a step of the optimizer, which moves all P weights alike,
         # moves the condition by as much as a step on the other parts does.
         condition = self.from_prompt(prompt * prompt.shape[-1] ** -0.5) + self.views[inputs.dihedral]
@@ -202,10 +199,14 @@ class ARCPromptGuidedAgent(nn.Module):
         return torch.stack(states), torch.stack(colors), state
 
 
-def _as_grid(color_logits: Float[Tensor, "B H W C"], size: Int[Tensor, "B 2"]) -> Float[Tensor, "B H W C1"]:
-    """Colour probabilities inside `size`, the "outside" channel beyond it."""
-    height, width = color_logits.shape[1:3]
+def _within(size: Int[Tensor, "B 2"], height: int, width: int) -> Bool[Tensor, "B {height} {width}"]:
+    """The cells of a canvas that lie inside each size."""
     rows = torch.arange(height, device=size.device)[:, None] < size[:, 0, None, None]
     columns = torch.arange(width, device=size.device) < size[:, 1, None, None]
-    inside = (rows & columns)[..., None].to(color_logits.dtype)
+    return rows & columns
+
+
+def _as_grid(color_logits: Float[Tensor, "B H W C"], size: Int[Tensor, "B 2"]) -> Float[Tensor, "B H W C1"]:
+    """Colour probabilities inside `size`, the "outside" channel beyond it."""
+    inside = _within(size, *color_logits.shape[1:3])[..., None].to(color_logits.dtype)
     return torch.cat([color_logits.exp() * inside, 1.0 - inside], dim=-1)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from arcdist.config import Config
 from arcdist.errors import ConfigError
@@ -20,18 +20,14 @@ def gather_weights(session: Session) -> dict[str, Tensor]:
     and `averaged_agent.` where an average is kept.
     """
     models, engines = session.models, session.engines
-    parts: dict[str, Mapping[str, Tensor]] = {
-        "qwen": engines.qwen.gather_weights(),
-        "grid": engines.grid.gather_weights(),
-        "refiner": models.refiner.state_dict(),
-    }
+    modules: dict[str, nn.Module] = {"refiner": models.refiner}
     if models.averaged_agent.module is not models.agent:
-        parts["averaged_agent"] = models.averaged_agent.module.state_dict()
-    return {
-        f"{part}.{name}": value.detach().cpu().contiguous().clone()
-        for part, values in parts.items()
-        for name, value in values.items()
-    }
+        modules["averaged_agent"] = models.averaged_agent.module
+    parts = {"qwen": engines.qwen.gather_weights(), "grid": engines.grid.gather_weights()}
+    for part, module in modules.items():
+        state = module.state_dict()
+        parts[part] = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
 
 
 def gather_moments(session: Session) -> dict[str, Tensor]:
