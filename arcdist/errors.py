@@ -43,3 +43,13 @@ class HealthError(ArcdistError):
     """Training cannot work as it stands: after the first step, a trainable group has received no gradient."""
 
     exit_code = 5
+
+
+class DistributedError(ArcdistError):
+    """A process of the run failed, was lost, or disagrees with the others."""
+
+    exit_code = 6
+
+
+class ReplicaError(DistributedError):
+    """Parameters that every process holds alike are no longer alike; the message names ranks and modules."""

@@ -11,28 +11,24 @@ if __name__ == "__main__":
     sys.path[:] = [str(folder.parent), *(entry for entry in sys.path if entry != str(folder))]
 
 from arcdist.config import format_config, load_config
-from arcdist.errors import ArcdistError
-
-INTERRUPTED = 130
+from arcdist.distributed import FailureWatch, run_guarded
 
 
 def main(argv: Sequence[str]) -> int:
     """Run what the command line asks for and return the exit code."""
-    try:
-        loaded = load_config(argv)
-        if loaded.print_config:
-            print(format_config(loaded.config, loaded.sources), end="")
-            return 0
-        # Imported here, so that help and mistakes in the command line need not wait for torch.
-        from arcdist.training import train
+    return run_guarded("train.py", lambda watch: _run(argv, watch))
 
+
+def _run(argv: Sequence[str], watch: FailureWatch) -> None:
+    loaded = load_config(argv)
+    if loaded.print_config:
+        print(format_config(loaded.config, loaded.sources), end="")
+        return
+    # Imported here, so that help and mistakes in the command line need not wait for torch.
+    from arcdist.training import train
+
+    with watch:
         train(loaded)
-    except ArcdistError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return 0
 
 
 if __name__ == "__main__":

@@ -300,6 +300,8 @@ class TrainConfig:
     """At most this many optimizer steps an epoch."""
     batch_size: int = 16
     """Queries of an optimizer step, over all processes."""
+    accumulation: int = 1
+    """Passes in which a process works through its part of a batch: more need less memory and more time."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."""
     cpu_threads: int | None = None
@@ -316,11 +318,29 @@ class TrainConfig:
             f"train.max_batches is {self.max_batches}: choose at least 1, or null for whole epochs.",
         )
         _require(self.batch_size >= 1, f"train.batch_size is {self.batch_size}: choose at least 1.")
+        _require(self.accumulation >= 1, f"train.accumulation is {self.accumulation}: choose at least 1.")
         _require(
             self.cpu_threads is None or self.cpu_threads >= 1,
             f"train.cpu_threads is {self.cpu_threads}: choose at least 1, or null for one a core.",
         )
         _require(0 <= self.seed < 2**63, f"train.seed is {self.seed}: choose 0 to {2**63 - 1}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistributedConfig:
+    """What several processes need of each other."""
+
+    timeout: int = 300
+    """Seconds that a process waits for the others before the run fails."""
+    replica_check_every: int = 200
+    """Steps between two comparisons of what every process holds a copy of; 0 turns them off."""
+
+    def __post_init__(self) -> None:
+        _require(self.timeout >= 1, f"distributed.timeout is {self.timeout}: choose at least 1 second.")
+        _require(
+            self.replica_check_every >= 0,
+            f"distributed.replica_check_every is {self.replica_check_every}: choose 0 (never) or more.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -361,6 +381,7 @@ class Config:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:

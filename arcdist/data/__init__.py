@@ -8,6 +8,7 @@ from arcdist.data.collate import Collator
 from arcdist.data.features import FEATURE_NAMES, grid_summary, transformation_features
 from arcdist.data.leaks import LeakReport, check_leaks
 from arcdist.data.queries import Query, build_queries, read_queries
+from arcdist.data.shares import Deal, Dealer, Share
 from arcdist.data.sources import Origin, read_tasks
 from arcdist.data.tasks import MAX_SIDE, NUM_COLORS, Pair, Task, parse_task
 from arcdist.data.text import GridTokenizer, embedded_tokenizer, from_pretrained_tokenizer
@@ -20,6 +21,8 @@ __all__ = [
     "Augmentation",
     "BucketedBatches",
     "Collator",
+    "Deal",
+    "Dealer",
     "GridTokenizer",
     "LeakReport",
     "Origin",
@@ -28,6 +31,7 @@ __all__ = [
     "QueryBatch",
     "QueryInputs",
     "QueryTargets",
+    "Share",
     "Task",
     "build_queries",
     "check_leaks",

@@ -1,188 +1,123 @@
-"""An engine on plain Accelerate: one process, any precision, a loss scaler where float16 needs one."""
+"""An engine on plain Accelerate: whole parameters on every process, gradients added up after the backward passes."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from arcdist.distributed.exchange import add_up_in_place, take_over_from_first
+from arcdist.engine.interface import OptimizerSettings, ParameterGroup
+from arcdist.engine.precision import Precision
+from arcdist.engine.trained_state import check_names, on_cpu, trainable, trained_state
 from arcdist.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ParameterGroup:
-    """Parameters that share a name in the logs and a peak learning rate."""
-
-    name: str
-    parameters: Sequence[nn.Parameter]
-    lr: float
-
-
 class PlainEngine:
-    """One module's gradients, optimizer and schedule.
+    """See `Engine`. Data parallelism without a wrapper around the module.
 
-    The order of a step is `backward`, `gradient_norms`, then `step` or `skip`: what the engine is asked in between
-    lets several engines agree before a parameter of any of them moves.
+    All gradients travel in one message once they are complete. That costs the overlap with the backward pass, little
+    where only adapters and small modules are trained; in return, methods beside `forward`, several forward passes a
+    step and parameters that a step does not use need no care.
 
     Args:
-        accelerator: places the module, runs it in the chosen precision and scales its gradients.
+        accelerator: places the module.
         module: holds all the parameters of `groups`.
         groups: every trainable parameter, once.
-        schedule: multiplies the peak learning rates; takes the number of steps done.
-        max_grad_norm: largest norm of all gradients together.
-        weight_decay: decoupled (AdamW).
-        betas: AdamW's decays.
+        settings: of the optimizer.
+        precision: of the forward passes, and the scale of losses.
     """
+
+    in_lockstep = False
 
     def __init__(
         self,
         accelerator: Accelerator,
         module: nn.Module,
         groups: Sequence[ParameterGroup],
-        *,
-        schedule: Callable[[int], float],
-        max_grad_norm: float,
-        weight_decay: float,
-        betas: tuple[float, float],
+        settings: OptimizerSettings,
+        precision: Precision,
     ) -> None:
-        self.accelerator = accelerator
-        self.module: nn.Module = accelerator.prepare_model(module)
+        # In "evaluation mode" Accelerate places a module and wraps nothing around it.
+        self.module: nn.Module = accelerator.prepare_model(module, evaluation_mode=True)
         self.groups = tuple(groups)
-        self.max_grad_norm = max_grad_norm
-        self.optimizer = torch.optim.AdamW(
-            [{"params": list(group.parameters), "lr": group.lr} for group in groups],
-            weight_decay=weight_decay,
-            betas=betas,
-            fused=True,
-        )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
+        self.precision = precision
+        self.max_grad_norm = settings.max_grad_norm
+        self.optimizer = settings.make_optimizer(groups)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, settings.schedule)
+        self._parameters = [parameter for group in groups for parameter in group.parameters]
         self._norms: list[Tensor] = []
+        take_over_from_first(self._parameters)
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """The precision in which forward passes of this engine run."""
-        return self.accelerator.autocast()
+    def __call__(self, *inputs: Any) -> Any:
+        """See `Engine`."""
+        with self.precision.autocast():
+            return self.module(*inputs)
 
-    def backward(self, tensor: Tensor, gradient: Tensor | None = None) -> None:
-        """Backpropagate a loss, or a tensor from the gradient that another engine's backward gave for it."""
+    def backward(self, tensor: Tensor, gradient: Tensor | None = None, *, is_last: bool = True) -> None:  # noqa: ARG002 (all is reduced at the end)
+        """See `Engine`."""
         if gradient is None:
-            self.accelerator.backward(tensor)
+            (tensor * self.precision.loss_scale).backward()
         else:
-            tensor.backward(gradient)  # Scaled already, by the backward pass that `gradient` comes from.
+            tensor.backward(gradient)
 
     def gradient_norms(self) -> dict[str, Float[Tensor, ""]]:
-        """Norm of each group's gradient, before clipping. Not finite where a gradient is not."""
-        scaler = self.accelerator.scaler
-        if scaler is not None:
-            scaler.unscale_(self.optimizer)
-        self._norms = [self._norm([p.grad for p in group.parameters if p.grad is not None]) for group in self.groups]
+        """See `Engine`."""
+        for parameter in self._parameters:
+            # What this step did not use on this process may have been used on another.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = self._gradients(self._parameters)
+        add_up_in_place(gradients)
+        if self.precision.loss_scale != 1.0:
+            torch._foreach_mul_(gradients, 1.0 / self.precision.loss_scale)
+        self._norms = [torch.nn.utils.get_total_norm(self._gradients(group.parameters)) for group in self.groups]
         return {group.name: norm for group, norm in zip(self.groups, self._norms, strict=True)}
 
-    def _norm(self, gradients: list[Tensor]) -> Float[Tensor, ""]:
-        # Of no gradients, torch gives the norm on the CPU, whatever the device.
-        if not gradients:
-            return torch.zeros((), device=self.accelerator.device)
-        return torch.nn.utils.get_total_norm(gradients)
+    def _gradients(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     def step(self) -> None:
-        """Clip and update. Call after `gradient_norms`, and only if every engine may step."""
-        parameters = [p for group in self.groups for p in group.parameters]
-        total = torch.stack(self._norms).norm()
-        torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, total)
-        scaler = self.accelerator.scaler
-        # A scaler refuses an optimizer without any gradient, as Qwen's is where every prompt is a cached one.
-        if scaler is None or all(p.grad is None for p in parameters):
-            self.optimizer.step()
-        else:
-            scaler.step(self.optimizer)
+        """See `Engine`."""
+        torch.nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, torch.stack(self._norms).norm())
+        self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
 
     def skip(self) -> None:
-        """Drop the gradients of this step; parameters, moments and schedule stay as they are."""
+        """See `Engine`."""
         self.optimizer.zero_grad()
 
     def learning_rates(self) -> dict[str, float]:
-        """Present learning rate of each group."""
+        """See `Engine`."""
         return {group.name: slot["lr"] for group, slot in zip(self.groups, self.optimizer.param_groups, strict=True)}
 
-    def _named_trainable(self) -> dict[str, nn.Parameter]:
-        module = self.accelerator.unwrap_model(self.module)
-        return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-
-    def _trained_state(self) -> dict[str, Tensor]:
-        """Every trainable parameter and persistent buffer by name, where it is; a frozen base has no part in it."""
-        module = self.accelerator.unwrap_model(self.module)
-        frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-        return {name: value for name, value in module.state_dict().items() if name not in frozen}
-
     def gather_weights(self) -> dict[str, Tensor]:
-        """A copy of every trainable parameter and persistent buffer by name, on the CPU."""
-        return {name: value.detach().cpu().contiguous().clone() for name, value in self._trained_state().items()}
+        """See `Engine`."""
+        return {name: on_cpu(value) for name, value in trained_state(self.module).items()}
 
     def gather_moments(self) -> dict[str, Tensor]:
-        """The optimizer's state by `<parameter name>@<moment>`, on the CPU; empty before the first step."""
+        """See `Engine`."""
         return {
-            f"{name}@{moment}": torch.as_tensor(value).detach().cpu().contiguous().clone()
-            for name, parameter in self._named_trainable().items()
+            f"{name}@{moment}": on_cpu(torch.as_tensor(value))
+            for name, parameter in trainable(self.module).items()
             for moment, value in self.optimizer.state.get(parameter, {}).items()
         }
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Set what `gather_weights` gave; every trainable name must be there, and no other.
-
-        Raises:
-            ConfigError: names or shapes that do not fit this module.
-        """
-        module = self.accelerator.unwrap_model(self.module)
-        known = self._trained_state().keys()
-        missing, unknown = sorted(known - weights.keys()), sorted(weights.keys() - known)
-        if missing or unknown:
-            raise ConfigError(
-                f"The weights do not fit the configured model: missing {missing}, unknown {unknown}. "
-                f"Use the configuration that they were saved with."
-            )
+        """See `Engine`."""
+        check_names(weights, trained_state(self.module))
         try:
-            module.load_state_dict(weights, strict=False)  # The frozen base is not among them.
+            self.module.load_state_dict(weights, strict=False)  # The frozen base is not among them.
         except RuntimeError as error:
             raise ConfigError(f"The weights do not fit the configured model: {error}") from error
 
+    def replicated(self) -> Iterable[Tensor]:
+        """See `Engine`."""
+        return trained_state(self.module).values()
 
-class Engines:
-    """The two worlds of a step: Qwen with its adapters, and the grid modules. Both step or neither does."""
-
-    def __init__(self, qwen: PlainEngine, grid: PlainEngine) -> None:
-        self.qwen = qwen
-        self.grid = grid
-        self.accelerator = grid.accelerator
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """The precision of forward passes."""
-        return self.grid.autocast()
-
-    def gradient_norms(self) -> dict[str, Float[Tensor, ""]]:
-        """Norms of all groups of both engines."""
-        return self.qwen.gradient_norms() | self.grid.gradient_norms()
-
-    def step(self) -> None:
-        """Update both."""
-        self.qwen.step()
-        self.grid.step()
-        self._update_scale()
-
-    def skip(self) -> None:
-        """Update neither; a loss scale that overflowed is lowered."""
-        self.qwen.skip()
-        self.grid.skip()
-        self._update_scale()
-
-    def _update_scale(self) -> None:
-        # Once for both: a scaler forgets at its update which optimizers it has unscaled.
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.update()
-
-    def learning_rates(self) -> dict[str, float]:
-        """Present learning rates of all groups."""
-        return self.qwen.learning_rates() | self.grid.learning_rates()
+    def parameter_counts(self) -> tuple[int, int]:
+        """See `Engine`."""
+        return sum(p.numel() for p in self.module.parameters()), sum(p.numel() for p in self._parameters)

@@ -1,16 +1,16 @@
 """Scores of the models on queries that they do not train on, and the floor beside them."""
 
 # B queries.
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from arcdist.data import OUTSIDE, QueryBatch
+from arcdist.distributed.exchange import add_up
 from arcdist.evaluation.answers import answer, fit_canvas, grade
-from arcdist.models import ARCPromptGuidedAgent, PermanentSolver, QwenHybridPrompt
+from arcdist.models import ARCPromptGuidedAgent, PermanentSolver, PromptOutput, QwenHybridPrompt
 from arcdist.rl import Answer, PolicyRefinedAgent
 
 
@@ -18,6 +18,8 @@ from arcdist.rl import Answer, PolicyRefinedAgent
 class Answerer:
     """The models that answer a query, as evaluation uses them."""
 
+    read: Callable[[Tensor, Tensor, Tensor], PromptOutput]
+    """`qwen` as it is called: by way of its engine, where one runs it."""
     qwen: QwenHybridPrompt
     agent: ARCPromptGuidedAgent
     solver: PermanentSolver
@@ -25,32 +27,39 @@ class Answerer:
 
 
 @torch.no_grad()
-def score(models: Answerer, batches: Iterable[QueryBatch]) -> dict[str, float]:
-    """Mean scores over all queries whose target is known, as shares between 0 and 1.
+def score(models: Answerer, batches: Iterable[tuple[QueryBatch, bool]]) -> dict[str, float]:
+    """Mean scores over all queries of all processes whose target is known, as shares between 0 and 1.
 
     `val/exact`, `val/cell`, `val/size`: the refined answer, the solver's weight included; `val/accuracy_delta`: share
     of cells that refinement gains; `floor/copy_exact`, `floor/copy_cell`: the query's input given as the answer.
     The refiner takes its policy's mean. Queries without a target are left out.
+
+    Args:
+        models: answer the queries.
+        batches: this process's, each with whether it counts; one that does not is padding, answered because other
+            processes may need this one's part in it. Every process has as many, and one at least.
     """
-    sums: dict[str, Tensor | float] = defaultdict(float)
+    sums: dict[str, Tensor] = {}
     modules = (models.qwen, models.agent, models.solver)
     modes = [(module, module.training) for module in modules]
     for module in modules:
         module.eval()
-    for batch in batches:
-        known = (batch.targets.target != OUTSIDE).flatten(1).any(1)
-        for name, values in _grades(models, batch).items():
-            sums[name] = sums[name] + (values * known).float().sum()
-        sums["queries"] = sums["queries"] + known.sum()
+    for batch, counts in batches:
+        known = (batch.targets.target != OUTSIDE).flatten(1).any(1) & counts
+        scored = _grades(models, batch) | {"queries": torch.ones_like(known)}
+        for name, values in scored.items():
+            total = (values * known).float().sum()
+            sums[name] = sums[name] + total if name in sums else total
     for module, was_training in modes:
         module.train(was_training)
-    queries = max(1.0, float(sums.pop("queries")))
-    return {name: float(total) / queries for name, total in sums.items()}
+    totals = torch.stack(list(add_up(sums).values())).tolist()
+    *means, queries = totals
+    return {name: total / max(1.0, queries) for name, total in zip(sums, means, strict=False)}
 
 
 def _grades(models: Answerer, batch: QueryBatch) -> dict[str, Tensor]:
     inputs, targets = batch.inputs, batch.targets
-    prompt, control = models.qwen(inputs.tokens, inputs.token_mask, inputs.features)
+    prompt, control = models.read(inputs.tokens, inputs.token_mask, inputs.features)
     refined = models.refiner.refine_prompt(prompt, control, inputs.summary, deterministic=True).refined
     context = models.agent.read_context(inputs)
     before = models.agent(inputs, prompt, context)

@@ -1,17 +1,17 @@
 """What a step minimises: the expected free energy, the loss of the predicted size, and the loss that joins them."""
 
-from arcdist.losses.combined import CombinedLoss, combined_loss, hard_cell_weight, size_loss
+from arcdist.losses.combined import combined_loss, hard_cell_weight, policy_gradient, size_loss
 from arcdist.losses.efe import EFELoss, consistency
 from arcdist.losses.means import cell_mean, color_shares, query_mean
 
 __all__ = [
-    "CombinedLoss",
     "EFELoss",
     "cell_mean",
     "color_shares",
     "combined_loss",
     "consistency",
     "hard_cell_weight",
+    "policy_gradient",
     "query_mean",
     "size_loss",
 ]

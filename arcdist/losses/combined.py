@@ -1,45 +1,42 @@
 """The goal-oriented loss of a step, and the weights and losses that enter it beside the EFE."""
 
-from typing import NamedTuple
-
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from arcdist.losses.means import query_mean
-
-# B queries, G largest side of a grid.
-
-
-class CombinedLoss(NamedTuple):
-    """A loss that is reported and one that is backpropagated."""
-
-    value: Float[Tensor, ""]
-    """efe_weight x EFE - reward_weight x mean reward, detached."""
-    surrogate: Float[Tensor, ""]
-    """Has the gradient that `value` has in expectation; its own number means nothing."""
+# B queries, G largest side of a grid, P prompt.
 
 
 def combined_loss(
-    efe: Float[Tensor, ""],
-    mean_reward: Float[Tensor, ""],
-    log_prob: Float[Tensor, " B"],
-    advantage: Float[Tensor, " B"],
-    efe_weight: float = 0.7,
-    reward_weight: float = 0.3,
-    *,
-    query_weight: Float[Tensor, " B"] | None = None,
-) -> CombinedLoss:
-    """Join the EFE loss and the reward of the refinements.
+    energy: Float[Tensor, ""], mean_reward: Float[Tensor, ""], efe_weight: float = 0.7, reward_weight: float = 0.3
+) -> Float[Tensor, ""]:
+    """efe_weight x energy - reward_weight x mean reward.
 
-    The mean reward is a constant to autograd. Its gradient is the score-function one (Williams 1992),
-    E[(r - mean) / std x grad log pi], so the surrogate is efe_weight x EFE - reward_weight x sum_b w_b advantage_b
-    log_prob_b, w = `query_weight` (sums to 1; default: every query alike). `log_prob` is a sum over all components of
-    an action, as a log-probability is, so this gradient grows like the square root of their number.
+    The mean reward is a constant to autograd: its gradient is `policy_gradient`.
     """
-    value = efe_weight * efe - reward_weight * mean_reward
-    surrogate = efe_weight * efe - reward_weight * query_mean(advantage.detach() * log_prob, query_weight)
-    return CombinedLoss(value.detach(), surrogate)
+    return efe_weight * energy - reward_weight * mean_reward
+
+
+def policy_gradient(
+    score: Float[Tensor, "B P"],
+    advantage: Float[Tensor, " B"],
+    query_weight: Float[Tensor, " B"],
+    reward_weight: float = 0.3,
+) -> Float[Tensor, "B P"]:
+    """Gradient of the combined loss's reward in the prompts, -reward_weight x w_b advantage_b grad log_prob_b.
+
+    The score-function gradient (Williams 1992) E[(r - mean) / std x grad log pi] of the mean reward. It needs the
+    rewards of all queries as numbers only, so it can be made once they are known, whatever else was backpropagated
+    before. A log-probability is a sum over all components of an action, so this grows like the square root of their
+    number.
+
+    Args:
+        score: derivative of each query's log-probability in its own prompt.
+        advantage: (reward - mean) / standard deviation, over all queries.
+        query_weight: sums to 1 over all queries.
+        reward_weight: share of the reward in the combined loss.
+    """
+    return -reward_weight * (query_weight * advantage).unsqueeze(-1) * score
 
 
 def hard_cell_weight(mask_ratio: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:

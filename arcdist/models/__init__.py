@@ -4,11 +4,13 @@ from arcdist.models.agent import AgentOutput, ARCPromptGuidedAgent
 from arcdist.models.ema import EMA
 from arcdist.models.prompt_cache import PromptCache
 from arcdist.models.qwen_prompt import PromptOutput, QwenHybridPrompt
+from arcdist.models.random_body import UNSHARDED, Sharding
 from arcdist.models.size_head import predicted_size
 from arcdist.models.solver import PermanentSolver, Proposal
 
 __all__ = [
     "EMA",
+    "UNSHARDED",
     "ARCPromptGuidedAgent",
     "AgentOutput",
     "PermanentSolver",
@@ -16,5 +18,6 @@ __all__ = [
     "PromptOutput",
     "Proposal",
     "QwenHybridPrompt",
+    "Sharding",
     "predicted_size",
 ]

@@ -26,6 +26,12 @@ class EMA(Generic[ModuleT]):
             self.module.eval()
 
     @torch.no_grad()
+    def restart(self) -> None:
+        """Begin anew with the trained module's present weights."""
+        self.updates = 0
+        torch._foreach_copy_(list(self.module.parameters()), list(self.trained.parameters()))
+
+    @torch.no_grad()
     def update(self) -> None:
         """Take in the trained module's present weights."""
         if self.module is self.trained:

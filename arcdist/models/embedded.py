@@ -1,7 +1,6 @@
 """Qwen2.5 configurations kept in the package, so that a model can be built from random weights without a download."""
 
-import torch
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel, Qwen2Config
+from transformers import Qwen2Config
 
 from arcdist.data.text import embedded_tokenizer
 
@@ -49,8 +48,3 @@ def embedded_config(name: str) -> Qwen2Config:
         max_position_embeddings=32_768,
         use_cache=False,
     )
-
-
-def random_body(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of that configuration without its LM head, its weights drawn from PyTorch's current random state."""
-    return AutoModel.from_config(config, dtype=dtype, trust_remote_code=False)

@@ -46,15 +46,22 @@ class PromptCache:
         """The prompts of these queries that are still good in this batch."""
         rows, missing = [], []
         for index, query_id in enumerate(ids):
-            computed_in, row = self._rows.get(query_id, (batch_number - self._every, self._absent))
-            if batch_number - computed_in >= self._every:
+            if self._holds(query_id, batch_number):
+                rows.append(self._rows[query_id][1])
+            else:
                 missing.append(index)
-                row = self._absent
-            rows.append(row)
+                rows.append(self._absent)
         prompt, control = torch.stack(rows, dim=1)
         return CachedPrompts(PromptOutput(prompt, control), torch.tensor(missing, dtype=torch.int64).to(prompt.device))
 
     def store(self, ids: Sequence[str], output: PromptOutput, batch_number: int) -> None:
-        """Keep the prompts of these queries as computed in this batch; of a query named twice, the last one."""
+        """Keep the prompts that were computed in this batch; a query whose prompt is still good keeps that one."""
         rows = torch.stack([output.prompt.detach(), output.control.detach()], dim=1)
-        self._rows |= {query_id: (batch_number, row) for query_id, row in zip(ids, rows, strict=True)}
+        self._rows |= {
+            query_id: (batch_number, row)
+            for query_id, row in zip(ids, rows, strict=True)
+            if not self._holds(query_id, batch_number)
+        }
+
+    def _holds(self, query_id: str, batch_number: int) -> bool:
+        return query_id in self._rows and batch_number - self._rows[query_id][0] < self._every

@@ -15,7 +15,8 @@ from transformers import logging as transformers_logging
 
 from arcdist.data.text import GridTokenizer, embedded_tokenizer, from_pretrained_tokenizer
 from arcdist.errors import ConfigError, PlatformError
-from arcdist.models.embedded import EMBEDDED_MODELS, TINY, embedded_config, random_body
+from arcdist.models.embedded import EMBEDDED_MODELS, TINY, embedded_config
+from arcdist.models.random_body import UNSHARDED, Sharding, random_body
 
 _log = logging.getLogger(__name__)
 
@@ -26,17 +27,23 @@ _HUB_TIMEOUT = 5.0
 
 
 def load_body(
-    model: str, init: Literal["pretrained", "random"], dtype: torch.dtype
+    model: str,
+    init: Literal["pretrained", "random"],
+    dtype: torch.dtype,
+    *,
+    seed: int = 0,
+    sharding: Sharding = UNSHARDED,
 ) -> tuple[PreTrainedModel, GridTokenizer]:
     """Give a causal language model without its LM head, and the tokenizer that writes grids for it.
 
-    Random weights are drawn from PyTorch's current random state. No code of a model's repository is ever run, and
-    weights are only read from safetensors.
+    No code of a model's repository is ever run, and weights are only read from safetensors.
 
     Args:
         model: a Hub name, a local folder, or one of `EMBEDDED_MODELS`.
         init: `random` builds the model from its configuration, without weights and without a download.
         dtype: precision of the weights.
+        seed: of random weights.
+        sharding: how the weights are shared out over processes.
 
     Raises:
         ConfigError: no such model, or one that cannot read grids.
@@ -44,17 +51,18 @@ def load_body(
     """
     folder = Path(model).expanduser()
     if model == TINY or (init == "random" and model in EMBEDDED_MODELS):
-        body, tokenizer = random_body(embedded_config(model), dtype), embedded_tokenizer()
+        body = random_body(embedded_config(model), dtype, seed=seed, sharding=sharding)
+        tokenizer = embedded_tokenizer()
         _log.info("%s has untrained, random weights: it reads grids, but knows no language.", model)
     elif folder.is_dir():
-        body, tokenizer = _from_folder(folder, model, init, dtype)
+        body, tokenizer = _from_folder(folder, model, init, dtype, seed=seed, sharding=sharding)
     elif init == "random" or model.startswith("embedded:"):
         raise ConfigError(
             f"qwen.model is {model!r}, which has no configuration in the package and is no local folder: "
             f"choose {TINY}, a folder with config.json, or {' or '.join(EMBEDDED_MODELS[1:])} with --qwen.init random."
         )
     else:
-        body, tokenizer = _from_folder(_hub_snapshot(model), model, init, dtype)
+        body, tokenizer = _from_folder(_hub_snapshot(model), model, init, dtype, seed=seed, sharding=sharding)
 
     if tokenizer.symbol_ids.max() >= body.config.vocab_size or tokenizer.pad_id >= body.config.vocab_size:
         raise ConfigError(
@@ -71,7 +79,13 @@ def load_body(
 
 
 def _from_folder(
-    folder: Path, model: str, init: Literal["pretrained", "random"], dtype: torch.dtype
+    folder: Path,
+    model: str,
+    init: Literal["pretrained", "random"],
+    dtype: torch.dtype,
+    *,
+    seed: int,
+    sharding: Sharding,
 ) -> tuple[PreTrainedModel, GridTokenizer]:
     has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
     if not (folder / "config.json").is_file():
@@ -93,7 +107,7 @@ def _from_folder(
                 model,
                 "its own tokens" if has_tokenizer else "arcdist's grid tokens, as it has no tokenizer",
             )
-            return random_body(config, dtype), tokenizer
+            return random_body(config, dtype, seed=seed, sharding=sharding), tokenizer
     except (OSError, ValueError) as error:
         raise ConfigError(f"qwen.model {model!r}: {folder} cannot be read: {error}") from error
 
@@ -103,7 +117,7 @@ def _from_folder(
             f"download or convert them, or build the model without weights by --qwen.init random."
         )
     try:
-        with _quiet_transformers():
+        with _quiet_transformers(), sharding.building(dtype):
             causal_lm, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from arcdist.errors import ConfigError
 from arcdist.models.qwen_body import load_body
+from arcdist.models.random_body import UNSHARDED, Sharding
 
 # B queries, L tokens, D width of Qwen, F features, P prompt
 
@@ -83,6 +84,7 @@ class QwenHybridPrompt(nn.Module):
         lora_targets: names of linear layers, or `all-linear` alone.
         gradient_checkpointing: recompute the base's activations in the backward pass.
         seed: seed of all random weights; PyTorch's global random state is left as it was.
+        sharding: how the frozen base is shared out over processes.
 
     Raises:
         ConfigError: no such model or LoRA target.
@@ -106,11 +108,14 @@ class QwenHybridPrompt(nn.Module):
         lora_targets: tuple[str, ...] = ("all-linear",),
         gradient_checkpointing: bool = False,
         seed: int = 0,
+        sharding: Sharding = UNSHARDED,
     ) -> None:
         super().__init__()
         self.every = every
         with _seeded(seed):
-            self.body, self.tokenizer = load_body(model, init, getattr(torch, dtype))
+            self.body, self.tokenizer = load_body(model, init, getattr(torch, dtype), seed=seed, sharding=sharding)
+        # Anew: how much was drawn for the base depends on where it came from.
+        with _seeded(seed):
             lora = LoraConfig(
                 r=lora_r,
                 lora_alpha=lora_alpha,
@@ -152,17 +157,25 @@ class QwenHybridPrompt(nn.Module):
             prompt = self.prompt_projection(mean_pool(hidden, token_mask), control)
         return PromptOutput(prompt, control)
 
+    @property
+    def attention_work(self) -> float:
+        """Operations of attention a token and position over those of the linear layers a token, both ways.
+
+        6 d L / (4 N), N the weights of the L layers of width d: attention needs no gradient of weights, and neither do
+        the frozen layers.
+        """
+        config = self.body.config
+        width, heads = config.hidden_size, config.num_attention_heads
+        key_width = width * getattr(config, "num_key_value_heads", heads) // heads
+        inner = getattr(config, "intermediate_size", None) or 4 * width
+        layer = 2 * width * (width + key_width) + 3 * width * inner
+        return 6.0 * width / (4.0 * layer)
+
     def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Trained parameters by group: `lora`, `prompt_projection` and, unless its weight is 0, `control_mlp`."""
         parts = {"lora": self.body, "prompt_projection": self.prompt_projection, "control_mlp": self.control_mlp}
         groups = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}
         return {name: parameters for name, parameters in groups.items() if parameters}
-
-    def parameter_counts(self) -> tuple[int, int]:
-        """Number of all parameters and of the trained ones."""
-        total = sum(parameter.numel() for parameter in self.parameters())
-        trained = sum(parameter.numel() for group in self.trainable_parameters().values() for parameter in group)
-        return total, trained
 
 
 def _checked_targets(body: PreTrainedModel, targets: tuple[str, ...], model: str) -> str | list[str]:

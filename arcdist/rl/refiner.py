@@ -168,25 +168,6 @@ class PolicyRefinedAgent(nn.Module):
         """The refiner's own optimizer, without weight decay: a policy near zero is no likelier than another."""
         return torch.optim.AdamW(self.parameters(), lr=self.rl_lr, weight_decay=0.0)
 
-    def accumulate_gradient(
-        self,
-        transition: Transition,
-        advantage: Float[Tensor, " B"],
-        backward: Callable[[Tensor], None] = torch.autograd.backward,
-        *,
-        query_weight: Float[Tensor, " B"] | None = None,
-    ) -> dict[str, Float[Tensor, ""]]:
-        """The clipped gradient of `rl_loss`; returns its terms, detached, and `grad_norm` before clipping.
-
-        Gradients that another backward pass left on the refiner are dropped first, so that it learns from this loss
-        alone. `backward` must leave unscaled gradients. No parameter moves: the caller steps, or does not.
-        """
-        self.zero_grad(set_to_none=True)
-        losses = self.rl_loss(transition, advantage, query_weight=query_weight)
-        backward(losses["total"])
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters(), self.rl_grad_clip)
-        return {name: loss.detach() for name, loss in losses.items()} | {"grad_norm": grad_norm}
-
     def update(
         self,
         transition: Transition,
@@ -196,18 +177,25 @@ class PolicyRefinedAgent(nn.Module):
         *,
         query_weight: Float[Tensor, " B"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
-        """One step on `rl_loss`; arguments and result as of `accumulate_gradient`.
+        """One clipped step on `rl_loss`; returns its terms, detached, and `grad_norm` before clipping.
+
+        For a policy on its own; a training step gives `rl_loss` to an engine. Gradients that another backward pass left
+        on the refiner are dropped first, so that it learns from this loss alone. `backward` must leave unscaled
+        gradients.
 
         Raises NotFiniteError, before any parameter moves, if a gradient is not finite.
         """
-        losses = self.accumulate_gradient(transition, advantage, backward, query_weight=query_weight)
-        if not torch.isfinite(losses["grad_norm"]):
+        self.zero_grad(set_to_none=True)
+        losses = self.rl_loss(transition, advantage, query_weight=query_weight)
+        backward(losses["total"])
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters(), self.rl_grad_clip)
+        if not torch.isfinite(grad_norm):
             raise NotFiniteError(
                 "The refiner's gradient is not finite, and nothing was updated with it: lower --refiner.rl_lr or "
                 "--refiner.rl_grad_clip, or look for non-finite rewards and prompts in steps.jsonl."
             )
         optimizer.step()
-        return losses
+        return {name: loss.detach() for name, loss in losses.items()} | {"grad_norm": grad_norm}
 
     def _assess(
         self, prompt: Float[Tensor, "B P"], control: Float[Tensor, "B D"], summary: Float[Tensor, "B F"]

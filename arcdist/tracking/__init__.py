@@ -1,6 +1,6 @@
 """Where a run's numbers, lines and pictures go. Nothing flows back from here into training."""
 
-from arcdist.tracking.log import console, log_table, open_log
+from arcdist.tracking.log import console, log_table, no_log, open_log
 from arcdist.tracking.metrics import Record, TrainingMetricsTracker
 from arcdist.tracking.plots import ARC_COLORS, Example, draw_grids, plot_examples, plot_metrics
 from arcdist.tracking.progress import ProgressBar
@@ -19,6 +19,7 @@ __all__ = [
     "epoch_table",
     "log_table",
     "make_run_folder",
+    "no_log",
     "open_log",
     "plot_examples",
     "plot_metrics",

@@ -60,6 +60,19 @@ def open_log(run_dir: Path, quiet: bool = False) -> Iterator[logging.Logger]:
         _logger.propagate = propagate
 
 
+@contextmanager
+def no_log() -> Iterator[None]:
+    """Keep what arcdist logs to itself while the block runs: process 0 says the same."""
+    propagate, silence = _logger.propagate, logging.NullHandler()
+    _logger.propagate = False
+    _logger.addHandler(silence)
+    try:
+        yield
+    finally:
+        _logger.removeHandler(silence)
+        _logger.propagate = propagate
+
+
 def log_table(table: RenderableType, quiet: bool = False) -> None:
     """Show a table on the console, unless `quiet`, and write it into `training.log` as text."""
     if not quiet:

@@ -24,8 +24,10 @@ class TrainingMetricsTracker:
     that holds such files goes on from them.
     """
 
-    def __init__(self, run_dir: Path, best_metric: str = "val/exact", tie_metric: str = "val/cell") -> None:
-        """Open the files in `run_dir`.
+    def __init__(
+        self, run_dir: Path, best_metric: str = "val/exact", tie_metric: str = "val/cell", *, writes: bool = True
+    ) -> None:
+        """Open the files in `run_dir`; one that does not write keeps the numbers and touches no file.
 
         Raises:
             DataError: `steps.jsonl` or `metrics.json` in there is broken.
@@ -35,8 +37,9 @@ class TrainingMetricsTracker:
         self.plot_path = run_dir / "metrics_plot.png"
         self.best_metric = best_metric
         self.tie_metric = tie_metric
-        self._steps = _read_steps(self.steps_path) if self.steps_path.exists() else []
-        self._epochs = _read_epochs(self.metrics_path) if self.metrics_path.exists() else []
+        self._writes = writes
+        self._steps = _read_steps(self.steps_path) if writes and self.steps_path.exists() else []
+        self._epochs = _read_epochs(self.metrics_path) if writes and self.metrics_path.exists() else []
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -58,8 +61,9 @@ class TrainingMetricsTracker:
     def log_step(self, record: Record) -> None:
         """Append a logged step (with its `step` and `epoch`) to `steps.jsonl`."""
         step = _finite(record)
-        with self.steps_path.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(step, allow_nan=False) + "\n")
+        if self._writes:
+            with self.steps_path.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(step, allow_nan=False) + "\n")
         self._steps.append(step)
 
     def log_epoch(self, record: Record) -> bool:
@@ -70,16 +74,18 @@ class TrainingMetricsTracker:
         epoch = _finite(record)
         others = [other for other in self._epochs if other["epoch"] != epoch["epoch"]]
         self._epochs = sorted([*others, epoch], key=lambda other: other["epoch"])
-        with replacing(self.metrics_path) as partial:
-            partial.write_text(
-                json.dumps({"epochs": self._epochs, "best": self.best}, indent=2, allow_nan=False) + "\n",
-                encoding="utf-8",
-            )
+        if self._writes:
+            with replacing(self.metrics_path) as partial:
+                partial.write_text(
+                    json.dumps({"epochs": self._epochs, "best": self.best}, indent=2, allow_nan=False) + "\n",
+                    encoding="utf-8",
+                )
         return bool(self.best) and self.best["epoch"] == epoch["epoch"]
 
     def draw(self) -> Path:
         """Draw `metrics_plot.png` anew and return its path."""
-        plot_metrics({"epochs": self._epochs, "best": self.best}, self._steps, self.plot_path)
+        if self._writes:
+            plot_metrics({"epochs": self._epochs, "best": self.best}, self._steps, self.plot_path)
         return self.plot_path
 
     def _rank(self, record: dict[str, Any]) -> tuple[float, float]:

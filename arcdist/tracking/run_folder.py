@@ -7,7 +7,10 @@ from pathlib import Path
 
 from arcdist.errors import ConfigError
 
-RUN_CONTENT = ("config.yaml", "training.log", "steps.jsonl", "metrics.json", "metrics_plot.png", "checkpoints", "best")
+RUN_CONTENT = (
+    *("config.yaml", "deepspeed.json", "training.log", "steps.jsonl", "metrics.json", "metrics_plot.png"),
+    *("heartbeats", "checkpoints", "best"),
+)
 """What a run writes: a folder that holds any of it belongs to a run."""
 
 
@@ -39,7 +42,7 @@ def make_run_folder(directory: str | Path | None) -> Path:
 
 def discard_run_folder(folder: Path) -> None:
     """Take back a run that never began, so that the mended one may have its folder; other files in there stay."""
-    for name in ("config.yaml", "training.log"):
+    for name in ("config.yaml", "deepspeed.json", "training.log"):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):  # not empty, or somebody else's
         folder.rmdir()

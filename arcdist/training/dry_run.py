@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from arcdist.config import Config
-from arcdist.data import make_loader
 from arcdist.training.curriculum import DynamicMemoryThreshold
 from arcdist.training.session import Session, build_session
 from arcdist.training.step import StepSettings, train_step
@@ -32,9 +31,8 @@ def dry_run(config: Config) -> None:
     typical = session.training.batches.batches(0)[:_TIMED_BATCHES]
     queries, tokens, seconds = _run(session, typical)
 
-    total, trainable = session.models.qwen.parameter_counts()
-    grid = sum(parameter.numel() for parameter in session.engines.grid.module.parameters())
-    refiner = sum(parameter.numel() for parameter in session.models.refiner.parameters())
+    total, trainable = session.engines.qwen.parameter_counts()
+    grid, refiner = (engine.parameter_counts()[1] for engine in (session.engines.grid, session.engines.refiner))
     steps = session.steps_per_epoch
     per_epoch = seconds / len(typical) * steps
     table = Table(box=box.SIMPLE_HEAD, show_header=False, title="Dry run: no file was written")
@@ -52,14 +50,17 @@ def _run(session: Session, batches: Sequence[Sequence[int]]) -> tuple[int, int, 
     """Train on these rows; gives the queries, the tokens and the seconds."""
     queries = tokens = 0
     start = time.perf_counter()
-    for number, batch in enumerate(make_loader(session.training.queries, session.training.collator, batches)):
-        queries += len(batch)
+    for number, batch in enumerate(session.training.load(batches, epoch=0, device=session.device)):
         settings = StepSettings(
-            number=number, size_weight=1.0, memory_gate=DynamicMemoryThreshold(), reward=session.config.reward
+            number=number,
+            size_weight=1.0,
+            memory_gate=DynamicMemoryThreshold(),
+            reward=session.config.reward,
+            seed=session.config.train.seed,
         )
         noise = session.refinement_noise(batch, epoch=0)
-        on_device = batch.to(session.device)
-        report = train_step(on_device, session.models, session.engines, session.refiner_optimizer, noise, settings)
+        report = train_step(batch, session.models, session.engines, noise, settings)
+        queries += report.queries
         tokens += report.tokens
     # Each step ends with a transfer to the host, so the device is done.
     return queries, tokens, time.perf_counter() - start

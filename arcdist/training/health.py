@@ -146,8 +146,8 @@ class RunHealth:
         """Names of the flags that are up, sorted."""
         return sorted(self._raised)
 
-    def require_finite(self, step: int, values: Mapping[str, float]) -> None:
-        """Check the step's losses and gradient norms before the update.
+    def require_finite(self, step: int, values: Mapping[str, float], skipped: int = 1) -> None:
+        """Check a step's losses and gradient norms; `skipped` is the number of steps in a row that were not finite.
 
         Raises:
             NotFiniteError: naming the values that are NaN or infinite.
@@ -155,8 +155,9 @@ class RunHealth:
         bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
         if bad:
             self._raised[LOSS_NOT_FINITE.name] = LOSS_NOT_FINITE
+            in_a_row = f", the {skipped}th step in a row" if skipped > 1 else ""
             raise NotFiniteError(
-                f"{LOSS_NOT_FINITE.name} at step {step}: {', '.join(bad)}. The step changed no parameter. "
+                f"{LOSS_NOT_FINITE.name} at step {step}: {', '.join(bad)}{in_a_row}. No such step changed a parameter. "
                 f"{LOSS_NOT_FINITE.mend}"
             )
 

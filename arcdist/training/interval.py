@@ -17,15 +17,15 @@ class Interval:
         self._tokens = 0
         self._seconds = 0.0
 
-    def add(self, report: StepReport, *, queries: int, seconds: float) -> None:
+    def add(self, report: StepReport, *, seconds: float) -> None:
         """Take in a step and what it took, its wait for data included."""
         self.steps += 1
-        self._queries += queries
+        self._queries += report.queries
         self._tokens += report.tokens
         self._seconds += seconds
         norms = {f"grad_norm/{name}": norm for name, norm in report.group_norms.items()}
         for name, value in report.metrics.items():
-            self._sums[name] += value * queries  # The last batch of an epoch may be smaller.
+            self._sums[name] += value * report.queries  # The last batch of an epoch may be smaller.
         for name, norm in norms.items():
             self._norm_sums[name] += norm
         for name, norm in report.group_norms.items():

@@ -1,11 +1,17 @@
-"""The training loop: epochs of steps, a log line now and then, a validation, a checkpoint."""
+"""The training loop: epochs of steps, a log line now and then, a validation, a checkpoint.
+
+Every process runs it and knows the same numbers; process 0 alone writes and speaks.
+"""
 
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from arcdist.data import QueryBatch
+from arcdist.distributed import Heartbeat
+from arcdist.distributed.replicas import check_replicas
 from arcdist.errors import ArcdistError
 from arcdist.evaluation import Answerer, score
 from arcdist.tracking import ProgressBar, TrainingMetricsTracker
@@ -14,14 +20,15 @@ from arcdist.training.curriculum import DynamicMemoryThreshold, SizeWarmupCurric
 from arcdist.training.health import RunHealth
 from arcdist.training.interrupt import Interrupt
 from arcdist.training.interval import Interval
+from arcdist.training.query_set import DealtBatch
 from arcdist.training.session import Session
-from arcdist.training.state import describe, gather_moments, gather_weights
+from arcdist.training.state import describe, gather_moments, gather_weights, replicated
 from arcdist.training.step import StepReport, StepSettings, train_step
 
 _logger = logging.getLogger(__name__)
 
 MOST_SKIPPED_STEPS = 10
-"""Steps in a row that float16's loss scale may overflow in before the run ends."""
+"""Steps in a row that may be skipped, because a loss or a gradient is not finite, before the run ends."""
 
 
 class Loop:
@@ -32,7 +39,8 @@ class Loop:
         self.session = session
         self.config = session.config
         self.folder = folder
-        self.tracker = TrainingMetricsTracker(folder, output.best_metric)
+        self.heartbeat = Heartbeat(folder, session.accelerator.process_index)
+        self.tracker = TrainingMetricsTracker(folder, output.best_metric, writes=session.is_main)
         self.health = RunHealth()
         self.size_curriculum = SizeWarmupCurriculum(
             start=curriculum.size_weight_start, end=curriculum.size_weight_end, epochs=curriculum.size_warmup_epochs
@@ -43,6 +51,8 @@ class Loop:
         self.epoch = 0
         self.step = 0
         self.skipped = 0
+        self.skipped_in_a_row = 0
+        self.saved_step: int | None = None
         self.gradients_checked = False
         self.since_log = Interval()
         self.since_epoch = Interval()
@@ -53,11 +63,13 @@ class Loop:
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, with a whole checkpoint of the last step on disk.
-            NotFiniteError: a loss or a gradient that is not finite.
+            NotFiniteError: losses or gradients that are not finite in ten steps in a row, or in every step.
             HealthError: a parameter group that gets no gradient.
+            ReplicaError: processes that should be alike are not.
         """
         total = self.config.train.epochs * self.session.steps_per_epoch
-        with Interrupt() as interrupt, ProgressBar(total) as progress:
+        quiet = not self.session.is_main
+        with self.heartbeat.running(), Interrupt() as interrupt, ProgressBar(total, quiet=quiet) as progress:
             for epoch in range(self.config.train.epochs):
                 self.epoch = epoch
                 self.since_epoch = Interval()
@@ -65,57 +77,75 @@ class Loop:
                 for batch in self.session.training.loader(
                     self.epoch, self.session.device, self.session.steps_per_epoch
                 ):
-                    report = self._train_on(batch)
+                    report = self._train_on(batch, interrupt)
                     progress.advance(label=f"epoch {self.epoch}", note=_note(report))
-                    self._stop_if(interrupt)
+                    if report.stop:
+                        _logger.warning("Interrupted: step %d is saved in %s.", self.step, self._save())
+                        raise KeyboardInterrupt
                 self._end_epoch()
-                self._stop_if(interrupt)
             if self.since_log.steps:
                 self._log()
-        self._save()
+            if self.skipped == self.step:
+                self._refuse(report)
+            self._save()
 
-    def _stop_if(self, interrupt: Interrupt) -> None:
-        if interrupt.requested:
-            _logger.warning("Interrupted: step %d is saved in %s.", self.step, self._save())
-            raise KeyboardInterrupt
-
-    def _train_on(self, batch: QueryBatch) -> StepReport:
+    def _train_on(self, batch: DealtBatch, interrupt: Interrupt) -> StepReport:
         session = self.session
+        self.heartbeat.doing("training", step=self.step)
         settings = StepSettings(
             number=self.step,
             size_weight=self._size_weight(),
             memory_gate=self.memory_gate,
             reward=self.config.reward,
+            seed=self.config.train.seed,
+            stop=interrupt.requested,
         )
         noise = session.refinement_noise(batch, self.epoch)
-        report = train_step(batch, session.models, session.engines, session.refiner_optimizer, noise, settings)
+        report = train_step(batch, session.models, session.engines, noise, settings)
         self.step += 1
         self._guard(report)
         seconds = time.perf_counter() - self._clock
         if report.finite:
             self.memory_gate.update(report.metrics["train/cell"])
             for interval in (self.since_log, self.since_epoch):
-                interval.add(report, queries=len(batch), seconds=seconds)
-        # Where float16's scale overflowed in every step since the last line, there is nothing to tell.
+                interval.add(report, seconds=seconds)
+        # Where every step since the last line was skipped, there is nothing to tell.
         if self.step % self.config.output.log_every == 0 and self.since_log.steps:
             self._log()
         if self.step % self.config.output.save_every == 0:
             self._save()
+        check_every = self.config.distributed.replica_check_every
+        if check_every and self.step % check_every == 0:
+            self.heartbeat.doing("comparing replicas")
+            check_replicas(replicated(session), session.device, self.step)
         self._clock = time.perf_counter()  # Logging and saving are no part of the steps' pace.
+        self.heartbeat.doing("waiting for data")
         return report
 
     def _guard(self, report: StepReport) -> None:
-        """Stop on what no run recovers from; the step has changed nothing yet where a number is not finite."""
-        try:
-            if not report.finite:
-                self.skipped += 1
-                if self.session.accelerator.scaler is None or self.skipped >= MOST_SKIPPED_STEPS:
-                    self.health.require_finite(self.step, {"loss": report.metrics["loss"], **report.group_norms})
-                return
-            self.skipped = 0
-            if not self.gradients_checked:
-                self.gradients_checked = True
+        """Stop on what no run recovers from; a step whose numbers are not finite has changed nothing."""
+        if not report.finite:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row >= MOST_SKIPPED_STEPS:
+                self._refuse(report)
+            if not self.session.engines.precision.scales_losses:
+                _logger.warning("Step %d was skipped on all processes: %s.", self.step, _not_finite(report))
+            return
+        self.skipped_in_a_row = 0
+        if not self.gradients_checked:
+            self.gradients_checked = True
+            with self._flags_told():
                 self.health.require_gradients(report.group_norms)
+
+    def _refuse(self, report: StepReport) -> None:
+        with self._flags_told():
+            self.health.require_finite(self.step, _judged(report), self.skipped_in_a_row)
+
+    @contextmanager
+    def _flags_told(self) -> Iterator[None]:
+        try:
+            yield
         except ArcdistError:
             self.tracker.log_step({"step": self.step, "epoch": self.epoch, "flags": self.health.flags})
             raise
@@ -139,9 +169,9 @@ class Loop:
                 **{name: value for name, value in means.items() if name not in norms},
                 **{f"grad_norm/{name}": norm for name, norm in parts.items()},
                 **{f"lr/{name}": rate for name, rate in rates.items()},
-                "lr/refiner": self.config.refiner.rl_lr,
                 "size_weight": self._size_weight(),
                 "memory_threshold": self.memory_gate.threshold,
+                "skipped_steps": self.skipped,
                 "flags": flags,
             }
         )
@@ -179,24 +209,54 @@ class Loop:
         _logger.info("epoch %d: %s", self.epoch, _summary(record))
 
     def _validate(self) -> dict[str, float]:
-        models = self.session.models
+        self.heartbeat.doing("validating")
+        session, models = self.session, self.session.models
         answerer = Answerer(
-            qwen=models.qwen, agent=models.averaged_agent.module, solver=models.solver, refiner=models.refiner
+            read=session.engines.qwen,
+            qwen=models.qwen,
+            agent=models.averaged_agent.module,
+            solver=models.solver,
+            refiner=models.refiner,
         )
-        with self.session.engines.autocast():
-            return score(answerer, self.session.validation.loader(0, self.session.device))
+        with session.engines.autocast():
+            return score(
+                answerer,
+                (
+                    (queries, not share.is_padding)
+                    for batch in session.validation.loader(0, session.device)
+                    for queries, share in zip(batch.queries, batch.shares, strict=True)
+                ),
+            )
 
     def _save(self) -> Path:
         root = self.folder / "checkpoints"
         folder = step_folder(root, self.step)
-        if not folder.exists():
+        if self.saved_step != self.step:
             self._write_checkpoint(folder)
-            prune(root, self.config.output.keep_last)
+            self.saved_step = self.step
+            if self.session.is_main:
+                prune(root, self.config.output.keep_last)
         return folder
 
     def _write_checkpoint(self, folder: Path) -> None:
-        state = describe(self.config, step=self.step, epoch=self.epoch, memory_average=self.memory_gate.state_dict())
-        save_checkpoint(folder, gather_weights(self.session), gather_moments(self.session), state)
+        self.heartbeat.doing("saving")
+        # Every process has a part in what is gathered.
+        weights, moments = gather_weights(self.session), gather_moments(self.session)
+        if self.session.is_main:
+            average = self.memory_gate.state_dict()
+            state = describe(self.config, step=self.step, epoch=self.epoch, memory_average=average)
+            save_checkpoint(folder, weights, moments, state)
+
+
+def _judged(report: StepReport) -> dict[str, float]:
+    return {"loss": report.metrics["loss"], **report.group_norms}
+
+
+def _not_finite(report: StepReport) -> str:
+    """What of a step is not finite, and where it began as far as that is known."""
+    bad = ", ".join(f"{name} = {value}" for name, value in _judged(report).items() if not math.isfinite(value))
+    ranks = ", ".join(map(str, report.not_finite_on))
+    return f"{bad} (from rank {ranks})" if ranks else bad
 
 
 def _parts(norms: dict[str, float]) -> dict[str, float]:

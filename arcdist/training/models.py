@@ -6,7 +6,15 @@ import torch
 
 from arcdist.config import Config
 from arcdist.losses import EFELoss
-from arcdist.models import EMA, ARCPromptGuidedAgent, PermanentSolver, PromptCache, QwenHybridPrompt
+from arcdist.models import (
+    EMA,
+    UNSHARDED,
+    ARCPromptGuidedAgent,
+    PermanentSolver,
+    PromptCache,
+    QwenHybridPrompt,
+    Sharding,
+)
 from arcdist.rl import PolicyRefinedAgent
 
 
@@ -24,8 +32,14 @@ class Models:
     """Prompts that serve several batches, where `qwen.every` > 1."""
 
 
-def build_models(config: Config, num_tasks: int, device: torch.device) -> Models:
+def build_models(config: Config, num_tasks: int, device: torch.device, sharding: Sharding = UNSHARDED) -> Models:
     """Build all models; their first weights depend on `train.seed` alone.
+
+    Args:
+        config: of the run.
+        num_tasks: training tasks, for the table of task vectors.
+        device: where kept prompts belong.
+        sharding: how Qwen's frozen base is shared out over processes.
 
     Raises:
         PlatformError: Qwen's weights cannot be had.
@@ -48,6 +62,7 @@ def build_models(config: Config, num_tasks: int, device: torch.device) -> Models
         lora_targets=qwen.lora_targets,
         gradient_checkpointing=qwen.gradient_checkpointing,
         seed=config.train.seed,
+        sharding=sharding,
     )
     grid_agent = ARCPromptGuidedAgent(
         kind=agent.kind,

@@ -1,8 +1,10 @@
 """Everything a run holds, built from its configuration in one place."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import datasets
 import numpy as np
@@ -12,30 +14,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arcdist.config import Config
-from arcdist.data import BucketedBatches, Collator, Origin, QueryBatch, build_queries, check_leaks, make_loader
+from arcdist.data import BucketedBatches, Collator, Dealer, Origin, build_queries, check_leaks
 from arcdist.data import read_tasks as read_source
 from arcdist.engine import Engines
 from arcdist.errors import DataError
 from arcdist.random import stream
-from arcdist.training.device import build_accelerator
+from arcdist.training.accelerator import start_platform
 from arcdist.training.models import Models, build_models
 from arcdist.training.optim import build_engines
+from arcdist.training.query_set import DealtBatch, QuerySet
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QuerySet:
-    """Queries with the batches they come in and how they are seen."""
-
-    queries: datasets.Dataset
-    batches: BucketedBatches
-    collator: Collator
-
-    def loader(self, epoch: int, device: torch.device, max_batches: int | None = None) -> Iterator[QueryBatch]:
-        """The batches of an epoch, at most so many, on the device."""
-        rows = self.batches.batches(epoch)[:max_batches]
-        return (batch.to(device) for batch in make_loader(self.queries, self.collator, rows, epoch))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,18 +37,27 @@ class Session:
     validation: QuerySet
     models: Models
     engines: Engines
-    refiner_optimizer: torch.optim.Optimizer
     steps_per_epoch: int
+    zero: dict[str, Any] | None
+    """DeepSpeed's effective configuration; none without DeepSpeed."""
 
     @property
     def device(self) -> torch.device:
         """Where the models are."""
         return torch.device(self.accelerator.device)
 
-    def refinement_noise(self, batch: QueryBatch, epoch: int) -> Float[Tensor, "B A"]:
-        """The refiner's draw for each query, which depends on seed, epoch and query alone."""
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that speaks to the user and writes files."""
+        return self.accelerator.is_main_process
+
+    def refinement_noise(self, batch: DealtBatch, epoch: int) -> tuple[Float[Tensor, "B A"], ...]:
+        """The refiner's draw for each query of each pass, which depends on seed, epoch and query alone."""
+        return tuple(self._draws(queries.ids, epoch) for queries in batch.queries)
+
+    def _draws(self, ids: Sequence[str], epoch: int) -> Float[Tensor, "B A"]:
         seed, width = self.config.train.seed, self.config.refiner.rl_prompt_dim + 1
-        draws = [stream(seed, "refinement", epoch, query_id).standard_normal(width) for query_id in batch.ids]
+        draws = [stream(seed, "refinement", epoch, query_id).standard_normal(width) for query_id in ids]
         return torch.from_numpy(np.stack(draws).astype(np.float32)).to(self.device)
 
 
@@ -69,7 +67,8 @@ def build_session(config: Config) -> Session:
     Raises:
         ArcdistError: of the kind that says whose mistake it is.
     """
-    accelerator = build_accelerator(config.train)
+    platform = start_platform(config)
+    accelerator = platform.accelerator
     data = config.data
     origin = Origin(data.source, data.split)
     tasks = read_source(*origin, data.max_side, data.max_tasks)
@@ -102,50 +101,59 @@ def build_session(config: Config) -> Session:
         scored_origin,
         len(validation),
     )
-    models = build_models(config, len(tasks), torch.device(accelerator.device))
-    task_rows = {task.id: row for row, task in enumerate(tasks)}
-    augment = config.data.augment
+    models = build_models(config, len(tasks), torch.device(accelerator.device), platform.sharding)
+    train, augment = config.train, data.augment
     batches = BucketedBatches(
         training["length"][:],
         training["task"][:],
-        batch_size=config.train.batch_size,
+        batch_size=train.batch_size,
         window=data.bucket_window,
-        seed=config.train.seed,
+        seed=train.seed,
     )
-    steps_per_epoch = min(len(batches), config.train.max_batches or len(batches))
-    engines = build_engines(accelerator, models, config.optim, config.train.epochs * steps_per_epoch)
-    models.refiner.to(accelerator.device)
+    steps_per_epoch = min(len(batches), train.max_batches or len(batches))
+    zero = platform.zero_config(config, models.qwen.body.config.hidden_size)
+    engines = build_engines(accelerator, models, config, train.epochs * steps_per_epoch, zero)
     models.averaged_agent.module.to(accelerator.device)
+    models.averaged_agent.restart()
+
+    task_rows = {task.id: row for row, task in enumerate(tasks)}
+    collate = partial(Collator, models.qwen.tokenizer, task_rows=task_rows, max_grid_size=config.agent.max_grid_size)
+
+    def dealt(queries: datasets.Dataset, passes: int) -> Dealer:
+        return Dealer(
+            queries["length"][:],
+            processes=accelerator.num_processes,
+            passes=passes,
+            quadratic=models.qwen.attention_work,
+        )
+
+    process = accelerator.process_index
     return Session(
         config=config,
         accelerator=accelerator,
         training=QuerySet(
-            queries=training,
-            batches=batches,
-            collator=Collator(
-                models.qwen.tokenizer,
-                task_rows=task_rows,
-                seed=config.train.seed,
-                dihedral=augment.dihedral,
-                colors=augment.colors,
-                order=augment.order,
-                max_grid_size=config.agent.max_grid_size,
-            ),
+            training,
+            batches,
+            collate(seed=train.seed, dihedral=augment.dihedral, colors=augment.colors, order=augment.order),
+            dealt(training, train.accumulation),
+            process,
         ),
         validation=QuerySet(
-            queries=validation,
+            validation,
             # Without gradients a batch may be larger, and its neighbours do not matter: as little padding as can be.
-            batches=BucketedBatches(
+            BucketedBatches(
                 validation["length"][:],
                 validation["task"][:],
-                batch_size=2 * config.train.batch_size,
+                batch_size=max(accelerator.num_processes, 2 * train.batch_size // train.accumulation),
                 window=len(validation),
                 seed=0,
             ),
-            collator=Collator(models.qwen.tokenizer, task_rows=task_rows, max_grid_size=config.agent.max_grid_size),
+            collate(),
+            dealt(validation, 1),
+            process,
         ),
         models=models,
         engines=engines,
-        refiner_optimizer=models.refiner.make_optimizer(),
         steps_per_epoch=steps_per_epoch,
+        zero=zero,
     )

@@ -1,15 +1,16 @@
 """One training step, whole and in its order."""
 
-# T steps, B queries, H W canvas, C colours, P prompt, A = P + 1 components of an action.
+# B queries of a pass, N queries of the batch on all processes, P prompt, A = P + 1 components of an action.
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from arcdist.config import RewardConfig
-from arcdist.data import QueryBatch
+from arcdist.distributed.exchange import add_up
 from arcdist.engine import Engines
 from arcdist.evaluation import answer, canvas_target, grade
 from arcdist.losses import (
@@ -18,13 +19,17 @@ from arcdist.losses import (
     combined_loss,
     consistency,
     hard_cell_weight,
+    policy_gradient,
     query_mean,
     size_loss,
 )
-from arcdist.models import AgentOutput, PromptOutput
-from arcdist.rl import RewardTotals, advantages, shaping_reward
+from arcdist.models import AgentOutput
+from arcdist.rl import RewardTotals, Transition, advantages, shaping_reward
 from arcdist.training.curriculum import DynamicMemoryThreshold
 from arcdist.training.models import Models
+from arcdist.training.query_set import DealtBatch
+from arcdist.training.reading import Reading, keep_prompts, read_prompts
+from arcdist.training.remembering import Solved, remember
 
 REVERSIBILITY_WEIGHT = 0.1
 """Weight of the loss that teaches the backward trajectory to arrive at the query's input."""
@@ -39,45 +44,123 @@ class StepSettings:
     size_weight: float
     memory_gate: DynamicMemoryThreshold
     reward: RewardConfig
+    seed: int
+    stop: bool = False
+    """This process was asked to stop; with this step all of them know."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
-    """What a step did, on the host."""
+    """What a step did on all processes, on the host of each."""
 
     metrics: dict[str, float]
     """Means over the batch, by their names in `steps.jsonl`."""
     group_norms: dict[str, float]
     """Gradient norm of each parameter group, before clipping."""
+    queries: int
     tokens: int
     """Real tokens of the batch."""
     finite: bool
     """False if the step was skipped: no parameter has moved."""
+    not_finite_on: tuple[int, ...]
+    """The processes whose own losses or rewards were not finite."""
+    stop: bool
+    """Some process was asked to stop."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered:
+    """What is left of a pass once its answers are scored and the grid modules have their gradients."""
+
+    reading: Reading
+    weight: Float[Tensor, " B"]
+    """Of each query in the step's means: 1 / N, or 0 for padding."""
+    energy_gradient: Float[Tensor, "B P"]
+    """Derivative of the energy in the prompt, times the loss scale."""
+    score: Float[Tensor, "B P"]
+    """Derivative of the refinement's log-probability in the prompt."""
+    transition: Transition
+    reward: Float[Tensor, " B"]
+    solved: Solved
+    sums: dict[str, Tensor]
+    """What all processes add up: sums over the queries, numbers by process."""
 
 
 def train_step(
-    batch: QueryBatch,
-    models: Models,
-    engines: Engines,
-    refiner_optimizer: torch.optim.Optimizer,
-    noise: Float[Tensor, "B A"],
-    settings: StepSettings,
+    batch: DealtBatch, models: Models, engines: Engines, noise: Sequence[Float[Tensor, "B A"]], settings: StepSettings
 ) -> StepReport:
     """Train all models on a batch: two backward passes that meet in the prompt, then the refiner's own.
 
-    Nothing moves before all gradients are known to be finite; then everything does.
+    Nothing moves before all gradients of all processes are known to be finite; then everything does.
+
+    Args:
+        batch: dealt to the processes.
+        models: the same on each of them.
+        engines: of Qwen, the grid modules and the refiner.
+        noise: the refiner's draws for the queries of each pass.
+        settings: of this step.
     """
-    inputs, targets = batch.inputs, batch.targets
+    passes = [_answer(batch, index, models, engines, draws, settings) for index, draws in enumerate(noise)]
+    totals = add_up({name: torch.stack([each.sums[name] for each in passes]).sum(0) for name in passes[0].sums})
+    rewards = RewardTotals(totals["queries"], totals["reward"], totals["squared_reward"])
+
+    for index, each in enumerate(passes):
+        is_last = index + 1 == len(passes)
+        advantage = advantages(each.reward, rewards.mean, rewards.variance)
+        by_reward = policy_gradient(each.score, advantage, each.weight, settings.reward.reward_weight)
+        gradient = each.energy_gradient + engines.precision.loss_scale * by_reward
+        each.reading.backward(engines.qwen, gradient, is_last=is_last)
+        losses = models.refiner.rl_loss(each.transition, advantage, query_weight=each.weight)
+        engines.refiner.backward(losses["total"], is_last=is_last)
+
+    norms = engines.gradient_norms()
+    metrics = _means(totals, rewards, settings.reward)
+    host = _to_host({**metrics, **norms, **{name: totals[name] for name in ("tokens", "stop", "broken", "admitted")}})
+    report = StepReport(
+        metrics={name: host[name][0] for name in metrics} | {"imbalance": batch.deal.imbalance},
+        group_norms={name: host[name][0] for name in norms},
+        queries=len(batch),
+        tokens=round(host["tokens"][0]),
+        finite=all(math.isfinite(host[name][0]) for name in ("loss", *norms)),
+        not_finite_on=tuple(process for process, broken in enumerate(host["broken"]) if broken),
+        stop=host["stop"][0] > 0,
+    )
+    if not report.finite:
+        engines.skip()
+        return report
+
+    engines.step()
+    models.averaged_agent.update()
+    models.efe.observe(totals["target_colors"])
+    admitted = [round(count) for count in host["admitted"]]
+    remember(models.solver, batch.ids, [each.solved for each in passes], admitted, settings.number)
+    keep_prompts(models, batch, [each.reading for each in passes], settings.number)
+    return report
+
+
+def _answer(
+    batch: DealtBatch, index: int, models: Models, engines: Engines, noise: Float[Tensor, "B A"], settings: StepSettings
+) -> Answered:
+    """Answer the queries of a pass, score the answers, and give the grid modules their gradients."""
+    queries, share = batch.queries[index], batch.shares[index]
+    inputs, targets = queries.inputs, queries.targets
     with engines.autocast():
-        prompt, control = read_prompts(models, batch, settings.number)  # [B, P], [B, P]
-        border = prompt.detach().requires_grad_()  # The one tensor that crosses between the engines.
+        reading = read_prompts(
+            models,
+            engines.qwen,
+            queries,
+            settings.number,
+            seed=settings.seed,
+            keep_graph=len(batch.shares) == 1,
+        )  # [B, P], [B, P]
+        border = reading.prompt.requires_grad_()  # The one tensor that crosses between the engines.
 
         context = models.agent.read_context(inputs)
         with torch.no_grad():
             before = models.agent(inputs, border, context)
-        refinement = models.refiner.refine_prompt(border, control.detach(), inputs.summary, noise=noise)
+        refinement = models.refiner.refine_prompt(border, reading.control, inputs.summary, noise=noise)
         after = models.agent(inputs, refinement.refined, context)
-        proposal = models.solver(border.detach(), inputs, batch.ids)
+        proposal = models.solver(border.detach(), inputs, queries.ids)
     # The solver learns beside the agent, not in its place: were their mixture the agent's own answer, the agent would
     # leave to the memory what it could learn itself.
     final_logits = proposal.weigh(after.final_logits.detach())
@@ -101,81 +184,79 @@ def train_step(
         inputs.query,
         settings.reward.reward_scale,
     )
-    totals = RewardTotals.of(rewards.reward)
-    advantage = advantages(rewards.reward, totals.mean, totals.variance)
 
     mask_ratio = 1.0 - scores.cell
     size = size_loss(after.size_logits.unbind(1), targets.target_size)
     solver = consistency(final_logits, target, mask)
     reversibility = _reversibility_loss(after, inputs.query)
-    energy = hard_cell_weight(mask_ratio) * terms["total"] + settings.size_weight * size
-    loss = combined_loss(
-        query_mean(energy + solver + REVERSIBILITY_WEIGHT * reversibility),
-        totals.mean,
-        refinement.log_prob,
-        advantage,
-        settings.reward.efe_weight,
-        settings.reward.reward_weight,
+    energy = (
+        hard_cell_weight(mask_ratio) * terms["total"]
+        + settings.size_weight * size
+        + solver
+        + REVERSIBILITY_WEIGHT * reversibility
     )
-    engines.grid.backward(loss.surrogate)
-    if prompt.requires_grad:
-        engines.qwen.backward(prompt, border.grad)
+    counted = torch.full_like(rewards.reward, 0.0 if share.is_padding else 1.0)
+    weight = counted / len(batch)
+    engines.grid.backward(
+        settings.reward.efe_weight * query_mean(energy, weight), is_last=index + 1 == len(batch.shares)
+    )
+    (score,) = torch.autograd.grad(refinement.log_prob.sum(), border)
 
-    refiner = models.refiner.accumulate_gradient(refinement.transition, advantage)
-
-    norms = engines.gradient_norms() | {"refiner": refiner["grad_norm"]}
-    metrics = {
-        "loss": loss.value,
-        **{f"efe/{name}": query_mean(values) for name, values in terms.items()},
-        "size_loss": query_mean(size),
-        "solver_loss": query_mean(solver),
-        "reversibility_loss": query_mean(reversibility),
-        "reward/mean": totals.mean,
-        "reward/std": totals.variance.sqrt(),
-        **{f"reward/{name}": getattr(rewards, name).mean() for name in ("d_acc", "d_size", "d_color", "d_rev")},
-        "train/exact": scores.exact.float().mean(),
-        "train/cell": scores.cell.mean(),
-        "mask_ratio": mask_ratio.mean(),
-        "solver/confidence": proposal.confidence_logit.detach().sigmoid().mean(),
-        "tokens": inputs.token_mask.sum(),
+    admitted = settings.memory_gate.admits(scores.cell) & (counted > 0)
+    per_query = {
+        "queries": torch.ones_like(counted),
+        "reward": rewards.reward,
+        "squared_reward": rewards.reward.square(),
+        "energy": energy,
+        **{f"efe/{name}": values for name, values in terms.items()},
+        "size_loss": size,
+        "solver_loss": solver,
+        "reversibility_loss": reversibility,
+        **{f"reward/{name}": getattr(rewards, name) for name in ("d_acc", "d_size", "d_color", "d_rev")},
+        "train/exact": scores.exact.float(),
+        "train/cell": scores.cell,
+        "mask_ratio": mask_ratio,
+        "solver/confidence": proposal.confidence_logit.sigmoid(),
+        "tokens": inputs.token_mask.sum(1).float(),
     }
-    host, group_norms, solved = _to_host(metrics, norms, settings.memory_gate.admits(scores.cell))
-    finite = all(map(math.isfinite, (host["loss"], *group_norms.values())))
-    report = StepReport(tokens=int(host.pop("tokens")), metrics=host, group_norms=group_norms, finite=finite)
-    if not finite:
-        engines.skip()
-        return report
-
-    engines.step()
-    refiner_optimizer.step()
-    models.averaged_agent.update()
-    models.efe.observe(color_shares(target, mask).mean(0))
-    models.solver.remember(
-        ids=[batch.ids[row] for row in solved],
-        features=border.detach()[solved],
-        queries=inputs.query[solved],
-        outcomes=target[solved],
-        exact=scores.exact[solved],
-        step=settings.number,
+    sums = {name: (counted * values.detach()).sum() for name, values in per_query.items()}
+    own = torch.zeros(len(batch.deal.shares), device=counted.device)
+    own[batch.process] = 1.0
+    return Answered(
+        reading=reading,
+        weight=weight,
+        energy_gradient=torch.zeros_like(border) if border.grad is None else border.grad,
+        score=score,
+        transition=refinement.transition,
+        reward=rewards.reward,
+        solved=Solved(
+            admitted=admitted,
+            positions=share.positions,
+            features=border.detach(),
+            queries=inputs.query,
+            outcomes=target,
+            exact=scores.exact,
+        ),
+        sums={
+            **sums,
+            "target_colors": (counted[:, None] * color_shares(target, mask)).sum(0),
+            "stop": sums["queries"].new_full((), float(settings.stop)),
+            "broken": own * ~(sums["energy"] + sums["squared_reward"]).isfinite(),
+            "admitted": own * admitted.sum(),
+        },
     )
-    return report
 
 
-def read_prompts(models: Models, batch: QueryBatch, step: int) -> PromptOutput:
-    """Qwen's prompts; with `qwen.every` > 1 a query's last one while it is good, without a gradient.
-
-    Prompts are kept by query, not by task: another query of the task has this one's target in its context.
-    """
-    inputs = batch.inputs
-    if models.qwen.every == 1:
-        return models.qwen(inputs.tokens, inputs.token_mask, inputs.features)
-    cached = models.prompts.lookup(batch.ids, step)
-    rows = cached.missing
-    if not len(rows):
-        return cached.output
-    computed = models.qwen(inputs.tokens[rows], inputs.token_mask[rows], inputs.features[rows])
-    models.prompts.store([batch.ids[row] for row in rows.tolist()], computed, step)
-    return cached.fill(computed)
+def _means(totals: Mapping[str, Tensor], rewards: RewardTotals, reward: RewardConfig) -> dict[str, Float[Tensor, ""]]:
+    """What is logged of a step, from the sums of all processes."""
+    others = ("queries", "reward", "squared_reward", "energy", "tokens", "target_colors", "stop", "broken", "admitted")
+    mean_energy = totals["energy"] / rewards.queries
+    return {
+        "loss": combined_loss(mean_energy, rewards.mean, reward.efe_weight, reward.reward_weight),
+        **{name: total / rewards.queries for name, total in totals.items() if name not in others},
+        "reward/mean": rewards.mean,
+        "reward/std": rewards.variance.sqrt(),
+    }
 
 
 def _reversibility_loss(output: AgentOutput, query: Tensor) -> Float[Tensor, " B"]:
@@ -184,15 +265,8 @@ def _reversibility_loss(output: AgentOutput, query: Tensor) -> Float[Tensor, " B
     return cell_mean(surprise, query >= 0)
 
 
-def _to_host(
-    metrics: dict[str, Tensor], norms: dict[str, Tensor], admitted: Bool[Tensor, " B"]
-) -> tuple[dict[str, float], dict[str, float], list[int]]:
+def _to_host(named: Mapping[str, Tensor]) -> dict[str, list[float]]:
     """Read everything that the host needs of a step in one transfer, the step's only wait for the device."""
-    numbers = torch.stack([value.detach().float() for value in (*metrics.values(), *norms.values())])
-    values = torch.cat([numbers, admitted.float()]).tolist()
-    rows = values[len(numbers) :]
-    return (
-        dict(zip(metrics, values, strict=False)),
-        dict(zip(norms, values[len(metrics) :], strict=False)),
-        [row for row, is_in in enumerate(rows) if is_in],
-    )
+    values = torch.cat([value.detach().float().reshape(-1) for value in named.values()]).tolist()
+    ends = torch.tensor([value.numel() for value in named.values()]).cumsum(0).tolist()
+    return {name: values[end - value.numel() : end] for (name, value), end in zip(named.items(), ends, strict=True)}

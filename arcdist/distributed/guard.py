@@ -1,0 +1,130 @@
+"""How a program ends: one message and an exit code, from one process or from many."""
+
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import NoReturn
+
+from arcdist.distributed.environment import is_main, launcher_keeps_store, rank, store_address, world_size
+from arcdist.distributed.failure import FAILED_SECONDS, OTHERS_SECONDS, POLL_SECONDS, Failure, FailureWatch, leave
+from arcdist.errors import ArcdistError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+PATIENCE_SECONDS = 5.0
+"""How long a rank holds back an error that rank 0 is likely to meet, and to tell, as well."""
+SAVING_SECONDS = 30.0
+"""How long an interrupted rank waits for rank 0, which may be writing a checkpoint; torchrun gives them no longer."""
+
+
+def run_guarded(program: str, main: Callable[[FailureWatch], None]) -> int:
+    """Run `main` and return the exit code: 0, an `ArcdistError`'s own after a message on stderr, or 130 after Ctrl-C.
+
+    With several processes standard output is rank 0's alone, and this returns only where `main` does. A rank that fails
+    ends them all, and one tells: an `ArcdistError` is rank 0's to tell where rank 0 meets it too; of any other
+    exception the first rank to meet one prints the whole traceback, below a line that names the rank. The exit code
+    of all is that of the rank that told.
+
+    Args:
+        program: what messages begin with.
+        main: is given the watch that it has to enter once torch is imported.
+
+    Raises:
+        Exception: with one process, any but those named above.
+    """
+    watch = FailureWatch()
+    with _output_of_main():
+        try:
+            main(watch)
+        except (Exception, KeyboardInterrupt) as error:
+            if world_size() > 1:
+                _end_all(program, error, watch)
+            if isinstance(error, ArcdistError):
+                sys.stderr.write(f"{program}: {error}\n")
+            elif not isinstance(error, KeyboardInterrupt):
+                raise
+            return _exit_code(error)
+    return 0
+
+
+@contextmanager
+def _output_of_main() -> Iterator[None]:
+    if is_main():
+        yield
+    else:
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            yield
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return error.exit_code if isinstance(error, ArcdistError) else 1
+
+
+def _end_all(program: str, error: BaseException, watch: FailureWatch) -> NoReturn:
+    try:
+        _leave_it_to_main(error, watch)
+        # Before the watch has begun, rank 0 need not wait for torch to be imported: its end is seen by the others.
+        silent_start = is_main() and not watch.started
+        if silent_start or watch.report(Failure(rank=rank(), exit_code=_exit_code(error), error=_headline(error))):
+            sys.stderr.write(_story(program, error))
+            sys.stderr.flush()
+            time.sleep(FAILED_SECONDS)
+        else:
+            time.sleep(OTHERS_SECONDS + POLL_SECONDS)  # The watch's thread ends the process within that time.
+    except KeyboardInterrupt:
+        leave(INTERRUPTED)
+    leave(_exit_code(error))
+
+
+def _leave_it_to_main(error: BaseException, watch: FailureWatch) -> None:
+    """Wait for rank 0 to fail alike; this process is then ended, by its launcher or by the watch's thread.
+
+    torchrun stops all processes as soon as one ends: one that ended before rank 0 had told would silence it.
+    """
+    if not watch.started and isinstance(error, KeyboardInterrupt):
+        leave(INTERRUPTED)  # Nothing has begun that could be saved.
+    if is_main():
+        return
+    if not watch.started:
+        _wait_for_launcher_to_stop(_exit_code(error))
+    elif isinstance(error, KeyboardInterrupt):
+        time.sleep(SAVING_SECONDS)
+    elif isinstance(error, ArcdistError):
+        time.sleep(PATIENCE_SECONDS)
+
+
+def _wait_for_launcher_to_stop(exit_code: int) -> None:
+    """Give rank 0 its time; where its machine is another, its failure shows in that its launcher's store is gone."""
+    give_up = time.monotonic() + PATIENCE_SECONDS
+    address = store_address() if launcher_keeps_store() else None
+    while time.monotonic() < give_up:
+        if address is not None:
+            try:
+                socket.create_connection(address, timeout=POLL_SECONDS).close()
+            except ConnectionRefusedError:
+                leave(exit_code)
+            except OSError:
+                pass  # A network that is slow to answer says nothing of rank 0.
+        time.sleep(POLL_SECONDS)
+
+
+def _headline(error: BaseException) -> str:
+    first_line = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+
+
+def _story(program: str, error: BaseException) -> str:
+    """What the user is told, in one piece: the lines of several processes may mix."""
+    if isinstance(error, KeyboardInterrupt):
+        return ""
+    who = f"rank {rank()} of {world_size()}"
+    if isinstance(error, ArcdistError):
+        return f"{program}: {error}\n" if is_main() else f"{program}: {who}: {error}\n"
+    return f"{program}: {who} failed: {_headline(error)}\n{''.join(traceback.format_exception(error))}"

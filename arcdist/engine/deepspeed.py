@@ -1,0 +1,222 @@
+"""An engine on DeepSpeed ZeRO: optimizer state, gradients and, at stage 3, parameters are shared out over processes.
+
+Only here is DeepSpeed imported; importing this module without it raises ImportError.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+)
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.integrations import HfDeepSpeedConfig
+
+from arcdist.engine.interface import OptimizerSettings, ParameterGroup
+from arcdist.engine.precision import Precision
+from arcdist.engine.trained_state import check_names, on_cpu, trainable, trained_state
+from arcdist.errors import ConfigError
+
+_INVALID_NORM = -1.0
+"""What DeepSpeed's own norms say of gradients that are not finite."""
+
+# What DeepSpeed calls in PyTorch is its maintainers' to mend.
+warnings.filterwarnings("ignore", message=r"`torch\.distributed\.", category=FutureWarning)
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+def zero_plugin(stage: int) -> DeepSpeedPlugin:
+    """What starts Accelerate under DeepSpeed; the rest of the configuration comes with the engine."""
+    return DeepSpeedPlugin(hf_ds_config={"zero_optimization": {"stage": stage}}, zero3_init_flag=False)
+
+
+class ZeroSharding:
+    """How Qwen's body comes into being where no process may hold it whole (ZeRO-3)."""
+
+    @contextmanager
+    def building(self, dtype: torch.dtype) -> Iterator[None]:
+        """While it lasts, transformers builds and loads models in shards of this precision."""
+        config = HfDeepSpeedConfig(
+            {
+                "zero_optimization": {"stage": 3},
+                "bf16": {"enabled": dtype == torch.bfloat16},
+                "train_micro_batch_size_per_gpu": 1,
+            }
+        )
+        yield
+        del config  # transformers looks for it through a weak reference.
+
+    def whole(self, parameter: nn.Parameter) -> AbstractContextManager[None]:
+        """While it lasts, the parameter is whole; what process 0 writes into it is shared out at the end."""
+        return deepspeed.zero.GatheredParameters(parameter, modifier_rank=0)
+
+
+class DeepSpeedEngine:
+    """See `Engine`. DeepSpeed reduces gradients and updates parameters; when to step is decided outside.
+
+    What is trained is float32, as is the communication; forward passes run under autocast like those of any engine,
+    and the frozen base keeps its own precision, so that DeepSpeed's modes for float16 and bfloat16 stay off.
+
+    Args:
+        accelerator: started with `zero_plugin`.
+        module: holds all the parameters of `groups`.
+        groups: every trainable parameter, once.
+        settings: of the optimizer.
+        precision: of the forward passes, and the scale of losses.
+        config: DeepSpeed's whole configuration, without any "auto".
+    """
+
+    in_lockstep = True
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        module: nn.Module,
+        groups: Sequence[ParameterGroup],
+        settings: OptimizerSettings,
+        precision: Precision,
+        config: Mapping[str, Any],
+    ) -> None:
+        self.groups = tuple(groups)
+        self.precision = precision
+        self._stage: int = config["zero_optimization"]["stage"]
+        self._processes = accelerator.num_processes
+        optimizer = settings.make_optimizer(groups)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, settings.schedule)
+        # DeepSpeed turns autocast off around a module that it runs, so it is turned on inside.
+        module.forward = precision.autocast()(module.forward)  # type: ignore[operator]
+        accelerator.state.deepspeed_plugin.deepspeed_config.update(config)
+        self._engine, _ = accelerator.prepare(module, optimizer)
+        self.module: nn.Module = module
+        self._zero = self._engine.optimizer
+        self._optimizer = optimizer
+        self._norms: list[Tensor] = []
+
+    def __call__(self, *inputs: Any) -> Any:
+        """See `Engine`."""
+        return self._engine(*inputs)
+
+    def backward(self, tensor: Tensor, gradient: Tensor | None = None, *, is_last: bool = True) -> None:
+        """See `Engine`."""
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        loss = tensor * self.precision.loss_scale if gradient is None else (tensor * gradient).sum()
+        # DeepSpeed gives the mean over processes; gradients are sums here.
+        self._engine.backward(loss * self._processes, scale_wrt_gas=False)
+
+    def gradient_norms(self) -> dict[str, Float[Tensor, ""]]:
+        """See `Engine`."""
+        self._norms = self._zero._get_norm_groups() if self._stage == 3 else self._norms_of_partitions()
+        squares: dict[str, Tensor] = {}
+        for part, norm in enumerate(self._norms):
+            group = self.groups[self._zero.sub_group_to_group_id[part] if self._stage == 3 else part]
+            square = torch.where(norm < 0, torch.nan, norm / self.precision.loss_scale).square()
+            squares[group.name] = squares[group.name] + square if group.name in squares else square
+        return {name: square.sqrt() for name, square in squares.items()}
+
+    def _norms_of_partitions(self) -> list[Tensor]:
+        zero = self._zero
+        if zero.cpu_offload:
+            zero._wait_for_offload_copies()
+            return [
+                torch.as_tensor(zero.complete_grad_norm_calculation_for_cpu_offload(parameters))
+                for parameters in zero.params_in_partition
+            ]
+        return [
+            zero.get_grad_norm_direct(zero.averaged_gradients[part], parameters)
+            for part, parameters in enumerate(zero.params_in_partition)
+        ]
+
+    def step(self) -> None:
+        """See `Engine`."""
+        self._step_with(self._norms)
+        self.schedule.step()
+
+    def skip(self) -> None:
+        """See `Engine`."""
+        # DeepSpeed drops gradients whose norm it takes for an overflow, and all that belongs to them.
+        self._step_with([torch.full_like(norm, _INVALID_NORM) for norm in self._norms])
+
+    def _step_with(self, norms: Sequence[Tensor]) -> None:
+        """Have DeepSpeed step with the norms that all engines have agreed on, in place of measuring them again."""
+        zero = self._zero
+        measured = "_get_norm_groups" if self._stage == 3 else "scaled_global_norm"
+        total = torch.stack(list(norms))
+        total = torch.where((total < 0).any(), _INVALID_NORM, total.norm())
+        setattr(zero, measured, lambda: norms if self._stage == 3 else total)
+        zero.loss_scaler.cur_scale = self.precision.loss_scale
+        try:
+            self._engine.step()
+        finally:
+            zero.loss_scaler.cur_scale = 1.0  # `backward` is given what is scaled already.
+            delattr(zero, measured)
+
+    def learning_rates(self) -> dict[str, float]:
+        """See `Engine`."""
+        return {group.name: slot["lr"] for group, slot in zip(self.groups, self._optimizer.param_groups, strict=True)}
+
+    def gather_weights(self) -> dict[str, Tensor]:
+        """See `Engine`."""
+        parameters = trainable(self.module)
+        return {
+            name: on_cpu(safe_get_full_fp32_param(value) if name in parameters else value)
+            for name, value in trained_state(self.module).items()
+        }
+
+    def gather_moments(self) -> dict[str, Tensor]:
+        """See `Engine`."""
+        states = list(self._optimizer.state.values())
+        if not states:
+            return {}
+        return {
+            f"{name}@{moment}": on_cpu(
+                torch.as_tensor(states[0]["step"])
+                if moment == "step"
+                else safe_get_full_optimizer_state(parameter, moment)
+            )
+            for name, parameter in trainable(self.module).items()
+            for moment in ("step", "exp_avg", "exp_avg_sq")
+        }
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """See `Engine`."""
+        known = trained_state(self.module)
+        check_names(weights, known)
+        parameters = trainable(self.module)
+        for name, value in weights.items():
+            shape = getattr(known[name], "ds_shape", known[name].shape)
+            if value.shape != shape:
+                raise ConfigError(
+                    f"The weights do not fit the configured model: {name} has the shape {tuple(value.shape)} in place "
+                    f"of {tuple(shape)}. Use the configuration that they were saved with."
+                )
+            target = known[name]
+            with torch.no_grad():
+                if name in parameters:
+                    # DeepSpeed's setter writes the optimizer's copy; the one of the forward pass is set beside it.
+                    safe_set_full_fp32_param(target, value.to(target.device))
+                    with deepspeed.zero.GatheredParameters(target, modifier_rank=0, enabled=self._stage == 3):
+                        target.data.copy_(value)
+                else:
+                    target.copy_(value)
+
+    def replicated(self) -> Iterable[Tensor]:
+        """See `Engine`."""
+        return () if self._stage == 3 else trained_state(self.module).values()
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """See `Engine`."""
+
+        def count(parameters: Iterable[nn.Parameter]) -> int:
+            return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
+
+        return count(self.module.parameters()), count(trainable(self.module).values())
