@@ -54,12 +54,16 @@ class FailureWatch:
     """
 
     def __init__(self) -> None:
-        self.started = False
+        self._thread: threading.Thread | None = None
         self._reports: queue.SimpleQueue[tuple[Failure, Future[bool]] | None] = queue.SimpleQueue()
         self._reporting = False
         self._ended = False
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="failure watch", daemon=True)
+
+    @property
+    def started(self) -> bool:
+        """Whether this rank learns of others' failures."""
+        return self._thread is not None
 
     def __enter__(self) -> "FailureWatch":
         self._start()
@@ -69,7 +73,7 @@ class FailureWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # After an error the thread goes on: it has yet to report it, or to learn of the failure that brought it about.
-        if self.started and error is None:
+        if self._thread is not None and error is None:
             self._stop.set()
             self._reports.put(None)
             self._thread.join(OTHERS_SECONDS + POLL_SECONDS)
@@ -91,32 +95,31 @@ class FailureWatch:
             return True
 
     def _start(self) -> None:
-        if not self.started and world_size() > 1 and store_address() is not None:
-            self.started = True
+        address = store_address()
+        if self._thread is None and world_size() > 1 and address is not None:
+            self._thread = threading.Thread(target=self._watch, args=(address,), name="failure watch", daemon=True)
             self._thread.start()
 
-    def _watch(self) -> None:
-        store = self._connect()
+    def _watch(self, address: tuple[str, int]) -> None:
+        store = self._connect(address)
         while store is not None:
             try:
                 self._ask(store)
             except RuntimeError:
                 # The connection broke. Whether the store itself is gone shows when it is connected to anew.
-                store = self._connect()
+                store = self._connect(address)
             else:
                 return
 
-    def _connect(self) -> "TCPStore | None":
+    def _connect(self, address: tuple[str, int]) -> "TCPStore | None":
         """A connection to the store, as soon as it is there; none where it no longer matters."""
         try:
             from torch.distributed import TCPStore  # type: ignore[attr-defined]
         except ImportError:
             return None  # A torch that cannot be imported is the error to report, and there is no way to report it.
-        address = store_address()
-        assert address is not None
         while not self._stop.is_set():
             try:
-                # torch writes a page to stderr when it cannot connect.
+                # Asked first, because torch writes a page to stderr when it cannot connect.
                 socket.create_connection(address, timeout=POLL_SECONDS).close()
                 return TCPStore(*address, timeout=timedelta(seconds=REPORT_SECONDS), wait_for_workers=False)
             except ConnectionRefusedError:

@@ -177,6 +177,10 @@ class DeepSpeedEngine:
         states = list(self._optimizer.state.values())
         if not states:
             return {}
+        if self._stage < 3:
+            # DeepSpeed links parameters with their moments once, when only the first group has some.
+            self._zero._hp_optimizer_states_linked = False
+            self._zero._lazy_init_hp_params_optimizer_state()
         return {
             f"{name}@{moment}": on_cpu(
                 torch.as_tensor(states[0]["step"])

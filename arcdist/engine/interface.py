@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -37,6 +37,7 @@ class OptimizerSettings:
         return torch.optim.AdamW(slots, weight_decay=self.weight_decay, betas=self.betas, fused=True)
 
 
+@runtime_checkable
 class Engine(Protocol):
     """One module's gradients, optimizer and schedule.
 

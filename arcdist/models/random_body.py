@@ -2,13 +2,14 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 
+@runtime_checkable
 class Sharding(Protocol):
     """How a model comes into being where no process may hold it whole."""
 

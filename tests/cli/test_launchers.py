@@ -1,26 +1,174 @@
-"""The launcher files: each starts one process, without a word of the launcher's own."""
+"""The launcher files: what they say, and what processes they start, without a word of the launcher's own."""
 
+import importlib.util
+import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+ONE_PROCESS = ["cpu", "single_gpu"]
+ZERO = ["zero1", "zero2", "zero2_offload", "zero3"]
+SEVERAL = ["cpu_2proc", "multi_gpu", *ZERO]
+LAUNCHERS = [*ONE_PROCESS, *SEVERAL, "multi_node_zero2"]
+
+ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
+
+# One write a process, so that lines do not mix.
+TELL = """\
+import json, os
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES")
+told = {name: value for name, value in os.environ.items() if name in names or name.startswith("ACCELERATE_")}
+os.write(1, (json.dumps(told) + "\\n").encode())
+"""
+
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="Accelerate's launcher itself asks for DeepSpeed"
+)
+
+
+def launcher_file(name: str) -> str:
+    return str(CHECKOUT / "accelerate_configs" / f"{name}.yaml")
+
+
+def surroundings(name: str) -> dict[str, str]:
+    """The environment of a user who has set nothing; under DeepSpeed, who has answered what would be asked."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "OMP_"))}
+    if "zero" in name:
+        # Without the one torchrun says that it chooses a number of threads; without the other DeepSpeed that it finds
+        # no GPU.
+        environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return environment
+
+
+def start(name: str, script: Path, *flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*ACCELERATE, "--config_file", launcher_file(name), *flags, str(script)],
+        env=surroundings(name),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(launcher: subprocess.Popen[str]) -> list[dict[str, str]]:
+    """What the processes of a launcher told, by rank; the launcher must have said nothing."""
+    output, errors = launcher.communicate(timeout=120)
+    assert errors == ""
+    assert launcher.returncode == 0
+    return sorted((json.loads(line) for line in output.splitlines()), key=lambda told: int(told.get("RANK", "0")))
+
+
+@pytest.fixture
+def tell(tmp_path) -> Path:
+    """A program in which each process tells what the launcher has told it."""
+    (tmp_path / "tell.py").write_text(TELL)
+    return tmp_path / "tell.py"
+
+
+def test_these_are_all():
+    assert sorted(path.stem for path in (CHECKOUT / "accelerate_configs").iterdir()) == sorted(LAUNCHERS)
+    assert sorted(path.stem for path in (CHECKOUT / "ds_configs").iterdir()) == ZERO
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_file_sets_processes_and_nothing_that_the_run_configuration_owns(name):
+    config = load_config_from_file(launcher_file(name))
+    assert config.num_machines == (2 if name == "multi_node_zero2" else 1)
+    assert config.num_processes == (1 if name in ONE_PROCESS else 16 if name == "multi_node_zero2" else 2)
+    # Accelerate refuses even a "no" beside a deepspeed_config_file.
+    assert config.mixed_precision == (None if "zero" in name else "no")
+    assert config.distributed_type.value == {"cpu": "NO", "single_gpu": "NO"}.get(
+        name, "DEEPSPEED" if "zero" in name else "MULTI_GPU"
+    )
+    fields = {"deepspeed_config_file", "deepspeed_multinode_launcher"}
+    assert config.deepspeed_config.keys() <= fields
+    assert not any((config.dynamo_config, config.fsdp_config, config.megatron_lm_config, config.fp8_config))
+    if "zero" in name:
+        file = config.deepspeed_config["deepspeed_config_file"]
+        assert file == f"ds_configs/{name.removeprefix('multi_node_')}.json"
+        assert (CHECKOUT / file).is_file()
+
+
+@pytest.mark.parametrize("name", ZERO)
+def test_a_deepspeed_file_has_no_number_but_its_stage(name):
+    content = json.loads((CHECKOUT / "ds_configs" / f"{name}.json").read_text())
+
+    def numbers(section: dict[str, Any]) -> list[Any]:
+        below = [number for value in section.values() if isinstance(value, dict) for number in numbers(value)]
+        return below + [value for value in section.values() if type(value) in (int, float)]
+
+    assert numbers(content) == [int(name[4])]
+    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+        assert content[key] == "auto"
+    assert content["gradient_clipping"] == "auto"
+    assert not content.keys() & {"fp16", "bf16", "optimizer", "scheduler"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cpu", "single_gpu"])
-def test_a_launch_says_nothing_of_its_own(name: str) -> None:
-    launcher = CHECKOUT / "accelerate_configs" / f"{name}.yaml"
+@pytest.mark.parametrize("name", ONE_PROCESS)
+def test_one_process_is_started_without_a_word(name, tell):
+    (told,) = finish(start(name, tell))
+    assert told.keys() & {"RANK", "WORLD_SIZE"} == set()
+    assert told["ACCELERATE_MIXED_PRECISION"] == "no"
+    assert told.get("CUDA_VISIBLE_DEVICES", "") == (
+        "-1" if name == "cpu" else os.environ.get(*["CUDA_VISIBLE_DEVICES", ""])
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize(
+    "name", [name if name not in ZERO else pytest.param(name, marks=needs_deepspeed) for name in SEVERAL]
+)
+def test_several_processes_are_started_without_a_word(name, processes, tell):
+    told = finish(start(name, tell, "--num_processes", str(processes)))
+    assert [one["RANK"] for one in told] == [str(rank) for rank in range(processes)]
+    for one in told:
+        assert one["WORLD_SIZE"] == one["LOCAL_WORLD_SIZE"] == str(processes)
+        assert one["ACCELERATE_MIXED_PRECISION"] == "no"
+        assert one.get("ACCELERATE_DEEPSPEED_CONFIG_FILE") == (f"ds_configs/{name}.json" if name in ZERO else None)
+        assert ("ACCELERATE_USE_DEEPSPEED" in one) == (name in ZERO)
+        if name == "cpu_2proc":
+            assert one["CUDA_VISIBLE_DEVICES"] == "-1,-1"
+
+
+@pytest.mark.slow
+@needs_deepspeed
+def test_a_launcher_a_machine_makes_one_run(tell):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    machines = [
+        start(
+            "multi_node_zero2",
+            tell,
+            *("--num_processes", "4", "--machine_rank", str(machine)),
+            *("--main_process_ip", "127.0.0.1", "--main_process_port", str(port)),
+        )
+        for machine in range(2)
+    ]
+    for machine, launcher in enumerate(machines):
+        told = finish(launcher)
+        assert [one["RANK"] for one in told] == [str(2 * machine), str(2 * machine + 1)]
+        for one in told:
+            assert (one["WORLD_SIZE"], one["LOCAL_WORLD_SIZE"]) == ("4", "2")
+            assert one["ACCELERATE_DEEPSPEED_CONFIG_FILE"] == "ds_configs/zero2.json"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ONE_PROCESS)
+def test_the_program_says_under_a_launcher_what_it_says_without(name):
     run = subprocess.run(
-        [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launcher)),
-            *(str(CHECKOUT / "launch" / "train.py"), "--print_config"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [*ACCELERATE, "--config_file", launcher_file(name), str(CHECKOUT / "launch" / "train.py"), "--print_config"],
+        env=surroundings(name),
         capture_output=True,
         text=True,
         timeout=120,
@@ -29,3 +177,51 @@ def test_a_launch_says_nothing_of_its_own(name: str) -> None:
     assert run.stderr == ""
     assert yaml.safe_load(run.stdout)["train"]["device"] == "cpu"
     assert run.returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="a script for bash")
+def test_the_slurm_script_starts_a_launcher_a_node(tmp_path):
+    """Slurm's commands and `accelerate` are stood in for: two nodes, one after the other, print their command."""
+    commands = {
+        "scontrol": 'printf "node7\\nnode9\\n"',
+        "srun": 'shift; for node in 0 1; do SLURM_NODEID=$node "$@"; done',
+        "accelerate": 'printf "%s\\n" "$*"',
+    }
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for command, body in commands.items():
+        (tools / command).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tools / command).chmod(0o755)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").touch()
+    run = subprocess.run(
+        [
+            "bash",
+            str(CHECKOUT / "launch" / "slurm_multi_node.sh"),
+            "--recipe",
+            "qwen2.5-1.5b",
+            "--config",
+            "my run.yaml",
+        ],
+        env={
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "HOME": str(tmp_path),
+            "SLURM_SUBMIT_DIR": str(tmp_path),
+            "SLURM_JOB_NODELIST": "node[7,9]",
+            "SLURM_JOB_ID": "123456",
+            "SLURM_NNODES": "2",
+            "SLURM_GPUS_ON_NODE": "8",
+            "SLURM_CPUS_PER_TASK": "64",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.stderr == ""
+    assert run.stdout.splitlines() == [
+        f"launch --config_file accelerate_configs/multi_node_zero2.yaml --num_machines 2 --num_processes 16 "
+        f"--machine_rank {node} --main_process_ip node7 --main_process_port 23456 launch/train.py "
+        f"--output_dir runs/arcdist_123456 --recipe qwen2.5-1.5b --config my run.yaml"
+        for node in range(2)
+    ]

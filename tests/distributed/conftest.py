@@ -103,6 +103,12 @@ def start_ranks(tmp_path, started) -> Callable[..., list[subprocess.Popen[str]]]
 
 
 @pytest.fixture
+def finish() -> Callable[[Sequence[subprocess.Popen[str]]], list[Ended]]:
+    """Wait until processes have ended."""
+    return wait_for_all
+
+
+@pytest.fixture
 def run_ranks(start_ranks) -> Callable[[str, int], list[Ended]]:
     """Run a program to its end on so many ranks, beside a store that outlives them."""
 
