@@ -76,12 +76,6 @@ def _check_stage(raw: Mapping[str, Any], source: str) -> None:
     raise ConfigError(f"{source} has no zero_optimization.stage of 1, 2 or 3: see ds_configs/zero2.json.")
 
 
-def zero_stage(raw: Mapping[str, Any]) -> int:
-    """ZeRO's stage, 1 to 3, in what `read_deepspeed_config` gave."""
-    stage: int = raw["zero_optimization"]["stage"]
-    return stage
-
-
 def effective_deepspeed_config(
     raw: Mapping[str, Any],
     source: str,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,12 +23,17 @@ WEIGHTS, MOMENTS, STATE = "weights.safetensors", "moments.safetensors", "state.j
 def save_checkpoint(
     folder: Path, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> None:
-    """Write a checkpoint; one of the same name is replaced once the new one is whole."""
+    """Write a checkpoint; one of the same name is replaced once the new one is whole.
+
+    Raises:
+        DataError: what stands in a file is not what was to be saved.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(dict(weights), partial / WEIGHTS)
-    save_file(dict(moments), partial / MOMENTS)
+    for name, tensors in ((WEIGHTS, weights), (MOMENTS, moments)):
+        save_file(dict(tensors), partial / name)
+        _read_back(partial / name, tensors)
     (partial / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     for name in (WEIGHTS, MOMENTS, STATE):
         _force_to_disk(partial / name)
@@ -71,6 +76,15 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor],
         return load_file(folder / WEIGHTS), load_file(folder / MOMENTS), state
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{folder} is no whole checkpoint ({error}): choose another.") from error
+
+
+def _read_back(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    with safe_open(path, framework="pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise DataError(f"{path} was not written as it should have been ({', '.join(wrong[:3])}, …): check the disk.")
 
 
 def _force_to_disk(path: Path) -> None:

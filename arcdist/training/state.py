@@ -8,7 +8,7 @@ from torch import Tensor
 
 from arcdist.config import Config
 from arcdist.engine import on_cpu
-from arcdist.errors import ConfigError
+from arcdist.errors import ConfigError, DistributedError
 from arcdist.training.session import Session
 
 _PACKAGES = ("torch", "accelerate", "transformers", "peft")
@@ -19,8 +19,14 @@ def gather_weights(session: Session) -> dict[str, Tensor]:
 
     `qwen.` are adapters, projection and control MLP, `grid.` agent, solver with its memory, and EFE; then `refiner.`,
     and `averaged_agent.` where an average is kept. All processes call it together.
+
+    Raises:
+        DistributedError: adapters came back empty.
     """
     parts = {name: engine.gather_weights() for name, engine in session.engines.by_name().items()}
+    empty = [name for name, value in parts["qwen"].items() if not value.numel()]
+    if empty:
+        raise DistributedError(f"Gathering Qwen's weights left {', '.join(empty)} empty: nothing was saved.")
     models = session.models
     if models.averaged_agent.module is not models.agent:
         state = models.averaged_agent.module.state_dict()

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 CHECKOUT = Path(__file__).resolve().parents[2]
 ONE_PROCESS = ["cpu", "single_gpu"]
 ZERO = ["zero1", "zero2", "zero2_offload", "zero3"]
-SEVERAL = ["cpu_2proc", "multi_gpu", *ZERO]
-LAUNCHERS = [*ONE_PROCESS, *SEVERAL, "multi_node_zero2"]
+LAUNCHERS = [*ONE_PROCESS, "cpu_2proc", "multi_gpu", *ZERO, "multi_node_zero2"]
 
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
 
@@ -29,6 +29,8 @@ names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_D
 told = {name: value for name, value in os.environ.items() if name in names or name.startswith("ACCELERATE_")}
 os.write(1, (json.dumps(told) + "\\n").encode())
 """
+
+Start = Callable[..., subprocess.Popen[str]]
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="Accelerate's launcher itself asks for DeepSpeed"
@@ -49,14 +51,23 @@ def surroundings(name: str) -> dict[str, str]:
     return environment
 
 
-def start(name: str, script: Path, *flags: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*ACCELERATE, "--config_file", launcher_file(name), *flags, str(script)],
-        env=surroundings(name),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start(tmp_path) -> Iterator[Start]:
+    """Launch a program in which each process tells what the launcher has told it."""
+    script = tmp_path / "tell.py"
+    script.write_text(TELL)
+    launchers = []
+
+    def start_one(name: str, *flags: str) -> subprocess.Popen[str]:
+        command = [*ACCELERATE, "--config_file", launcher_file(name), *flags, str(script)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        launchers.append(subprocess.Popen(command, env=surroundings(name), text=True, **pipes))
+        return launchers[-1]
+
+    yield start_one
+    for launcher in launchers:
+        launcher.terminate()
+        launcher.wait()
 
 
 def finish(launcher: subprocess.Popen[str]) -> list[dict[str, str]]:
@@ -65,13 +76,6 @@ def finish(launcher: subprocess.Popen[str]) -> list[dict[str, str]]:
     assert errors == ""
     assert launcher.returncode == 0
     return sorted((json.loads(line) for line in output.splitlines()), key=lambda told: int(told.get("RANK", "0")))
-
-
-@pytest.fixture
-def tell(tmp_path) -> Path:
-    """A program in which each process tells what the launcher has told it."""
-    (tmp_path / "tell.py").write_text(TELL)
-    return tmp_path / "tell.py"
 
 
 def test_these_are_all():
@@ -86,11 +90,9 @@ def test_a_file_sets_processes_and_nothing_that_the_run_configuration_owns(name)
     assert config.num_processes == (1 if name in ONE_PROCESS else 16 if name == "multi_node_zero2" else 2)
     # Accelerate refuses even a "no" beside a deepspeed_config_file.
     assert config.mixed_precision == (None if "zero" in name else "no")
-    assert config.distributed_type.value == {"cpu": "NO", "single_gpu": "NO"}.get(
-        name, "DEEPSPEED" if "zero" in name else "MULTI_GPU"
-    )
-    fields = {"deepspeed_config_file", "deepspeed_multinode_launcher"}
-    assert config.deepspeed_config.keys() <= fields
+    kind = "NO" if name in ONE_PROCESS else "DEEPSPEED" if "zero" in name else "MULTI_GPU"
+    assert config.distributed_type.value == kind
+    assert config.deepspeed_config.keys() <= {"deepspeed_config_file", "deepspeed_multinode_launcher"}
     assert not any((config.dynamo_config, config.fsdp_config, config.megatron_lm_config, config.fp8_config))
     if "zero" in name:
         file = config.deepspeed_config["deepspeed_config_file"]
@@ -115,22 +117,25 @@ def test_a_deepspeed_file_has_no_number_but_its_stage(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_PROCESS)
-def test_one_process_is_started_without_a_word(name, tell):
-    (told,) = finish(start(name, tell))
+def test_one_process_is_started_without_a_word(name, start):
+    (told,) = finish(start(name))
     assert told.keys() & {"RANK", "WORLD_SIZE"} == set()
     assert told["ACCELERATE_MIXED_PRECISION"] == "no"
-    assert told.get("CUDA_VISIBLE_DEVICES", "") == (
-        "-1" if name == "cpu" else os.environ.get(*["CUDA_VISIBLE_DEVICES", ""])
-    )
+    assert told.get("CUDA_VISIBLE_DEVICES") == ("-1" if name == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize(
-    "name", [name if name not in ZERO else pytest.param(name, marks=needs_deepspeed) for name in SEVERAL]
+    ("name", "processes"),
+    [
+        ("cpu_2proc", 2),
+        ("cpu_2proc", 3),
+        ("multi_gpu", 2),
+        *(pytest.param(name, 2, marks=needs_deepspeed) for name in ZERO),
+    ],
 )
-def test_several_processes_are_started_without_a_word(name, processes, tell):
-    told = finish(start(name, tell, "--num_processes", str(processes)))
+def test_several_processes_are_started_without_a_word(name, processes, start):
+    told = finish(start(name, "--num_processes", str(processes)))
     assert [one["RANK"] for one in told] == [str(rank) for rank in range(processes)]
     for one in told:
         assert one["WORLD_SIZE"] == one["LOCAL_WORLD_SIZE"] == str(processes)
@@ -143,13 +148,12 @@ def test_several_processes_are_started_without_a_word(name, processes, tell):
 
 @pytest.mark.slow
 @needs_deepspeed
-def test_a_launcher_a_machine_makes_one_run(tell):
+def test_a_launcher_a_machine_makes_one_run(start):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     machines = [
         start(
             "multi_node_zero2",
-            tell,
             *("--num_processes", "4", "--machine_rank", str(machine)),
             *("--main_process_ip", "127.0.0.1", "--main_process_port", str(port)),
         )
