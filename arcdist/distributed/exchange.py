@@ -61,6 +61,15 @@ def gather_rows(rows: Shaped[Tensor, "n F"], counts: Sequence[int]) -> Shaped[Te
     return torch.cat([part[:count] for part, count in zip(received, counts, strict=True)])
 
 
+def part() -> None:
+    """Take leave of the other processes, at the end of a run that went well.
+
+    Without it a process may be aborted at its very end, by threads of the process group that are still at work.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def hear_from_first(text: str) -> str:
     """Process 0's text, on every process; what the others say is not heard."""
     if not several_processes():

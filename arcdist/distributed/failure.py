@@ -31,6 +31,8 @@ OTHERS_SECONDS = FAILED_SECONDS + 0.5
 """How long the others stay: torchrun stops all as soon as one ends, and calls that one the cause of the failure."""
 REPORT_SECONDS = 5.0
 """How long a failing rank tries to reach the store before it ends without."""
+IMPORT_SECONDS = 20.0
+"""How much longer it tries where torch has yet to be imported for that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,13 +86,14 @@ class FailureWatch:
         A rank that finds another to be the first is ended by the thread. One that cannot reach the store tells.
         """
         self._reporting = True
+        patience = REPORT_SECONDS + (0.0 if self.started else IMPORT_SECONDS)
         self._start()
         if not self.started:
             return True
         is_first: Future[bool] = Future()
         self._reports.put((failure, is_first))
         try:
-            return is_first.result(REPORT_SECONDS)
+            return is_first.result(patience)
         except TimeoutError:
             return True
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from arcdist.config import LoadedConfig, save_config
 from arcdist.distributed import is_main
-from arcdist.distributed.exchange import hear_from_first
+from arcdist.distributed.exchange import hear_from_first, part
 from arcdist.errors import ArcdistError
 from arcdist.tracking import discard_run_folder, epoch_table, log_table, make_run_folder, no_log, open_log
 from arcdist.training.dry_run import dry_run
@@ -29,6 +29,7 @@ def train(loaded: LoadedConfig) -> None:
     if loaded.dry_run:
         with explained_out_of_memory(config.train.batch_size):
             dry_run(config)
+        part()
         return
     # Process 0 owns the folder; the others learn its name once there is a way to tell them.
     folder = make_run_folder(config.output.dir) if is_main() else None
@@ -39,6 +40,7 @@ def train(loaded: LoadedConfig) -> None:
         loop.run()
         if folder:
             _report(loop, folder)
+    part()
 
 
 def _prepare(loaded: LoadedConfig, folder: Path | None) -> Session:

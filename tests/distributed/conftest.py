@@ -55,7 +55,7 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def wait_for_all(processes: Sequence[subprocess.Popen[str]], seconds: float = 60) -> list[Ended]:
-    """What each wrote, how and when it ended, to the tenth of a second. Little enough is written to fit into pipes."""
+    """What each wrote, how and when it ended. They write little enough to fit into pipes."""
     times: dict[int, float] = {}
     give_up = time.monotonic() + seconds
     while len(times) < len(processes):

@@ -137,9 +137,9 @@ def test_a_rank_that_fails_tells_and_the_others_end_quietly(run_ranks, tmp_path,
     assert [process.code for process in ended] == [1, 1, 1]
     assert ended[0].err == ended[2].err == ""
     assert_told_once_by(ended, 1, 3)
-    # The one that failed ends first, so that a launcher names it; the others about two seconds after.
+    # The one that failed ends first, so that a launcher names it; the others soon after.
     assert ended[1].at < min(ended[0].at, ended[2].at)
-    assert max(process.at for process in ended) - failed_at < 3.0
+    assert max(process.at for process in ended) - failed_at < 4.0
 
 
 @pytest.mark.slow
@@ -216,7 +216,7 @@ def test_before_the_watch_rank_0_tells_and_the_others_see_its_launcher_end(start
     del store
     start = time.monotonic()
     ended = finish(processes)
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 4.0 < guard.PATIENCE_SECONDS
     assert [(process.code, process.err) for process in ended] == [(2, "worker.py: wrong flag.\n"), (2, "")]
 
 

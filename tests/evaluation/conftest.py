@@ -39,8 +39,10 @@ def answerer() -> Answerer:
     """Small models with random weights, whose refiner edits the prompt and whose adapters have dropout."""
     torch.manual_seed(0)
     prompt = 16
+    qwen = QwenHybridPrompt("embedded:tiny", prompt_dim=prompt, dtype="float32", lora_dropout=0.5)
     models = Answerer(
-        qwen=QwenHybridPrompt("embedded:tiny", prompt_dim=prompt, dtype="float32", lora_dropout=0.5),
+        read=qwen,
+        qwen=qwen,
         agent=ARCPromptGuidedAgent(hidden_dim=16, prompt_dim=prompt, max_steps=2, num_tasks=2),
         solver=PermanentSolver(capacity=16, feature_dim=prompt, top_k=2),
         refiner=PolicyRefinedAgent(rl_prompt_dim=prompt, rl_ctrl_dim=prompt, rl_hidden=32, rl_delta_scale=30.0),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from arcdist.data import Query
+from arcdist.data import Query, QueryBatch
 from arcdist.evaluation import Answerer, score
 
 NAMES = ["val/exact", "val/cell", "val/size", "val/accuracy_delta", "floor/copy_exact", "floor/copy_cell"]
@@ -27,6 +27,11 @@ def questions(make_query):
         make_query("e", [[4]], [[0, 0, 0]], pairs["wide"]),
         make_query("f", [[1, 0, 1], [0, 1, 0]], [[0], [0], [0], [0]], pairs["tall"]),
     ]
+
+
+def counted(*batches: QueryBatch) -> list[tuple[QueryBatch, bool]]:
+    """Batches of which none is padding."""
+    return [(batch, True) for batch in batches]
 
 
 def with_target(query: Query, rows: list[list[int]] | None) -> Query:
@@ -91,7 +96,7 @@ def test_scores_by_a_slow_loop(answerer, questions, collate):
         None,  # not known
     ]
     asked = [with_target(query, target) for query, target in zip(questions, targets, strict=True)]
-    scores = score(answerer, [collate(*asked[:4]), collate(*asked[4:])])
+    scores = score(answerer, counted(collate(*asked[:4]), collate(*asked[4:])))
 
     expected = dict.fromkeys(NAMES, 0.0)
     for query, target, first, final in zip(questions, targets, firsts, finals, strict=True):
@@ -120,7 +125,7 @@ def test_the_copy_floor_by_hand(answerer, make_query, collate):
     larger = make_query("c", [[3, 4]], [[3, 4], [3, 4]], context)  # the cells beyond the query are wrong
     smaller = make_query("d", [[3, 4]], [[3]], context)  # all cells right, but not the size
     unknown = make_query("e", [[3, 4]], None, context)
-    scores = score(answerer, [collate(copied, half), collate(larger, smaller, unknown)])
+    scores = score(answerer, counted(collate(copied, half), collate(larger, smaller, unknown)))
     assert scores["floor/copy_exact"] == pytest.approx(1 / 4)
     assert scores["floor/copy_cell"] == pytest.approx((1 + 0.5 + 0.5 + 1) / 4)
 
@@ -128,22 +133,48 @@ def test_the_copy_floor_by_hand(answerer, make_query, collate):
 def test_batches_change_no_score(answerer, questions, collate):
     firsts, finals = zip(*(ask(answerer, query, collate) for query in questions), strict=True)
     asked = [with_target(query, each.grid) for query, each in zip(questions, (*firsts[:3], *finals[3:]), strict=True)]
-    expected = score(answerer, [collate(query) for query in asked])
+    expected = score(answerer, counted(*(collate(query) for query in asked)))
     assert expected["val/exact"] >= 0.5
     for batches in ([asked], [asked[:1], asked[1:]], [asked[::-1]]):
-        assert score(answerer, [collate(*batch) for batch in batches]) == pytest.approx(expected)
+        assert score(answerer, counted(*(collate(*batch) for batch in batches))) == pytest.approx(expected)
 
 
 def test_without_known_targets_there_is_nothing_to_score(answerer, questions, collate):
     unknown = [with_target(query, None) for query in questions]
-    assert score(answerer, [collate(*unknown)]) == dict.fromkeys(NAMES, 0.0)
+    assert score(answerer, counted(collate(*unknown))) == dict.fromkeys(NAMES, 0.0)
+
+
+def test_a_batch_that_does_not_count_changes_no_score_and_is_answered_all_the_same(answerer, questions, collate):
+    asked = [with_target(query, ask(answerer, query, collate)[1].grid) for query in questions]
+    real = counted(collate(*asked[:2]), collate(*asked[2:4]))
+    expected = score(answerer, real)
+    assert expected["val/exact"] == 1.0
+    wrong = with_target(asked[4], [[0]] if asked[4].target.size > 1 else [[0, 0]])
+    read = []
+    noting = replace(answerer, read=lambda *given: read.append(len(given[0])) or answerer.qwen(*given))
+    padded = [(collate(wrong), False), *real, (collate(asked[5], wrong), False)]
+    assert score(noting, padded) == expected
+    # Other processes may need this one's part in the forward pass.
+    assert read == [1, 2, 2, 2]
+    assert score(answerer, counted(*(batch for batch, _ in padded)))["val/exact"] < 1.0
+    assert score(answerer, [(collate(wrong), False)]) == dict.fromkeys(NAMES, 0.0)
+
+
+def test_queries_are_read_by_way_of_the_engine(answerer, questions, collate):
+    def other(*given):
+        prompt, control = answerer.qwen(*given)
+        return -prompt, control
+
+    asked = [with_target(query, ask(answerer, query, collate)[1].grid) for query in questions]
+    assert score(answerer, counted(collate(*asked)))["val/exact"] == 1.0
+    assert score(replace(answerer, read=other), counted(collate(*asked)))["val/exact"] < 1.0
 
 
 def test_the_solver_has_its_say(answerer, questions, collate):
     target = [[9, 9], [9, 8]]
     query = with_target(questions[0], target)
     batch = collate(query)
-    assert score(answerer, [batch])["val/exact"] == 0.0
+    assert score(answerer, counted(batch))["val/exact"] == 0.0
     answerer.agent.size_head.gates.bias.data[[0, 5]] = 50.0  # as large as the query
     with torch.no_grad():
         answerer.qwen.eval()
@@ -159,7 +190,7 @@ def test_the_solver_has_its_say(answerer, questions, collate):
         answerer.solver.confidence[-1].bias.fill_(50.0)
         answerer.solver.sharpness.fill_(100.0)
         answerer.solver.suggestion.bias.copy_(torch.tensor([50.0, -50.0]))
-    scores = score(answerer, [batch])
+    scores = score(answerer, counted(batch))
     assert scores["val/exact"] == 1.0
     assert scores["val/accuracy_delta"] == 0.0  # it has the same say before and after refinement
 
@@ -170,7 +201,7 @@ def test_modes_are_put_back_and_dropout_is_off(answerer, questions, collate, mod
     batches = [collate(with_target(query, ask(answerer, query, collate)[1].grid)) for query in questions]
     for module, mode in zip(modules, modes, strict=True):
         module.train(mode)
-    scores = score(answerer, batches)
+    scores = score(answerer, counted(*batches))
     assert scores["val/exact"] == 1.0  # dropout would have changed the prompts
     assert tuple(module.training for module in modules) == modes
     assert all(part.training is modes[0] for part in answerer.qwen.modules())
@@ -180,7 +211,7 @@ def test_scoring_leaves_no_gradient_and_changes_nothing(answerer, questions, col
     modules = (answerer.qwen, answerer.agent, answerer.solver, answerer.refiner)
     before = [{name: value.clone() for name, value in module.state_dict().items()} for module in modules]
     random_state = torch.get_rng_state()
-    score(answerer, [collate(*questions)])
+    score(answerer, counted(collate(*questions)))
     assert torch.equal(torch.get_rng_state(), random_state)
     assert len(answerer.solver.memory) == 0
     for module, state in zip(modules, before, strict=True):

@@ -4,14 +4,22 @@ from arcdist.training.interval import Interval
 from arcdist.training.step import StepReport
 
 
-def report(loss, tokens=1, **norms):
-    return StepReport(metrics={"loss": loss}, group_norms=norms, tokens=tokens, finite=True)
+def report(loss, queries=1, tokens=1, **norms):
+    return StepReport(
+        metrics={"loss": loss},
+        group_norms=norms,
+        queries=queries,
+        tokens=tokens,
+        finite=True,
+        not_finite_on=(),
+        stop=False,
+    )
 
 
 def test_means_maxima_and_pace_by_hand():
     interval = Interval()
-    interval.add(report(2.0, tokens=100, lora=0.0, agent=3.0), queries=4, seconds=0.5)
-    interval.add(report(5.0, tokens=50, lora=0.5, agent=1.0), queries=2, seconds=1.0)
+    interval.add(report(2.0, queries=4, tokens=100, lora=0.0, agent=3.0), seconds=0.5)
+    interval.add(report(5.0, queries=2, tokens=50, lora=0.5, agent=1.0), seconds=1.0)
     assert interval.means() == pytest.approx(
         {
             "loss": 3.0,  # Of the queries: (4 x 2 + 2 x 5) / 6.
@@ -32,5 +40,5 @@ def test_an_empty_interval_has_a_pace_of_zero_and_nothing_else():
 
 def test_a_norm_that_was_always_zero_is_known():
     interval = Interval()
-    interval.add(report(1.0, solver=0.0), queries=1, seconds=1.0)
+    interval.add(report(1.0, solver=0.0), seconds=1.0)
     assert interval.largest_norms == {"solver": 0.0}

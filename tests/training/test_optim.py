@@ -1,7 +1,6 @@
 import math
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,12 +56,15 @@ def test_groups_and_their_rates(build_tiny):
         "solver": 2e-4,
         "efe": 5e-5,
         "task_vectors": 3e-4,
+        "refiner": 5e-5,  # without a schedule
     }
     assert session.engines.learning_rates() == pytest.approx(expected)
     for engine in (session.engines.qwen, session.engines.grid):
         for group in engine.optimizer.param_groups:
             assert group["weight_decay"] == 0.01
             assert group["betas"] == (0.9, 0.95)
+    (group,) = session.engines.refiner.optimizer.param_groups
+    assert (group["weight_decay"], group["betas"]) == (0.0, (0.9, 0.999))
 
 
 def test_every_trainable_parameter_is_in_one_group_and_no_frozen_one_is(build_tiny):
@@ -70,11 +72,11 @@ def test_every_trainable_parameter_is_in_one_group_and_no_frozen_one_is(build_ti
     models, engines = session.models, session.engines
     optimized = [
         parameter
-        for engine in (engines.qwen, engines.grid)
+        for engine in engines.by_name().values()
         for group in engine.groups
         for parameter in group.parameters
     ]
-    modules = (models.qwen, models.agent, models.solver, models.efe)
+    modules = (models.qwen, models.agent, models.solver, models.efe, models.refiner)
     trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
     assert len(optimized) == len(trainable)
     assert {id(p) for p in optimized} == {id(p) for p in trainable}
@@ -93,16 +95,15 @@ def test_every_trainable_parameter_is_in_one_group_and_no_frozen_one_is(build_ti
 def test_a_group_without_parameters_is_left_out(build_tiny, flags, absent):
     engines = build_tiny(*flags).engines
     assert absent not in engines.learning_rates()
-    assert len(engines.learning_rates()) == 6
+    assert len(engines.learning_rates()) == 7
 
 
-def test_schedules_of_both_engines_move_together(build_tiny):
+def test_schedules_of_qwen_and_grid_move_together_and_the_refiner_has_none(build_tiny):
     session = build_tiny("--epochs=10")
-    engines = build_engines(session.accelerator, session.models, session.config.optim, total_steps=20)
+    engines = build_engines(session.accelerator, session.models, session.config, total_steps=20)
     first = engines.learning_rates()
     assert first["lora"] == pytest.approx(session.config.optim.qwen_lr / 2)
-    for parameter in (p for group in (*engines.qwen.groups, *engines.grid.groups) for p in group.parameters):
-        parameter.grad = torch.zeros_like(parameter)
     engines.gradient_norms()
     engines.step()
-    assert engines.learning_rates() == pytest.approx({name: 2 * rate for name, rate in first.items()})
+    constant = {"refiner": session.config.refiner.rl_lr}
+    assert engines.learning_rates() == pytest.approx({name: 2 * rate for name, rate in first.items()} | constant)

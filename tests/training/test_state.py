@@ -15,18 +15,22 @@ def steps(session, count=2):
     """Train a little, remembering every query."""
     gate = DynamicMemoryThreshold(start=-1.0)
     for number, batch in enumerate(session.training.loader(0, session.device, count)):
-        settings = StepSettings(number=number, size_weight=1.0, memory_gate=gate, reward=session.config.reward)
+        settings = StepSettings(number=number, size_weight=1.0, memory_gate=gate, reward=session.config.reward, seed=0)
         noise = session.refinement_noise(batch, 0)
-        train_step(batch, session.models, session.engines, session.refiner_optimizer, noise, settings)
+        train_step(batch, session.models, session.engines, noise, settings)
     return session
 
 
 def scores(session):
     models = session.models
     answerer = Answerer(
-        qwen=models.qwen, agent=models.averaged_agent.module, solver=models.solver, refiner=models.refiner
+        read=session.engines.qwen,
+        qwen=models.qwen,
+        agent=models.averaged_agent.module,
+        solver=models.solver,
+        refiner=models.refiner,
     )
-    return score(answerer, session.validation.loader(0, session.device))
+    return score(answerer, ((batch.queries[0], True) for batch in session.validation.loader(0, session.device)))
 
 
 def assert_equal(left, right):
