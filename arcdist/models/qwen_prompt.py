@@ -157,20 +157,6 @@ class QwenHybridPrompt(nn.Module):
             prompt = self.prompt_projection(mean_pool(hidden, token_mask), control)
         return PromptOutput(prompt, control)
 
-    @property
-    def attention_work(self) -> float:
-        """Operations of attention a token and position over those of the linear layers a token, both ways.
-
-        6 d L / (4 N), N the weights of the L layers of width d: attention needs no gradient of weights, and neither do
-        the frozen layers.
-        """
-        config = self.body.config
-        width, heads = config.hidden_size, config.num_attention_heads
-        key_width = width * getattr(config, "num_key_value_heads", heads) // heads
-        inner = getattr(config, "intermediate_size", None) or 4 * width
-        layer = 2 * width * (width + key_width) + 3 * width * inner
-        return 6.0 * width / (4.0 * layer)
-
     def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Trained parameters by group: `lora`, `prompt_projection` and, unless its weight is 0, `control_mlp`."""
         parts = {"lora": self.body, "prompt_projection": self.prompt_projection, "control_mlp": self.control_mlp}

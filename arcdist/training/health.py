@@ -155,7 +155,7 @@ class RunHealth:
         bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
         if bad:
             self._raised[LOSS_NOT_FINITE.name] = LOSS_NOT_FINITE
-            in_a_row = f", the {skipped}th step in a row" if skipped > 1 else ""
+            in_a_row = f", the last of {skipped} such steps in a row" if skipped > 1 else ""
             raise NotFiniteError(
                 f"{LOSS_NOT_FINITE.name} at step {step}: {', '.join(bad)}{in_a_row}. No such step changed a parameter. "
                 f"{LOSS_NOT_FINITE.mend}"

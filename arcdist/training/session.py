@@ -18,6 +18,7 @@ from arcdist.data import BucketedBatches, Collator, Dealer, Origin, build_querie
 from arcdist.data import read_tasks as read_source
 from arcdist.engine import Engines
 from arcdist.errors import DataError
+from arcdist.models import attention_share
 from arcdist.random import stream
 from arcdist.training.accelerator import start_platform
 from arcdist.training.models import Models, build_models
@@ -124,7 +125,7 @@ def build_session(config: Config) -> Session:
             queries["length"][:],
             processes=accelerator.num_processes,
             passes=passes,
-            quadratic=models.qwen.attention_work,
+            quadratic=attention_share(models.qwen.body.config),
         )
 
     process = accelerator.process_index

@@ -9,11 +9,11 @@ import json
 import pytest
 import torch
 
-from arcdist.data.queries import read_queries
 from arcdist.data.sources import read_tasks
 from arcdist.evaluation import Answerer, fit_canvas, score
 from arcdist.training.curriculum import DynamicMemoryThreshold
-from arcdist.training.step import StepSettings, read_prompts, train_step
+from arcdist.training.reading import keep_prompts, read_prompts
+from arcdist.training.step import StepSettings, train_step
 
 
 def other_colors(grid):
@@ -59,24 +59,35 @@ def worlds(tmp_path, build_tiny):
 
 def batch_of(session, suffix, epoch=0):
     """The training queries whose id ends so, as they are seen in an epoch."""
-    ids = session.training.queries["id"]
-    rows = [row for row, query_id in enumerate(ids) if query_id.endswith(suffix)]
-    return session.training.collator(read_queries(session.training.queries, rows), epoch)
+    rows = [row for row, query_id in enumerate(session.training.ids) if query_id.endswith(suffix)]
+    (batch,) = session.training.load([rows], epoch, session.device)
+    return batch
 
 
 def step(session, batch, number=0):
     gate = DynamicMemoryThreshold(start=-1.0)
-    settings = StepSettings(number=number, size_weight=1.0, memory_gate=gate, reward=session.config.reward)
+    settings = StepSettings(number=number, size_weight=1.0, memory_gate=gate, reward=session.config.reward, seed=0)
     noise = session.refinement_noise(batch, 0)
-    return train_step(batch, session.models, session.engines, session.refiner_optimizer, noise, settings)
+    return train_step(batch, session.models, session.engines, noise, settings)
 
 
 def validate(session, batches):
     models = session.models
     answerer = Answerer(
-        qwen=models.qwen, agent=models.averaged_agent.module, solver=models.solver, refiner=models.refiner
+        read=session.engines.qwen,
+        qwen=models.qwen,
+        agent=models.averaged_agent.module,
+        solver=models.solver,
+        refiner=models.refiner,
     )
-    return score(answerer, batches)
+    return score(answerer, ((batch.queries[0], True) for batch in batches))
+
+
+def read(session, batch, number):
+    (queries,) = batch.queries
+    reading = read_prompts(session.models, session.engines.qwen, queries, number, seed=0, keep_graph=True)
+    keep_prompts(session.models, batch, [reading], number)
+    return reading.prompt
 
 
 @pytest.fixture
@@ -154,12 +165,14 @@ def test_a_leak_would_be_seen(worlds, recorded):
 
 def remember(session, batch, prompts):
     """Put queries with their answers into the memory, where their own prompts find them, and others beside them."""
-    known = {"queries": batch.inputs.query, "exact": torch.ones(len(batch), dtype=torch.bool), "step": 0}
-    outcomes = fit_canvas(batch.targets.target, *batch.inputs.query.shape[1:])
+    (queries,) = batch.queries
+    grids = queries.inputs.query
+    known = {"queries": grids, "exact": torch.ones(len(batch), dtype=torch.bool), "step": 0}
+    outcomes = fit_canvas(queries.targets.target, *grids.shape[1:])
     memory = session.models.solver
     memory.remember(ids=batch.ids, features=prompts, outcomes=outcomes, **known)
     beside = [f"beside {query_id}" for query_id in batch.ids]
-    memory.remember(ids=beside, features=torch.ones_like(prompts), outcomes=batch.inputs.query, **known)
+    memory.remember(ids=beside, features=torch.ones_like(prompts), outcomes=grids, **known)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -169,10 +182,10 @@ def test_a_memory_that_holds_the_very_query_keeps_its_answer_from_it(worlds, rec
     for session in worlds(of_training=change):
         batch = batch_of(session, batch_of(session, ASKED).ids[0])
         with torch.no_grad():
-            prompts = read_prompts(session.models, batch, 0).prompt
+            prompts = read(session, batch, 0)
             remember(session, batch, prompts)
             # Under another name, the same question does recall the answer.
-            recalled.append(session.models.solver(prompts, batch.inputs, ["another"]).candidate)
+            recalled.append(session.models.solver(prompts, batch.queries[0].inputs, ["another"]).candidate)
         calls.append(recorded(session, during, batch)[0])
     assert_same(*calls)
     assert not torch.equal(*recalled)
@@ -183,9 +196,9 @@ def test_a_prompt_that_serves_several_batches_knows_nothing_of_the_target(worlds
     calls, others = [], []
     for session in worlds("--qwen.every=10", of_training=change):
         # First come the tasks' other queries, which have the changed pair in their context.
-        others.append(read_prompts(session.models, batch_of(session, ":train:0"), 0).prompt)
+        others.append(read(session, batch_of(session, ":train:0"), 0))
         batch = batch_of(session, ASKED)
-        computing, _ = recorded(session, lambda s, b: read_prompts(s.models, b, 1), batch)
+        computing, _ = recorded(session, read, batch, 1)
         cached, _ = recorded(session, step, batch, 2)
         assert [name for name, _ in computing] == ["QwenHybridPrompt"]
         assert "QwenHybridPrompt" not in [name for name, _ in cached]

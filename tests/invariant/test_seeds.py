@@ -61,17 +61,11 @@ def test_the_seed_reaches_weights_batches_augmentation_and_refinement_apart(buil
     assert one.training.batches.batches(0) != other.training.batches.batches(0)
     assert not torch.equal(one.models.agent.from_prompt.weight, other.models.agent.from_prompt.weight)
     rows = list(range(8))
-    seen = [session.training.collator(_queries(session, rows), 0) for session in (one, other)]
+    seen = [next(session.training.load([rows], 0, session.device)) for session in (one, other)]
     assert seen[0].ids == seen[1].ids
-    assert not torch.equal(seen[0].inputs.dihedral, seen[1].inputs.dihedral)
+    assert not torch.equal(*(batch.queries[0].inputs.dihedral for batch in seen))
     noise = [session.refinement_noise(batch, 0) for session, batch in zip((one, other), seen, strict=True)]
-    assert not torch.equal(*noise)
+    assert not torch.equal(*(draws for (draws,) in noise))
     # The queries themselves, and what is scored, are the same for every seed.
-    assert one.training.queries["id"] == other.training.queries["id"]
+    assert one.training.ids == other.training.ids
     assert one.validation.batches.batches(0) == other.validation.batches.batches(0)
-
-
-def _queries(session, rows):
-    from arcdist.data.queries import read_queries
-
-    return read_queries(session.training.queries, rows)

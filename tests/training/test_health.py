@@ -149,6 +149,11 @@ def test_a_number_that_is_not_finite_stops_the_run(loss):
     assert health.flags == ["loss_not_finite"]
 
 
+def test_steps_in_a_row_that_were_not_finite_are_counted():
+    with pytest.raises(NotFiniteError, match=r"step 12: loss = nan, the last of 10 such steps in a row\. No such step"):
+        RunHealth().require_finite(12, {"loss": math.nan}, skipped=10)
+
+
 def test_a_group_without_gradient_stops_the_run_and_is_a_flag():
     health = RunHealth()
     with pytest.raises(HealthError, match="group_without_gradient: solver"):

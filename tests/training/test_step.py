@@ -1,9 +1,9 @@
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 
-from arcdist.data.queries import read_queries
 from arcdist.training.curriculum import DynamicMemoryThreshold
 from arcdist.training.state import gather_moments, gather_weights
 from arcdist.training.step import StepSettings, train_step
@@ -12,20 +12,30 @@ ALL, NONE = -1.0, 10.0
 """Averages of the memory's gate that admit every query, and none but exact ones."""
 
 
-def step(session, batch, number=0, size_weight=1.0, average=NONE):
+def step(session, batch, number=0, size_weight=1.0, average=NONE, stop=False):
     gate = DynamicMemoryThreshold(start=average)
-    settings = StepSettings(number=number, size_weight=size_weight, memory_gate=gate, reward=session.config.reward)
+    settings = StepSettings(
+        number=number,
+        size_weight=size_weight,
+        memory_gate=gate,
+        reward=session.config.reward,
+        seed=session.config.train.seed,
+        stop=stop,
+    )
     noise = session.refinement_noise(batch, 0)
-    return train_step(batch, session.models, session.engines, session.refiner_optimizer, noise, settings)
+    return train_step(batch, session.models, session.engines, noise, settings)
 
 
 def first_batch(session, rows=range(4)):
-    return session.training.collator(read_queries(session.training.queries, list(rows)), 0)
+    (batch,) = session.training.load([list(rows)], 0, session.device)
+    return batch
 
 
 def weights(session):
-    """A copy of all that is trained, remembered or averaged, moments included."""
-    return gather_weights(session) | gather_moments(session)
+    """A copy of all that is trained, remembered or averaged, moments and cached prompts included."""
+    kept = session.models.prompts.lookup(session.training.ids, 0)
+    prompts = {"prompts": kept.output.prompt.clone(), "controls": kept.output.control.clone()}
+    return gather_weights(session) | gather_moments(session) | prompts
 
 
 def assert_unchanged(before, session):
@@ -44,9 +54,12 @@ def test_the_report_has_the_documented_numbers(build_tiny):
         *(f"efe/{name}" for name in terms),
         *(f"reward/{name}" for name in rewards),
         *("loss", "size_loss", "solver_loss", "reversibility_loss", "train/exact", "train/cell", "mask_ratio"),
-        "solver/confidence",
+        *("solver/confidence", "imbalance"),
     }
     metrics = report.metrics
+    assert metrics["imbalance"] == 1.0  # alone
+    assert report.queries == 4
+    assert report.tokens == sum(session.training.queries["length"][:4])
     efe = session.config.efe
     lambdas = (efe.lambda_risk, efe.lambda_amb, efe.lambda_step, efe.lambda_cons, efe.lambda_bi, efe.lambda_z)
     weighted = zip((*lambdas, efe.lambda_prompt), terms, strict=False)
@@ -107,30 +120,40 @@ def test_only_what_the_gate_admits_enters_the_memory(build_tiny):
 
 def test_a_query_s_refinement_does_not_depend_on_its_batch(build_tiny):
     session = build_tiny()
-    together = session.refinement_noise(first_batch(session), epoch=2)
+    (together,) = session.refinement_noise(first_batch(session), epoch=2)
     for row in range(4):
-        alone = session.refinement_noise(first_batch(session, [row]), epoch=2)
+        (alone,) = session.refinement_noise(first_batch(session, [row]), epoch=2)
         assert torch.equal(together[row], alone[0])
-    assert not torch.equal(together, session.refinement_noise(first_batch(session), epoch=3))
+    assert not torch.equal(together, session.refinement_noise(first_batch(session), epoch=3)[0])
     assert abs(together.mean()) < 0.2
     assert 0.8 < together.std() < 1.2
 
 
-def poisoned(batch):
-    features = batch.inputs.features.clone()
-    features[1, 3] = torch.nan
-    return replace(batch, inputs=replace(batch.inputs, features=features))
+def poisoned(batch, index=0):
+    """The same batch with a feature that is no number, of the last query of one pass."""
+    queries = list(batch.queries)
+    features = queries[index].inputs.features.clone()
+    features[-1, 3] = torch.nan
+    queries[index] = replace(queries[index], inputs=replace(queries[index].inputs, features=features))
+    return replace(batch, queries=tuple(queries))
 
 
 @pytest.mark.parametrize("earlier_steps", [0, 1])
-def test_a_number_that_is_not_finite_changes_nothing_at_all(build_tiny, earlier_steps):
-    session = build_tiny()
+@pytest.mark.parametrize(
+    ("flags", "bad_pass"),
+    [((), 0), (("--accumulation=4",), 2), (("--accumulation=2", "--qwen.every=5"), 0)],
+)
+def test_a_number_that_is_not_finite_changes_nothing_at_all(build_tiny, earlier_steps, flags, bad_pass):
+    session = build_tiny(*flags)
     batch = first_batch(session)
     for number in range(earlier_steps):
         assert step(session, batch, number, average=ALL).finite
     before, rates = weights(session), session.engines.learning_rates()
-    report = step(session, poisoned(batch), number=earlier_steps, average=ALL)
+    # Another batch: the prompts of the first may be kept.
+    other = first_batch(session, range(4, 8))
+    report = step(session, poisoned(other, bad_pass), number=earlier_steps, average=ALL)
     assert not report.finite
+    assert report.not_finite_on == (0,)
     assert torch.tensor(report.metrics["loss"]).isnan()
     assert_unchanged(before, session)
     assert session.engines.learning_rates() == rates
@@ -154,14 +177,23 @@ def test_all_step_or_none_does(build_tiny, place, value):
     handle.remove()
     assert torch.tensor(report.metrics["loss"]).isfinite()
     assert not report.finite
+    assert report.not_finite_on == ()  # It was not the losses.
     bad = [group for group, norm in report.group_norms.items() if not torch.tensor(norm).isfinite()]
     assert len(bad) == 1
     assert_unchanged(before, session)
 
 
+def scale_losses(session, scale):
+    """Scale losses as float16 has them scaled, but compute in float32, where powers of two cost no rounding."""
+    precision = session.engines.precision
+    precision.dtype = torch.float16
+    precision.autocast = nullcontext
+    precision.loss_scale = scale
+
+
 def test_a_scaled_step_is_the_same_step_and_an_overflow_is_none(build_tiny):
     plain, scaled = build_tiny("--optim.max_grad_norm=0.5"), build_tiny("--optim.max_grad_norm=0.5")
-    scaled.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scale_losses(scaled, 1024.0)
     for number in range(2):
         reports = [step(session, first_batch(session), number) for session in (plain, scaled)]
         # Scaling by a power of two is exact, so that not even the rounding differs.
@@ -178,13 +210,13 @@ def test_a_scaled_step_is_the_same_step_and_an_overflow_is_none(build_tiny):
     assert not report.finite
     assert torch.tensor(report.metrics["loss"]).isfinite()
     assert_unchanged(before, scaled)
-    assert scaled.accelerator.scaler.get_scale() == 512.0  # halved once for both engines
+    assert scaled.engines.precision.loss_scale == 512.0  # halved once for all engines
     assert step(scaled, first_batch(scaled), number=3).finite
 
 
 def test_a_scaler_bears_a_batch_whose_prompts_are_all_cached(build_tiny):
     session = build_tiny("--qwen.every=3")
-    session.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scale_losses(session, 1024.0)
     batch = first_batch(session)
     assert step(session, batch, number=0).group_norms["lora"] > 0.0
     report = step(session, batch, number=1)
