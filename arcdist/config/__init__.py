@@ -1,6 +1,7 @@
 """The one configuration of a run: a tree of frozen dataclasses, and how a command line becomes one."""
 
 from arcdist.config.load import LoadedConfig, load_config, recipe_names
+from arcdist.config.program import TRAIN, Program
 from arcdist.config.schema import (
     AgentConfig,
     AugmentConfig,
@@ -20,6 +21,7 @@ from arcdist.config.schema import (
 from arcdist.config.yaml_text import format_config, save_config
 
 __all__ = [
+    "TRAIN",
     "AgentConfig",
     "AugmentConfig",
     "Config",
@@ -30,6 +32,7 @@ __all__ = [
     "LoadedConfig",
     "OptimConfig",
     "OutputConfig",
+    "Program",
     "QwenConfig",
     "RefinerConfig",
     "RewardConfig",

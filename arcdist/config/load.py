@@ -13,14 +13,15 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from arcdist.config.keys import Key, build, config_keys, config_sections, nearest
+from arcdist.config.program import TRAIN, Program
 from arcdist.config.schema import Config
 from arcdist.config.yaml_text import Given, parse_yaml
 from arcdist.errors import ConfigError
 
 DEFAULT_RECIPE = "quickstart"
 
-RUN_OPTIONS = ("--recipe", "--config", "--print_config", "--dry_run", "--help")
-"""The flags that are no key of the configuration."""
+RUN_OPTIONS = TRAIN.options
+"""The flags of training that are no key of the configuration."""
 
 SHORT_FLAGS = {
     "train.epochs": "--epochs",
@@ -47,29 +48,38 @@ class LoadedConfig:
     """Where the value of each dotted key came from: `default`, `recipe NAME`, `file PATH` or `flag`."""
     recipe: str | None
     """The recipe that was applied; none where a file stands alone."""
-    print_config: bool
-    """Print the configuration and stop."""
-    dry_run: bool
-    """Build everything, measure, report and stop."""
+    switches: frozenset[str]
+    """Those of the program's own flags that were given, without their dashes."""
+
+    @property
+    def print_config(self) -> bool:
+        """Print the configuration and stop."""
+        return "print_config" in self.switches
+
+    @property
+    def dry_run(self) -> bool:
+        """Build everything, measure, report and stop."""
+        return "dry_run" in self.switches
 
 
-def load_config(argv: Sequence[str]) -> LoadedConfig:
+def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
     """Merge the defaults, a recipe, a file and flags, each over the one before it.
 
     Without `--recipe` and `--config` the recipe is `quickstart`; with both, the file is applied over the recipe.
 
     Args:
         argv: The command line without the program's name. `--help` prints every key and exits.
+        program: Whose command line it is.
 
     Raises:
         ConfigError: An unknown key, recipe or file, a value of a wrong type, or values that contradict each other.
     """
     keys = config_keys()
-    flags = _read_flags(argv, keys)
+    flags = _read_flags(argv, keys, program)
     recipe, file = flags.pop("recipe", None), flags.pop("config", None)
     if recipe is None and file is None:
         recipe = DEFAULT_RECIPE
-    print_config, dry_run = flags.pop("print_config", False), flags.pop("dry_run", False)
+    switches = frozenset(name for name in program.switches if flags.pop(name, False))
 
     layers: dict[str, dict[str, Given]] = {}
     if recipe is not None:
@@ -80,14 +90,12 @@ def load_config(argv: Sequence[str]) -> LoadedConfig:
 
     values = {name: key.default for name, key in keys.items()}
     sources = dict.fromkeys(keys, "default")
-    types = _parser(keys)
+    types = _parser(keys, program)
     for source, layer in layers.items():
         for name, given in layer.items():
             values[name] = _typed(types, keys[name], given)
             sources[name] = source
-    return LoadedConfig(
-        config=_checked(values, sources), sources=sources, recipe=recipe, print_config=print_config, dry_run=dry_run
-    )
+    return LoadedConfig(config=_checked(values, sources), sources=sources, recipe=recipe, switches=switches)
 
 
 def recipe_names() -> list[str]:
@@ -119,12 +127,14 @@ def _read_file(path: str) -> str:
         raise ConfigError(f"--config {path}: byte {error.start} is not UTF-8. Give a text file.") from error
 
 
-def _parser(keys: Mapping[str, Key], *, as_text: bool = False) -> ArgumentParser:
+def _parser(keys: Mapping[str, Key], program: Program, *, as_text: bool = False) -> ArgumentParser:
     """A parser of every flag, which converts values to the keys' types or, `as_text`, only tells them apart."""
+    switches = "".join(f" [--{name}]" for name in program.switches)
     parser = ArgumentParser(
-        prog="train.py",
-        usage="%(prog)s [--recipe NAME] [--config FILE] [--KEY VALUE ...] [--print_config] [--dry_run]",
-        description="Train on ARC. Defaults < recipe < file < flags; every key below may stand in a YAML file as well.",
+        prog=program.name,
+        usage=f"%(prog)s [--recipe NAME] [--config FILE] [--KEY VALUE ...]{switches}",
+        description=f"{program.purpose} Defaults < recipe < file < flags; every key below may stand in a YAML file as "
+        "well.",
         exit_on_error=False,
         allow_abbrev=False,
         print_config=None,
@@ -136,8 +146,8 @@ def _parser(keys: Mapping[str, Key], *, as_text: bool = False) -> ArgumentParser
         help=f"One of {', '.join(recipe_names())}; {DEFAULT_RECIPE} where neither a recipe nor a file is given.",
     )
     parser.add_argument("--config", type=str, metavar="FILE", help="A YAML file of keys, applied over the recipe.")
-    parser.add_argument("--print_config", action="store_true", help="Print every value and where it came from; stop.")
-    parser.add_argument("--dry_run", action="store_true", help="Build everything, measure, report; stop.")
+    for name, sentence in program.switches.items():
+        parser.add_argument(f"--{name}", action="store_true", help=sentence)
     groups: dict[str, Any] = {
         name: parser.add_argument_group(name, sentence) for name, sentence in config_sections().items()
     }
@@ -153,13 +163,13 @@ def _parser(keys: Mapping[str, Key], *, as_text: bool = False) -> ArgumentParser
     return parser
 
 
-def _read_flags(argv: Sequence[str], keys: Mapping[str, Key]) -> dict[str, Any]:
+def _read_flags(argv: Sequence[str], keys: Mapping[str, Key], program: Program) -> dict[str, Any]:
     """What `argv` gives, by option name or dotted key: values as text, switches as True."""
-    parser = _parser(keys, as_text=True)
-    known = [*RUN_OPTIONS, *SHORT_FLAGS.values(), *(f"--{name}" for name in keys)]
+    parser = _parser(keys, program, as_text=True)
+    known = [*program.options, *SHORT_FLAGS.values(), *(f"--{name}" for name in keys)]
     words = [word.partition("=")[0] for word in argv]
     if "--help" in words or "-h" in words:
-        _parser(keys).print_help()
+        _parser(keys, program).print_help()
         raise SystemExit(0)
     for word in words:
         if word.startswith("--") and word not in known:

@@ -20,7 +20,7 @@ from arcdist.engine import Engines
 from arcdist.errors import DataError
 from arcdist.models import attention_share
 from arcdist.random import stream
-from arcdist.training.accelerator import start_platform
+from arcdist.training.accelerator import Platform, start_platform
 from arcdist.training.models import Models, build_models
 from arcdist.training.optim import build_engines
 from arcdist.training.query_set import DealtBatch, QuerySet
@@ -62,13 +62,17 @@ class Session:
         return torch.from_numpy(np.stack(draws).astype(np.float32)).to(self.device)
 
 
-def build_session(config: Config) -> Session:
+def build_session(config: Config, platform: Platform | None = None) -> Session:
     """Read the data, check it, build models and engines.
+
+    Args:
+        config: of the run.
+        platform: what it computes on, where that has been started already.
 
     Raises:
         ArcdistError: of the kind that says whose mistake it is.
     """
-    platform = start_platform(config)
+    platform = platform or start_platform(config)
     accelerator = platform.accelerator
     data = config.data
     origin = Origin(data.source, data.split)
@@ -93,7 +97,9 @@ def build_session(config: Config) -> Session:
             scored_origin.source,
         )
 
-    training, validation = build_queries(tasks, "train"), build_queries(scored, "test")
+    # What the first process of a machine prepares, the others find in the cache.
+    with accelerator.local_main_process_first():
+        training, validation = build_queries(tasks, "train"), build_queries(scored, "test")
     _logger.info(
         "%s: %d tasks, %d training queries; %s: %d validation queries.",
         origin,

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from arcdist.training.checkpoint import checkpoints, load_checkpoint
@@ -76,6 +77,7 @@ def assert_run_is_whole(folder, console):
     places = ("checkpoints/step_00000003", "checkpoints/step_00000004", "best")
     assert names == {
         *("config.yaml", "training.log", "steps.jsonl", "metrics.json", "metrics_plot.png"),
+        "heartbeats/rank_00000.json",
         *(f"{place}/{name}" for place in places for name in CHECKPOINT),
     }
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -86,8 +88,9 @@ def assert_run_is_whole(folder, console):
     assert [(record["step"], record["epoch"]) for record in steps] == [(1, 0), (2, 0), (3, 1), (4, 1)]
     documented = {
         *("step", "epoch", "loss", "mask_ratio", "size_weight", "memory_threshold", "pairs_per_s", "tokens_per_s"),
+        *("imbalance", "skipped_steps"),
         *(f"efe/{term}" for term in EFE_TERMS),
-        *(f"reward/{name}" for name in ("mean", "d_acc", "d_size", "d_color", "d_rev")),
+        *(f"reward/{name}" for name in ("mean", "std", "d_acc", "d_size", "d_color", "d_rev")),
         *(f"grad_norm/{part}" for part in ("qwen", "agent", "solver", "efe", "refiner")),
         *(f"lr/{group}" for group in ("lora", "prompt_projection", "control_mlp", "agent", "solver", "efe", "refiner")),
         "flags",
@@ -261,12 +264,20 @@ def test_models_that_do_not_fit_into_memory_are_exit_code_4(main, capsys, tmp_pa
 def test_a_loss_that_is_not_finite_is_exit_code_5_and_named_in_every_record(main, capsys, tmp_path, tiny_flags):
     assert main([*tiny_flags, "--output_dir=run", "--efe.lambda_risk=1e300"]) == 5
     message = the_message(capsys.readouterr().err)
-    assert message.startswith("loss_not_finite at step 1: loss = inf")
-    assert "The step changed no parameter." in message
+    assert message.startswith("loss_not_finite at step 2: loss = inf")
+    assert "the last of 2 such steps in a row. No such step changed a parameter." in message
     run = tmp_path / "run"
-    assert read_lines(run / "steps.jsonl") == [{"step": 1, "epoch": 0, "flags": ["loss_not_finite"]}]
-    assert "loss_not_finite" in (run / "training.log").read_text()
-    assert not (run / "checkpoints").exists()
+    assert read_lines(run / "steps.jsonl") == [{"step": 2, "epoch": 0, "flags": ["loss_not_finite"]}]
+    log = (run / "training.log").read_text()
+    assert "loss_not_finite" in log
+    for step in (1, 2):
+        assert f"Step {step} was skipped on all processes: loss = inf" in log
+    # What was saved in between are the first weights.
+    first, second = (load_checkpoint(folder) for folder in checkpoints(run / "checkpoints"))
+    assert first[1] == second[1] == {}
+    for name, weight in first[0].items():
+        assert torch.equal(weight, second[0][name]), name
+        assert weight.isfinite().all(), name
 
 
 def test_a_part_that_cannot_learn_is_exit_code_5(main, capsys, tiny_flags):

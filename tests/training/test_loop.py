@@ -1,6 +1,8 @@
 import json
+import logging
 import math
 import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from arcdist.errors import HealthError, NotFiniteError
 from arcdist.evaluation import Answerer, score
 from arcdist.training.checkpoint import checkpoints, load_checkpoint
 from arcdist.training.loop import MOST_SKIPPED_STEPS, Loop
-from arcdist.training.state import gather_weights
+from arcdist.training.state import gather_moments, gather_weights
 
 
 @pytest.fixture
@@ -89,9 +91,14 @@ def test_an_epoch_s_scores_are_those_of_the_models_it_ends_with(make_loop, tmp_p
     (record,) = read_metrics(tmp_path)["epochs"]
     models = loop.session.models
     answerer = Answerer(
-        qwen=models.qwen, agent=models.averaged_agent.module, solver=models.solver, refiner=models.refiner
+        read=models.qwen,
+        qwen=models.qwen,
+        agent=models.averaged_agent.module,
+        solver=models.solver,
+        refiner=models.refiner,
     )
-    expected = score(answerer, loop.session.validation.loader(0, loop.session.device))
+    batches = loop.session.validation.loader(0, loop.session.device)
+    expected = score(answerer, ((batch.queries[0], True) for batch in batches))
     assert {name: record[name] for name in expected} == expected
     assert set(expected) == {
         *("val/exact", "val/cell", "val/size", "val/accuracy_delta", "floor/copy_exact", "floor/copy_cell"),
@@ -130,29 +137,76 @@ def test_curriculum_and_gate_move_with_the_steps(make_loop, tmp_path):
         assert record["memory_threshold"] == pytest.approx(2.0 * average)
 
 
-def break_from(session, step, value):
-    """From a step on, a gradient of the agent's is not finite."""
+def spoil_steps(session, steps, value):
+    """In these steps, counted from 1, a gradient of the agent's is not finite."""
     calls = []
 
     def spoil(gradient):
         calls.append(gradient)
-        return gradient * value if len(calls) >= step else gradient
+        return gradient * value if len(calls) in steps else gradient
 
     return session.models.agent.from_prompt.weight.register_hook(spoil)
 
 
-def test_a_number_that_is_not_finite_ends_the_run_before_it_does_harm(make_loop, tmp_path):
-    loop = make_loop("--max_batches=4", "--save_every=1")
-    break_from(loop.session, step=3, value=math.nan)
-    with pytest.raises(NotFiniteError, match=r"loss_not_finite at step 3: agent = nan\. The step changed no") as raised:
+def scale_losses(session):
+    """Scale losses as float16 has them scaled, but compute in float32."""
+    precision = session.engines.precision
+    precision.dtype = torch.float16
+    precision.autocast = nullcontext
+    precision.loss_scale = 1024.0
+
+
+def test_numbers_that_are_not_finite_end_the_run_before_they_do_harm(make_loop, tmp_path):
+    loop = make_loop("--epochs=7", "--max_batches=2", "--save_every=1", "--output.keep_last=100")
+    spoil_steps(loop.session, range(3, 100), math.nan)
+    message = r"loss_not_finite at step 12: agent = nan, the last of 10 such steps in a row\. No such step changed a"
+    with pytest.raises(NotFiniteError, match=message) as raised:
         loop.run()
     assert raised.value.exit_code == 5
     # The checkpoint of step 2 is still what the models are.
-    weights = load_checkpoint(checkpoints(tmp_path / "checkpoints")[-1])[0]
-    assert checkpoints(tmp_path / "checkpoints")[-1].name == "step_00000002"
-    expected = gather_weights(loop.session)
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    assert read_steps(tmp_path)[-1] == {"step": 3, "epoch": 0, "flags": ["loss_not_finite"]}
+    root = tmp_path / "checkpoints"
+    assert [folder.name for folder in checkpoints(root)] == [f"step_{step:08d}" for step in range(1, 12)]
+    weights, moments, _ = load_checkpoint(root / "step_00000002")
+    expected = gather_weights(loop.session) | gather_moments(loop.session)
+    assert expected.keys() == weights.keys() | moments.keys()
+    assert all(torch.equal((weights | moments)[name], expected[name]) for name in expected)
+    assert read_steps(tmp_path)[-1] == {"step": 12, "epoch": 5, "flags": ["loss_not_finite"]}
+
+
+def test_a_step_that_is_not_finite_is_skipped_told_and_counted(make_loop, tmp_path, caplog):
+    loop = make_loop("--epochs=4", "--max_batches=3")
+    # Never ten in a row: nine of them, a good one, one more and a good one.
+    spoil_steps(loop.session, (*range(1, 10), 11), math.nan)
+    with caplog.at_level(logging.WARNING, logger="arcdist"):
+        loop.run()
+    assert (loop.step, loop.skipped, loop.skipped_in_a_row) == (12, 10, 0)
+    assert [(record["step"], record["skipped_steps"]) for record in read_steps(tmp_path)] == [(10, 9), (12, 10)]
+    told = [record.message for record in caplog.records if "was skipped" in record.message]
+    assert told[0] == "Step 1 was skipped on all processes: agent = nan."
+    assert len(told) == 10
+    # The memory's gate and the interval's means know the good steps only.
+    assert loop.since_epoch.steps == 2
+    moments = load_checkpoint(checkpoints(tmp_path / "checkpoints")[-1])[1]
+    assert moments["grid.agent.from_prompt.weight@step"].item() == 2.0
+
+
+def test_a_loss_that_is_not_finite_is_told_with_the_rank_it_began_on(make_loop, tmp_path, caplog):
+    loop = make_loop("--efe.lambda_risk=1e300", "--max_batches=1")
+    with pytest.raises(NotFiniteError), caplog.at_level(logging.WARNING, logger="arcdist"):
+        loop.run()
+    (told,) = [record.message for record in caplog.records if "was skipped" in record.message]
+    assert told.startswith("Step 1 was skipped on all processes: loss = inf, ")
+    assert told.endswith(" (from rank 0).")
+
+
+def test_a_run_in_which_no_step_counted_has_failed(make_loop, tmp_path):
+    loop = make_loop("--max_batches=3", "--save_every=100")
+    spoil_steps(loop.session, range(1, 100), math.nan)
+    with pytest.raises(NotFiniteError, match=r"at step 3: agent = nan, the last of 3 such steps in a row\.") as raised:
+        loop.run()
+    assert raised.value.exit_code == 5
+    assert read_steps(tmp_path) == [{"step": 3, "epoch": 0, "flags": ["loss_not_finite"]}]
+    assert checkpoints(tmp_path / "checkpoints") == []
 
 
 @pytest.mark.parametrize("flags", [("--qwen.lora_alpha=0",)])
@@ -166,18 +220,16 @@ def test_a_group_without_gradient_ends_the_run_after_the_first_step(make_loop, t
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_overflows_of_a_loss_scale_are_skipped_and_not_counted(make_loop, tmp_path):
+def test_overflows_of_a_loss_scale_are_skipped_without_a_word_and_have_no_part_in_the_means(
+    make_loop, tmp_path, caplog
+):
     loop = make_loop("--max_batches=4", "--epochs=1", "--log_every=1")
-    loop.session.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    calls = []
-
-    def overflow(gradient):
-        calls.append(gradient)
-        return gradient * math.inf if len(calls) <= 2 else gradient
-
-    loop.session.models.agent.from_prompt.weight.register_hook(overflow)
-    loop.run()
-    assert loop.session.accelerator.scaler.get_scale() == 256.0
+    scale_losses(loop.session)
+    spoil_steps(loop.session, (1, 2), math.inf)
+    with caplog.at_level(logging.WARNING, logger="arcdist"):
+        loop.run()
+    assert caplog.records == []
+    assert loop.session.engines.precision.loss_scale == 256.0
     assert loop.step == 4
     assert [record["step"] for record in read_steps(tmp_path)] == [3, 4]
     assert loop.since_epoch.steps == 2
@@ -185,34 +237,29 @@ def test_overflows_of_a_loss_scale_are_skipped_and_not_counted(make_loop, tmp_pa
 
 
 def test_an_epoch_of_overflows_has_no_training_numbers_and_is_validated_all_the_same(make_loop, tmp_path):
-    loop = make_loop("--max_batches=2")
-    loop.session.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    break_from(loop.session, step=1, value=math.inf)
+    loop = make_loop("--max_batches=2", "--epochs=2")
+    scale_losses(loop.session)
+    spoil_steps(loop.session, (1, 2), math.inf)
     loop.run()
-    (record,) = read_metrics(tmp_path)["epochs"]
-    assert record["train/loss"] is None
-    assert 0.0 <= record["val/cell"] <= 1.0
+    bad, good = read_metrics(tmp_path)["epochs"]
+    assert bad["train/loss"] is None
+    assert good["train/loss"] > 0.0
+    assert 0.0 <= bad["val/cell"] <= 1.0
 
 
 def test_a_loss_scale_that_never_fits_ends_the_run(make_loop):
     loop = make_loop("--max_batches=1000", "--epochs=20")
-    loop.session.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    break_from(loop.session, step=1, value=math.inf)
+    scale_losses(loop.session)
+    spoil_steps(loop.session, range(1, 1000), math.inf)
     with pytest.raises(NotFiniteError):
         loop.run()
-    assert loop.step == MOST_SKIPPED_STEPS
+    assert loop.step == MOST_SKIPPED_STEPS == 10
 
 
 def test_the_first_step_that_counts_is_the_one_whose_gradients_are_checked(make_loop):
     loop = make_loop("--qwen.lora_alpha=0", "--max_batches=4")
-    loop.session.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    calls = []
-
-    def overflow_once(gradient):
-        calls.append(gradient)
-        return gradient * math.inf if len(calls) == 1 else gradient
-
-    loop.session.models.agent.from_prompt.weight.register_hook(overflow_once)
+    scale_losses(loop.session)
+    spoil_steps(loop.session, (1,), math.inf)
     with pytest.raises(HealthError, match="lora"):
         loop.run()
     assert loop.step == 2

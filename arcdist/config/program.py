@@ -1,0 +1,31 @@
+"""What a program's command line takes beside the keys of the configuration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Program:
+    """A program whose flags are the keys of the configuration, and some of its own."""
+
+    name: str
+    """As its help calls it, such as `train.py`."""
+    purpose: str
+    """What it does, in a sentence."""
+    switches: Mapping[str, str]
+    """Its own flags, none of which takes a value, without their dashes; each with the sentence of its help."""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Every flag that is no key of the configuration."""
+        return ("--recipe", "--config", *(f"--{name}" for name in self.switches), "--help")
+
+
+TRAIN = Program(
+    name="train.py",
+    purpose="Train on ARC.",
+    switches={
+        "print_config": "Print every value and where it came from; stop.",
+        "dry_run": "Build everything, measure, report; stop.",
+    },
+)
