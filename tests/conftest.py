@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -38,8 +39,12 @@ def clean_process(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
         GradientState._reset_state()
 
     threads = torch.get_num_threads()
-    # Building a session sets these variables; naming them here has them put back.
-    for name in ("ACCELERATE_TORCH_DEVICE", "ACCELERATE_MIXED_PRECISION"):
+    # Building a session sets some of these variables and heeds others; naming them here has them put back.
+    for name in (
+        *("ACCELERATE_TORCH_DEVICE", "ACCELERATE_MIXED_PRECISION", "DS_ACCELERATOR"),
+        *("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_CONFIG_FILE"),
+        *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    ):
         monkeypatch.setenv(name, os.environ.get(name, ""))
         monkeypatch.delenv(name)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "huggingface")
@@ -63,6 +68,18 @@ def build_tiny(clean_process: None, tiny_flags: tuple[str, ...]) -> Callable[...
         return build_session(load_config([*tiny_flags, *flags]).config)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def scale_losses() -> Callable[[Any, float], None]:
+    """Have a `Precision` scale losses as under float16, but compute in float32, where powers of 2 are never rounded."""
+
+    def scale(precision: Any, loss_scale: float) -> None:
+        precision.dtype = torch.float16
+        precision.autocast = nullcontext
+        precision.loss_scale = loss_scale
+
+    return scale
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-import yaml
+from accelerate.commands.launch import launch_command_parser
 
 from arcdist import errors
 from arcdist.config import Config, load_config, recipe_names
@@ -68,6 +68,7 @@ def commands() -> Iterator[str]:
 
 
 COMMANDS = sorted(set(commands()))
+FOLDERS = ("arcdist", "launch", "accelerate_configs", "ds_configs")
 
 
 @pytest.fixture
@@ -84,6 +85,24 @@ def folder_with_my_run(tmp_path, monkeypatch) -> Path:
 def check_train(arguments: list[str]) -> None:
     if "--help" not in arguments:
         load_config(arguments)
+
+
+def check_launcher(arguments: list[str]) -> None:
+    """The flags of `accelerate launch`, before the program."""
+    launcher = launch_command_parser().parse_args([*arguments, "script.py"])
+    assert (CHECKOUT / launcher.config_file).is_file()
+
+
+def check_program(words: list[str]) -> None:
+    """A program of `launch/` and its flags; the others understand those of train.py beside their own."""
+    program, *arguments = words
+    own = {"launch/bench.py": {"--steps": 1}, "launch/doctor.py": {"--fit": 0}}.get(program, {})
+    assert (CHECKOUT / program).is_file()
+    for flag, values in own.items():
+        if flag in arguments:
+            at = arguments.index(flag)
+            del arguments[at : at + 1 + values]
+    check_train(arguments)
 
 
 def check_make(arguments: list[str]) -> None:
@@ -127,13 +146,11 @@ def test_a_command_can_be_typed(command: str) -> None:
     if program == "make":
         check_make(arguments)
     elif words[:2] == ["accelerate", "launch"]:
-        assert arguments[1] == "--config_file"
-        assert yaml.safe_load((CHECKOUT / arguments[2]).read_text())["num_processes"] == 1
-        assert arguments[3] == "launch/train.py"
-        check_train(arguments[4:])
-    elif program == "python":
-        assert arguments[0] == "launch/train.py"
-        check_train(arguments[1:])
+        script = next(i for i, word in enumerate(arguments) if word.startswith("launch/"))
+        check_launcher(arguments[1:script])
+        check_program(arguments[script:])
+    elif program in ("python", "sbatch"):
+        check_program(arguments)
     elif program == "hf":
         assert arguments == ["download", Config().qwen.model]
         assert Path(sys.executable).with_name("hf").exists()
@@ -144,7 +161,8 @@ def test_a_command_can_be_typed(command: str) -> None:
 
 
 def test_every_flag_in_the_text_exists() -> None:
-    known = {*RUN_OPTIONS, *SHORT_FLAGS.values(), *(f"--{name}" for name in config_keys()), "--config_file"}
+    of_programs = {"--config_file", "--num_processes", "--machine_rank", "--fit", "--steps"}
+    known = {*RUN_OPTIONS, *SHORT_FLAGS.values(), *(f"--{name}" for name in config_keys()), *of_programs}
     for document, text in DOCUMENTS.items():
         flags = re.findall(r"(?<=`)--[a-z_.]+", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
         assert set(flags) <= known, document
@@ -272,10 +290,10 @@ def test_the_file_tree_names_paths_that_exist_with_a_purpose() -> None:
 
 
 def test_the_file_tree_is_whole() -> None:
-    patterns = ("arcdist/**/*.py", "arcdist/**/*.yaml", "launch/*", "accelerate_configs/*", ".ci/*")
+    patterns = ("arcdist/**/*.py", "arcdist/**/*.yaml", "launch/*", "accelerate_configs/*", "ds_configs/*", ".ci/*")
     found = {path for pattern in patterns for path in CHECKOUT.glob(pattern) if path.is_file()}
     there = {path.relative_to(CHECKOUT).as_posix() for path in found if path.name != "__init__.py"}
-    listed = {path for path in listed_paths() if path.partition("/")[0] in ("arcdist", "launch", "accelerate_configs")}
+    listed = {path for path in listed_paths() if path.partition("/")[0] in FOLDERS}
     files = {path for path in listed_paths() if path.startswith(".ci/")} | listed
     assert there == {path for path in files if not path.endswith("/")}
 

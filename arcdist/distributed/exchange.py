@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Num, Shaped
 from torch import Tensor, distributed
 
-# N rows over all processes, n rows of this one, F numbers of a row.
+# N rows over all processes, n rows of this one, F shape of a row.
 
 
 def several_processes() -> bool:
@@ -45,7 +45,7 @@ def take_over_from_first(tensors: Sequence[Tensor]) -> None:
             distributed.broadcast(tensor, src=0)
 
 
-def gather_rows(rows: Shaped[Tensor, "n F"], counts: Sequence[int]) -> Shaped[Tensor, "N F"]:
+def gather_rows(rows: Shaped[Tensor, " n *F"], counts: Sequence[int]) -> Shaped[Tensor, " N *F"]:
     """The rows of all processes, one process after the other.
 
     Args:

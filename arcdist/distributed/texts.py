@@ -11,6 +11,8 @@ from arcdist.distributed.environment import attempt, launcher_keeps_store, rank,
 from arcdist.errors import ConfigError, DistributedError
 
 _POLL_SECONDS = 0.1
+_READING_SECONDS = 5.0
+"""How long rank 0 stays for others that have not read yet, and may have failed."""
 
 
 class TextExchange:
@@ -54,13 +56,31 @@ class TextExchange:
 
         Each process asks for a topic once.
         """
-        if self._store is None:
+        store = self._store
+        if store is None:
             return [text]
-        keys = [f"arcdist/{attempt()}/texts/{topic}/{number}" for number in range(world_size())]
-        self._store.set(keys[rank()], text)
-        texts: dict[str, str] = {}
-        self._until(lambda: texts | {key: ""} if False else len(texts))
-        return [texts.get(key) for key in keys]
+        prefix = f"arcdist/{attempt()}/texts/{topic}"
+        store.set(f"{prefix}/{rank()}", text)
+        texts: dict[int, str] = {}
+        give_up = time.monotonic() + self._patience
+        while True:
+            for number in set(range(world_size())) - texts.keys():
+                if store.check([f"{prefix}/{number}"]):
+                    texts[number] = store.get(f"{prefix}/{number}").decode()
+            if len(texts) == world_size() or time.monotonic() > give_up:
+                break
+            time.sleep(_POLL_SECONDS)
+        if not launcher_keeps_store():
+            self._stay_until_read(store, f"{prefix}/readers", len(texts))
+        return [texts.get(number) for number in range(world_size())]
+
+    def _stay_until_read(self, store: TCPStore, key: str, readers: int) -> None:
+        """The store goes when rank 0 ends, so rank 0 lets the others read first."""
+        count = store.add(key, 1)
+        give_up = time.monotonic() + _READING_SECONDS
+        while rank() == 0 and count < readers and time.monotonic() < give_up:
+            time.sleep(_POLL_SECONDS)
+            count = store.add(key, 0)
 
 
 def _wait_until_it_answers(address: tuple[str, int], seconds: float) -> None:

@@ -16,15 +16,15 @@ from accelerate.utils import DeepSpeedPlugin
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
 )
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from arcdist.engine.interface import OptimizerSettings, ParameterGroup
 from arcdist.engine.precision import Precision
-from arcdist.engine.trained_state import check_names, on_cpu, trainable, trained_state
+from arcdist.engine.schedule import Schedule
+from arcdist.engine.trained_state import check_names, moments_of, on_cpu, trainable, trained_state
 from arcdist.errors import ConfigError
 
 _INVALID_NORM = -1.0
@@ -92,7 +92,7 @@ class DeepSpeedEngine:
         self._stage: int = config["zero_optimization"]["stage"]
         self._processes = accelerator.num_processes
         optimizer = settings.make_optimizer(groups)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, settings.schedule)
+        self.schedule = Schedule(optimizer, settings.schedule)
         # DeepSpeed turns autocast off around a module that it runs, so it is turned on inside.
         module.forward = precision.autocast()(module.forward)  # type: ignore[operator]
         accelerator.state.deepspeed_plugin.deepspeed_config.update(config)
@@ -139,7 +139,7 @@ class DeepSpeedEngine:
     def step(self) -> None:
         """See `Engine`."""
         self._step_with(self._norms)
-        self.schedule.step()
+        self.schedule.steps_done += 1
 
     def skip(self) -> None:
         """See `Engine`."""
@@ -162,7 +162,7 @@ class DeepSpeedEngine:
 
     def learning_rates(self) -> dict[str, float]:
         """See `Engine`."""
-        return {group.name: slot["lr"] for group, slot in zip(self.groups, self._optimizer.param_groups, strict=True)}
+        return dict(zip((group.name for group in self.groups), self.schedule.rates(), strict=True))
 
     def gather_weights(self) -> dict[str, Tensor]:
         """See `Engine`."""
@@ -177,10 +177,7 @@ class DeepSpeedEngine:
         states = list(self._optimizer.state.values())
         if not states:
             return {}
-        if self._stage < 3:
-            # DeepSpeed links parameters with their moments once, when only the first group has some.
-            self._zero._hp_optimizer_states_linked = False
-            self._zero._lazy_init_hp_params_optimizer_state()
+        self._link_moments()
         return {
             f"{name}@{moment}": on_cpu(
                 torch.as_tensor(states[0]["step"])
@@ -206,12 +203,48 @@ class DeepSpeedEngine:
             target = known[name]
             with torch.no_grad():
                 if name in parameters:
-                    # DeepSpeed's setter writes the optimizer's copy; the one of the forward pass is set beside it.
-                    safe_set_full_fp32_param(target, value.to(target.device))
+                    # DeepSpeed's copy for the optimizer is not the one of the forward pass, which is set beside it.
+                    self._set_whole(parameters[name], value)
                     with deepspeed.zero.GatheredParameters(target, modifier_rank=0, enabled=self._stage == 3):
                         target.data.copy_(value)
                 else:
                     target.copy_(value)
+
+    def load_moments(self, moments: dict[str, Tensor]) -> None:
+        """See `Engine`."""
+        if not moments:
+            self._optimizer.state.clear()
+            return
+        by_name = moments_of(moments, self.module)
+        (steps,) = {found["step"].item() for found in by_name.values()}
+        zero = self._zero
+        for flat in zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups:
+            self._optimizer.state[flat] = {
+                "step": torch.tensor(steps, dtype=torch.float32, device=flat.device),
+                "exp_avg": torch.zeros_like(flat),
+                "exp_avg_sq": torch.zeros_like(flat),
+            }
+        self._link_moments()
+        for name, parameter in trainable(self.module).items():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                self._set_whole(parameter, by_name[name][moment], moment)
+
+    def _link_moments(self) -> None:
+        if self._stage < 3:
+            # DeepSpeed links parameters with their moments once, when only the first group has some.
+            self._zero._hp_optimizer_states_linked = False
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _set_whole(self, parameter: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
+        """Write this process's part of a parameter's float32 copy, or of a moment of it."""
+        if self._stage < 3:
+            parameter.set_full_hp_param(value.to(parameter.device), moment)  # type: ignore[attr-defined]
+            return
+        # Not by DeepSpeed's own setter: that fails where a parameter cannot be shared out evenly.
+        part, _ = self._zero._get_fp32_opt_state_partition(parameter, False, moment)
+        start = min(part.numel() * distributed.get_rank(), value.numel())
+        mine = value.flatten()[start : start + part.numel()]
+        part.data[: mine.numel()].copy_(mine)
 
     def replicated(self) -> Iterable[Tensor]:
         """See `Engine`."""

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from arcdist.engine.schedule import Schedule
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParameterGroup:
@@ -49,6 +51,8 @@ class Engine(Protocol):
 
     module: nn.Module
     """Holds all parameters, trained or not."""
+    schedule: Schedule
+    """Of the learning rates; counts the steps taken, without skipped ones."""
     in_lockstep: bool
     """Whether forward and backward passes exchange something, so that every process has to take part in each."""
 
@@ -84,6 +88,13 @@ class Engine(Protocol):
 
         Raises:
             ConfigError: names or shapes that do not fit this module.
+        """
+
+    def load_moments(self, moments: dict[str, Tensor]) -> None:
+        """Set what `gather_moments` of any engine gave; none of them, and the optimizer is as before its first step.
+
+        Raises:
+            ConfigError: a moment of a trained parameter is missing, or there are others.
         """
 
     def replicated(self) -> Iterable[Tensor]:

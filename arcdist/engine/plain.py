@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from arcdist.distributed.exchange import add_up_in_place, take_over_from_first
 from arcdist.engine.interface import OptimizerSettings, ParameterGroup
 from arcdist.engine.precision import Precision
-from arcdist.engine.trained_state import check_names, on_cpu, trainable, trained_state
+from arcdist.engine.schedule import Schedule
+from arcdist.engine.trained_state import check_names, moments_of, on_cpu, trainable, trained_state
 from arcdist.errors import ConfigError
 
 
@@ -46,7 +47,7 @@ class PlainEngine:
         self.precision = precision
         self.max_grad_norm = settings.max_grad_norm
         self.optimizer = settings.make_optimizer(groups)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, settings.schedule)
+        self.schedule = Schedule(self.optimizer, settings.schedule)
         self._parameters = [parameter for group in groups for parameter in group.parameters]
         self._norms: list[Tensor] = []
         take_over_from_first(self._parameters)
@@ -83,7 +84,7 @@ class PlainEngine:
         """See `Engine`."""
         torch.nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, torch.stack(self._norms).norm())
         self.optimizer.step()
-        self.schedule.step()
+        self.schedule.steps_done += 1
         self.optimizer.zero_grad()
 
     def skip(self) -> None:
@@ -92,7 +93,7 @@ class PlainEngine:
 
     def learning_rates(self) -> dict[str, float]:
         """See `Engine`."""
-        return {group.name: slot["lr"] for group, slot in zip(self.groups, self.optimizer.param_groups, strict=True)}
+        return dict(zip((group.name for group in self.groups), self.schedule.rates(), strict=True))
 
     def gather_weights(self) -> dict[str, Tensor]:
         """See `Engine`."""
@@ -113,6 +114,13 @@ class PlainEngine:
             self.module.load_state_dict(weights, strict=False)  # The frozen base is not among them.
         except RuntimeError as error:
             raise ConfigError(f"The weights do not fit the configured model: {error}") from error
+
+    def load_moments(self, moments: dict[str, Tensor]) -> None:
+        """See `Engine`."""
+        by_name = moments_of(moments, self.module) if moments else {}
+        places = {id(parameter): place for place, parameter in enumerate(self._parameters)}
+        state = {places[id(parameter)]: by_name[name] for name, parameter in trainable(self.module).items() if by_name}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
     def replicated(self) -> Iterable[Tensor]:
         """See `Engine`."""

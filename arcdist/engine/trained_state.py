@@ -1,10 +1,15 @@
 """Which part of a module is trained, and whether loaded weights fit it."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from arcdist.errors import ConfigError
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter."""
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -21,6 +26,20 @@ def trained_state(module: nn.Module) -> dict[str, Tensor]:
 def on_cpu(value: Tensor) -> Tensor:
     """A copy that nothing else changes."""
     return value.detach().cpu().contiguous().clone()
+
+
+def moments_of(moments: Mapping[str, Tensor], module: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Moments by parameter, from names of the kind `<parameter>@<moment>`.
+
+    Raises:
+        ConfigError: a moment of a trained parameter is missing, or there are others.
+    """
+    names = {f"{name}@{moment}": (name, moment) for name in trainable(module) for moment in MOMENTS}
+    check_names(moments, dict.fromkeys(names, torch.empty(0)))
+    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, (name, moment) in names.items():
+        found[name][moment] = moments[key]
+    return found
 
 
 def check_names(weights: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> None:

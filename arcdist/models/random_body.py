@@ -48,6 +48,8 @@ def random_body(
     std = getattr(config, "initializer_range", 0.02)
     for path, module in body.named_modules():
         for name, parameter in module.named_parameters(prefix=path, recurse=False):
+            if parameter.is_meta:
+                continue  # A shape without numbers, which has no generator either.
             with sharding.whole(parameter), torch.no_grad():
                 if name.endswith("bias"):
                     parameter.zero_()

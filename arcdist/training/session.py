@@ -52,7 +52,7 @@ class Session:
         """Whether this is the process that speaks to the user and writes files."""
         return self.accelerator.is_main_process
 
-    def refinement_noise(self, batch: DealtBatch, epoch: int) -> tuple[Float[Tensor, "B A"], ...]:
+    def refinement_noise(self, batch: DealtBatch, epoch: int) -> tuple[Float[Tensor, "_ A"], ...]:
         """The refiner's draw for each query of each pass, which depends on seed, epoch and query alone."""
         return tuple(self._draws(queries.ids, epoch) for queries in batch.queries)
 

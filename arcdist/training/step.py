@@ -87,7 +87,7 @@ class Answered:
 
 
 def train_step(
-    batch: DealtBatch, models: Models, engines: Engines, noise: Sequence[Float[Tensor, "B A"]], settings: StepSettings
+    batch: DealtBatch, models: Models, engines: Engines, noise: Sequence[Float[Tensor, "_ A"]], settings: StepSettings
 ) -> StepReport:
     """Train all models on a batch: two backward passes that meet in the prompt, then the refiner's own.
 

@@ -24,11 +24,13 @@ class Pace:
     seconds: float
     flops: float
     """Operations of Qwen, as `training_flops` counts them."""
+    skipped: int
+    """Steps that changed nothing, because a loss or a gradient was not finite."""
 
 
 def run_steps(session: Session, batches: Sequence[Sequence[int]]) -> Pace:
     """Train on batches of rows, timed. Each step ends with a transfer to the host, so the device is done."""
-    queries = tokens = 0
+    queries = tokens = skipped = 0
     start = time.perf_counter()
     for number, batch in enumerate(session.training.load(batches, epoch=0, device=session.device)):
         settings = StepSettings(
@@ -42,11 +44,12 @@ def run_steps(session: Session, batches: Sequence[Sequence[int]]) -> Pace:
         report = train_step(batch, session.models, session.engines, noise, settings)
         queries += report.queries
         tokens += report.tokens
+        skipped += not report.finite
     seconds = time.perf_counter() - start
     lengths = session.training.queries["length"][:]
     _, trained = session.engines.qwen.parameter_counts()
     flops = training_flops(session.models.qwen.body.config, trained, (lengths[row] for rows in batches for row in rows))
-    return Pace(steps=len(batches), queries=queries, tokens=tokens, seconds=seconds, flops=flops)
+    return Pace(steps=len(batches), queries=queries, tokens=tokens, seconds=seconds, flops=flops, skipped=skipped)
 
 
 def longest_batch(session: Session) -> list[int]:

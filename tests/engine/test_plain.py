@@ -1,4 +1,4 @@
-"""The plain engine against torch by hand: steps, norms, skips, the split backward, loss scaling, state."""
+"""The plain engine against torch by hand: steps, norms, passes, skips, loss scaling, state."""
 
 import copy
 import math
@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from arcdist.engine import Engines, ParameterGroup, PlainEngine
+from arcdist.engine import Engine, OptimizerSettings, ParameterGroup, PlainEngine, Precision
 from arcdist.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("clean_process")
@@ -37,27 +37,18 @@ def schedule(step: int) -> float:
     return 1.0 / (1 + step)
 
 
-def engine(module: nn.Module, accelerator: Accelerator | None = None, **options) -> PlainEngine:
+def engine(module: nn.Module, precision: str = "no", **options) -> PlainEngine:
     groups = [
         ParameterGroup(name=name, parameters=list(getattr(module, name).parameters()), lr=LR[name]) for name in LR
     ]
     settings = {"schedule": schedule, "max_grad_norm": 0.5, "weight_decay": 0.1, "betas": (0.8, 0.95)}
-    return PlainEngine(accelerator or Accelerator(cpu=True), module, groups, **settings | options)
-
-
-def two_engines(scale: float | None = None) -> tuple[Engines, TwoLayers, TwoLayers]:
-    """Engines that share an accelerator, whose loss scaler starts at `scale`."""
-    accelerator = Accelerator(cpu=True)
-    if scale is not None:
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
-    qwen, grid = TwoLayers(1), TwoLayers(2)
-    qwen_engine, grid_engine = (engine(module, accelerator) for module in (qwen, grid))
-    # Group names are unique over both engines in a run.
-    qwen_engine.groups = tuple(
-        ParameterGroup(name=f"qwen_{group.name}", parameters=group.parameters, lr=group.lr)
-        for group in qwen_engine.groups
+    return PlainEngine(
+        Accelerator(cpu=True),
+        module,
+        groups,
+        OptimizerSettings(**settings | options),
+        Precision(precision, torch.device("cpu")),
     )
-    return Engines(qwen=qwen_engine, grid=grid_engine), qwen, grid
 
 
 def loss_of(module: nn.Module, factor: float = 1.0) -> Tensor:
@@ -73,16 +64,6 @@ def snapshot(engine: PlainEngine) -> dict[str, Tensor]:
 def assert_bit_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-
-
-def split_step(engines: Engines, qwen: nn.Module, grid: nn.Module, factor: float = 1.0) -> dict[str, Tensor]:
-    """Both backward passes; `qwen` makes the inputs of `grid`, and meets it in a detached leaf."""
-    prompt = qwen(INPUTS)
-    border = prompt.detach().requires_grad_()
-    features = torch.cat([border, border[:, :1]], dim=1)
-    engines.grid.backward(factor * (grid(features) - 3.0).square().sum())
-    engines.qwen.backward(prompt, border.grad)
-    return engines.gradient_norms()
 
 
 def test_steps_are_adamw_with_clipping():
@@ -138,26 +119,26 @@ def test_group_norms_by_hand_before_clipping():
     torch.testing.assert_close(ours.gather_moments()["second.bias@exp_avg"], 0.2 * clipped)
 
 
-def test_a_group_without_a_gradient_has_norm_0_and_stays():
+def test_a_group_without_a_gradient_has_norm_0_and_is_only_decayed():
     module = TwoLayers()
     before = module.first.weight.clone()
     ours = engine(module)
     ours.backward(module.second.bias.sum())
     norms = ours.gradient_norms()
     assert norms["first"].item() == 0.0
-    assert norms["first"].device == torch.device(ours.accelerator.device)
+    assert norms["first"].device == torch.device("cpu")
     ours.step()
-    assert torch.equal(module.first.weight, before)
+    torch.testing.assert_close(module.first.weight, (1 - LR["first"] * 0.1) * before)
 
 
 def test_an_engine_without_any_gradient_steps_to_where_it_is():
     module = TwoLayers()
-    ours = engine(module)
+    ours = engine(module, weight_decay=0.0)
     before = ours.gather_weights()
     assert [norm.item() for norm in ours.gradient_norms().values()] == [0.0, 0.0]
     ours.step()
     assert_bit_equal(ours.gather_weights(), before)
-    assert ours.learning_rates()["first"] == pytest.approx(0.05)  # its schedule goes on with the other engine's
+    assert ours.learning_rates()["first"] == pytest.approx(0.05)  # its schedule goes on with the other engines'
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -201,111 +182,87 @@ def test_a_skipped_step_leaves_no_trace_in_the_next():
     assert_bit_equal(snapshot(first), snapshot(second))
 
 
-def test_the_split_backward_is_the_joint_one():
-    engines, qwen, grid = two_engines()
-    joint_qwen, joint_grid = copy.deepcopy(qwen), copy.deepcopy(grid)
-    norms = split_step(engines, qwen, grid)
-
-    prompt = joint_qwen(INPUTS)
-    (joint_grid(torch.cat([prompt, prompt[:, :1]], dim=1)) - 3.0).square().sum().backward()
-    for module, joint in ((qwen, joint_qwen), (grid, joint_grid)):
-        for name in ("first.weight", "first.bias", "second.weight", "second.bias"):
-            gradient = joint.get_parameter(name).grad
-            assert gradient.abs().sum() > 0
-            torch.testing.assert_close(module.get_parameter(name).grad, gradient, rtol=1e-6, atol=1e-6)
-        assert module.base.weight.grad is None
-    assert list(norms) == ["qwen_first", "qwen_second", "first", "second"]
+def test_passes_add_up_to_one_gradient():
+    whole, parts = TwoLayers(), TwoLayers()
+    first, second = engine(whole), engine(parts)
+    first.backward(loss_of(whole))
+    for index, rows in enumerate((slice(0, 1), slice(1, 4))):
+        second.backward((parts(INPUTS[rows]) - 3.0).square().sum(), is_last=index == 1)
+    for name, norm in first.gradient_norms().items():
+        torch.testing.assert_close(second.gradient_norms()[name], norm)
+    for name, parameter in whole.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parts.get_parameter(name).grad, parameter.grad, msg=name)
 
 
-def test_each_engine_is_clipped_by_its_own_norm():
-    engines, qwen, grid = two_engines()
-    alone = copy.deepcopy(grid)
-    alone_engine = engine(alone)
-    alone_engine.backward((alone(INPUTS) - 3.0).square().sum())
-    engines.grid.backward((grid(INPUTS) - 3.0).square().sum())
-    engines.qwen.backward(loss_of(qwen, 1e6))
-    for each in (alone_engine, engines):
-        each.gradient_norms()
-        each.step()
-    assert_bit_equal(engines.grid.gather_weights(), alone_engine.gather_weights())
+def test_backward_from_a_tensor_and_its_gradient_is_that_of_their_product():
+    direct, split = TwoLayers(), TwoLayers()
+    gradient = torch.linspace(-2, 1, 8).reshape(4, 2)
+    first, second = engine(direct), engine(split)
+    first.backward((direct(INPUTS) * gradient).sum())
+    second.backward(split(INPUTS), gradient)
+    for name, parameter in direct.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(split.get_parameter(name).grad, parameter.grad, msg=name)
 
 
-def test_both_step_or_neither_does():
-    engines, qwen, grid = two_engines()
-    before = [snapshot(each) for each in (engines.qwen, engines.grid)]
-    split_step(engines, qwen, grid)
-    engines.skip()
-    for each, expected in zip((engines.qwen, engines.grid), before, strict=True):
-        assert_bit_equal(snapshot(each), expected)
-    split_step(engines, qwen, grid)
-    engines.step()
-    for each, old in zip((engines.qwen, engines.grid), before, strict=True):
-        new = each.gather_weights()
-        assert all(not torch.equal(new[name], old[name]) for name in new if name.endswith(("weight", "bias")))
-    assert engines.learning_rates() == pytest.approx(
-        {"qwen_first": 0.05, "qwen_second": 0.01, "first": 0.05, "second": 0.01}
-    )
+def test_a_parameter_that_no_pass_used_has_a_gradient_of_zero():
+    module = TwoLayers()
+    ours = engine(module)
+    ours.backward(module.second.bias.sum())
+    assert module.first.weight.grad is None
+    ours.gradient_norms()
+    for parameter in (*module.first.parameters(), module.second.weight):
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
+    assert module.second.bias.grad.tolist() == [1.0, 1.0]
+    assert module.base.weight.grad is None
 
 
-def test_a_loss_scaler_changes_nothing_but_the_scale_of_the_loss():
-    scaled, scaled_qwen, scaled_grid = two_engines(scale=1024.0)  # a power of 2 costs no rounding
-    plain, qwen, grid = two_engines()
+def test_a_loss_scale_multiplies_losses_and_leaves_the_norms_and_the_step(scale_losses):
+    scaled, plain = TwoLayers(), TwoLayers()
+    first, second = engine(scaled), engine(plain)
+    scale_losses(first.precision, 1024.0)
     for _ in range(3):
-        scaled_norms = split_step(scaled, scaled_qwen, scaled_grid)
-        norms = split_step(plain, qwen, grid)
-        for name, norm in norms.items():
-            torch.testing.assert_close(scaled_norms[name], norm)
-        scaled.step()
-        plain.step()
-    for ours, other in ((scaled.qwen, plain.qwen), (scaled.grid, plain.grid)):
-        expected = snapshot(other)
-        for name, value in snapshot(ours).items():
-            torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-7)
-    assert scaled.accelerator.scaler.get_scale() == 1024.0
+        first.backward(loss_of(scaled))
+        second.backward(loss_of(plain))
+        assert torch.equal(scaled.second.bias.grad, 1024.0 * plain.second.bias.grad)
+        norms = second.gradient_norms()
+        for name, norm in first.gradient_norms().items():
+            assert torch.equal(norm, norms[name])
+        for each in (first, second):
+            each.step()
+    assert_bit_equal(snapshot(first), snapshot(second))
 
 
-def test_an_overflow_skips_both_engines_and_lowers_the_scale_once():
-    engines, qwen, grid = two_engines(scale=2.0**20)
-    split_step(engines, qwen, grid)
-    engines.step()
-    before = [snapshot(each) for each in (engines.qwen, engines.grid)]
-    norms = split_step(engines, qwen, grid, factor=1e36)  # the loss is finite, its scaled gradient is not
-    assert not any(norm.isfinite() for norm in norms.values())
-    engines.skip()
-    for each, expected in zip((engines.qwen, engines.grid), before, strict=True):
-        assert_bit_equal(snapshot(each), expected)
-    assert engines.accelerator.scaler.get_scale() == 2.0**19
-
-    split_step(engines, qwen, grid)
-    engines.step()  # and goes on
-    assert not torch.equal(engines.grid.gather_weights()["first.weight"], before[1]["first.weight"])
-    assert engines.accelerator.scaler.get_scale() == 2.0**19
+def test_a_gradient_that_is_given_is_scaled_already(scale_losses):
+    module = TwoLayers()
+    ours = engine(module)
+    scale_losses(ours.precision, 8.0)
+    ours.backward(module.second.bias, torch.tensor([24.0, 32.0]))
+    assert ours.gradient_norms()["second"].item() == 5.0
 
 
-def test_an_overflow_in_one_engine_alone_lowers_the_scale_once():
-    engines, qwen, grid = two_engines(scale=2.0**10)
-    before = [snapshot(each) for each in (engines.qwen, engines.grid)]
-    engines.grid.backward(loss_of(grid))
-    engines.qwen.backward(qwen(INPUTS), torch.full((4, 2), math.inf))
-    norms = engines.gradient_norms()
-    assert norms["first"].isfinite()
-    assert not norms["qwen_first"].isfinite()
-    engines.skip()
-    for each, expected in zip((engines.qwen, engines.grid), before, strict=True):
-        assert_bit_equal(snapshot(each), expected)
-    assert engines.accelerator.scaler.get_scale() == 2.0**9
+def test_the_forward_pass_has_the_engine_s_precision():
+    module = TwoLayers()
+    assert torch.equal(engine(module)(INPUTS), module(INPUTS))
+    halves = engine(module, "bf16")(INPUTS)
+    assert halves.dtype == torch.bfloat16
+    torch.testing.assert_close(halves.float(), module(INPUTS), rtol=0.05, atol=0.05)
+    assert module.first.weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("outcome", ["step", "skip"])
-def test_a_loss_scaler_allows_a_step_without_the_qwen_engine(outcome):
-    engines, _, grid = two_engines(scale=1024.0)  # as with prompts that are all cached
-    qwen_before, grid_before = engines.qwen.gather_weights(), engines.grid.gather_weights()
-    engines.grid.backward(loss_of(grid))
-    assert engines.gradient_norms()["qwen_first"].item() == 0.0
-    getattr(engines, outcome)()
-    assert_bit_equal(engines.qwen.gather_weights(), qwen_before)
-    moved = not torch.equal(engines.grid.gather_weights()["first.weight"], grid_before["first.weight"])
-    assert moved is (outcome == "step")
+def test_what_it_holds():
+    module = TwoLayers()
+    ours = engine(module)
+    assert isinstance(ours, Engine)
+    assert ours.module is module
+    assert not ours.in_lockstep
+    assert ours.parameter_counts() == (12 + 16 + 10, 16 + 10)
+    replicated = list(ours.replicated())
+    # The things themselves: what is trained, and the persistent buffer.
+    assert {id(tensor) for tensor in replicated} == {
+        id(tensor) for tensor in (*module.first.parameters(), *module.second.parameters(), module.count)
+    }
 
 
 def test_weights_are_the_trained_ones_and_persistent_buffers():
@@ -329,8 +286,12 @@ def test_moments_by_parameter_name():
     ours.step()
     moments = ours.gather_moments()
     assert set(moments) == {
-        f"first.{name}@{moment}" for name in ("weight", "bias") for moment in ("step", "exp_avg", "exp_avg_sq")
+        f"{layer}.{name}@{moment}"
+        for layer in ("first", "second")
+        for name in ("weight", "bias")
+        for moment in ("step", "exp_avg", "exp_avg_sq")
     }
+    assert not moments["second.weight@exp_avg"].any()
     clipped = gradient * 0.5 / norm
     torch.testing.assert_close(moments["first.bias@exp_avg"], 0.2 * clipped)
     torch.testing.assert_close(moments["first.bias@exp_avg_sq"], 0.05 * clipped.square())

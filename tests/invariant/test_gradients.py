@@ -2,6 +2,8 @@
 exactly the gradient of the joint graph.
 """
 
+import copy
+
 import pytest
 import torch
 
@@ -13,6 +15,8 @@ from arcdist.training.step import REVERSIBILITY_WEIGHT, StepSettings, train_step
 
 UNCLIPPED = ("--optim.max_grad_norm=1e9", "--refiner.rl_grad_clip=1e9")
 SIZE_WEIGHT = 0.75
+REWARDED = ("--refiner.rl_delta_scale=30", "--refiner.rl_lr=1e-2")
+"""Refinements that change answers, by a policy that soon looks at the prompt: rewards with a gradient."""
 
 
 def settings(session, number=0):
@@ -140,7 +144,7 @@ def joint_losses(session, batch, noise):
 
 @pytest.mark.parametrize("flags", [*VARIANTS, ("--qwen.lora_r=4", "--agent.task_vectors=false")])
 def test_the_split_backward_equals_the_joint_one(build_tiny, batches, flags):
-    session = build_tiny(*UNCLIPPED, *flags, "--agent_lr=1e-2", "--qwen_lr=1e-2", "--max_batches=3")
+    session = build_tiny(*UNCLIPPED, *REWARDED, *flags, "--agent_lr=1e-2", "--qwen_lr=1e-2", "--max_batches=3")
     *earlier, batch = batches(session, 3)
     for number, other in enumerate(earlier):  # away from the zeros of the first weights, with a memory
         step(session, other, number)
@@ -148,6 +152,7 @@ def test_the_split_backward_equals_the_joint_one(build_tiny, batches, flags):
 
     (noise,) = session.refinement_noise(batch, 0)
     surrogate, value, transition, advantage = joint_losses(session, batch, noise)
+    assert advantage.abs().max() > 0.1
     surrogate.backward()
     parameters = named_parameters(session)
     joint = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
@@ -162,23 +167,27 @@ def test_the_split_backward_equals_the_joint_one(build_tiny, batches, flags):
     # The refiner learns from its own loss alone, though the combined loss reaches it by log_prob.
     assert split.keys() == joint.keys() | refiner.keys()
     for name, gradient in (joint | refiner).items():
-        torch.testing.assert_close(split[name], gradient, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(split[name], gradient, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
     assert any(gradient.abs().max() > 1e-3 for name, gradient in joint.items() if ".lora_" in name)
 
 
-def test_prompts_from_the_cache_give_qwen_no_gradient_and_leave_it_as_it_is(build_tiny, batches):
+def test_prompts_from_the_cache_give_qwen_no_gradient_and_leave_it_to_its_momentum(build_tiny, batches):
     session = build_tiny("--qwen.every=2")
     (batch,) = batches(session)
     _, first = gradients_of_next_step(session, batch, number=0)
-    qwen = {name: p.detach().clone() for name, p in named_parameters(session).items() if name.startswith("qwen.")}
+    # Every engine makes every step, so that sharded and whole ones go the same way.
+    module, optimizer = copy.deepcopy((session.models.qwen, session.engines.qwen.optimizer))
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
     gradients, second = gradients_of_next_step(session, batch, number=1)
     parts = ("lora", "prompt_projection", "control_mlp")
     assert all(first.group_norms[part] > 0.0 for part in parts)
     assert [second.group_norms[part] for part in parts] == [0.0, 0.0, 0.0]
     assert second.group_norms["agent"] > 0.0
     assert not any(gradient.any() for name, gradient in gradients.items() if name.startswith("qwen."))
-    for name, value in qwen.items():
-        assert torch.equal(named_parameters(session)[name], value), name
+    for name, value in module.named_parameters():
+        assert torch.equal(session.models.qwen.get_parameter(name), value), name
     _, third = gradients_of_next_step(session, batch, number=2)
     assert all(third.group_norms[part] > 0.0 for part in parts)
 

@@ -3,49 +3,65 @@ import math
 import pytest
 import torch
 
-from arcdist.losses import combined_loss, hard_cell_weight, size_loss
+from arcdist.losses import combined_loss, hard_cell_weight, policy_gradient, size_loss
 
 
-def test_value_and_surrogate_by_hand() -> None:
-    loss = combined_loss(torch.tensor(2.0), torch.tensor(0.5), torch.tensor([-1.0, -3.0]), torch.tensor([1.0, -1.0]))
-    assert loss.value.item() == pytest.approx(0.7 * 2.0 - 0.3 * 0.5)
-    assert loss.surrogate.item() == pytest.approx(0.7 * 2.0 - 0.3 * (1.0 * -1.0 + -1.0 * -3.0) / 2)
+def test_value_by_hand() -> None:
+    loss = combined_loss(torch.tensor(2.0), torch.tensor(0.5))
+    assert loss.item() == pytest.approx(0.7 * 2.0 - 0.3 * 0.5)
+    assert combined_loss(torch.tensor(2.0), torch.tensor(0.5), 0.25, 4.0).item() == pytest.approx(0.5 - 2.0)
 
 
-def test_surrogate_with_query_weights() -> None:
-    loss = combined_loss(
-        torch.tensor(0.0),
-        torch.tensor(0.0),
-        torch.tensor([-1.0, -3.0]),
-        torch.tensor([1.0, -1.0]),
-        query_weight=torch.tensor([0.25, 0.75]),
+def test_policy_gradient_by_hand() -> None:
+    gradient = policy_gradient(
+        torch.tensor([[1.0, 0.0], [2.0, -3.0], [5.0, 5.0]]),
+        torch.tensor([1.0, -2.0, 7.0]),
+        torch.tensor([0.25, 0.75, 0.0]),
     )
-    assert loss.surrogate.item() == pytest.approx(-0.3 * (0.25 * -1.0 + 0.75 * 3.0))
+    torch.testing.assert_close(gradient, -0.3 * torch.tensor([[0.25, 0.0], [-3.0, 4.5], [0.0, 0.0]]))
 
 
-def test_only_the_surrogate_is_differentiated_and_the_advantage_is_a_constant() -> None:
-    efe = torch.tensor(2.0, requires_grad=True)
-    log_prob = torch.tensor([-1.0, -3.0], requires_grad=True)
-    advantage = torch.tensor([1.0, -1.0], requires_grad=True)
-    loss = combined_loss(efe, torch.tensor(0.5), log_prob, advantage)
-    assert not loss.value.requires_grad
-    loss.surrogate.backward()
-    assert efe.grad is not None
-    assert efe.grad.item() == pytest.approx(0.7)
-    assert log_prob.grad is not None
-    assert log_prob.grad.tolist() == pytest.approx([-0.15, 0.15])
-    assert advantage.grad is None
+def test_it_is_the_gradient_of_the_surrogate_beside_that_of_the_energy() -> None:
+    """What autograd makes of efe_weight x energy - reward_weight x sum_b w_b advantage_b log_prob_b, in two parts."""
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randn(3, 4, generator=generator, requires_grad=True)
+    action = torch.randn(3, 4, generator=generator)
+    reward = torch.randn(3, generator=generator)
+    weight = torch.tensor([0.5, 0.2, 0.3])
+    advantage = (reward - reward.mean()) / reward.std()
+
+    def energy() -> torch.Tensor:
+        return (weight * prompt.sin().prod(dim=1)).sum()
+
+    def log_prob() -> torch.Tensor:
+        return -0.5 * (action - prompt.tanh()).square().sum(dim=1)
+
+    (joint,) = torch.autograd.grad(0.6 * energy() - 0.4 * (weight * advantage * log_prob()).sum(), prompt)
+    value = combined_loss(energy(), reward.mean(), 0.6, 0.4)
+    (by_energy,) = torch.autograd.grad(value, prompt)
+    (score,) = torch.autograd.grad(log_prob().sum(), prompt)
+    by_reward = policy_gradient(score, advantage, weight, 0.4)
+    assert by_energy.abs().min() > 0
+    assert by_reward.abs().min() > 0
+    torch.testing.assert_close(by_energy + by_reward, joint)
 
 
-def test_surrogate_gradient_is_the_gradient_of_the_expected_reward() -> None:
+def test_it_is_the_gradient_of_the_expected_reward() -> None:
     """A Gaussian with mean m and reward (action): d E[reward] / dm = 1."""
-    mean = torch.tensor(0.3, requires_grad=True)
-    noise = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
-    action = (mean + noise).detach()
-    log_prob = -0.5 * (action - mean) ** 2
-    combined_loss(torch.tensor(0.0), action.mean(), log_prob, action - action.mean(), 0.7, 1.0).surrogate.backward()
-    assert mean.grad is not None
-    assert mean.grad.item() == pytest.approx(-1.0, abs=0.02)
+    queries = 200_000
+    mean = torch.full((queries, 1), 0.3, requires_grad=True)
+    action = (mean + torch.randn(queries, 1, generator=torch.Generator().manual_seed(0))).detach()
+    (score,) = torch.autograd.grad((-0.5 * (action - mean) ** 2).sum(), mean)
+    reward = action[:, 0]
+    gradient = policy_gradient(score, reward - reward.mean(), torch.full((queries,), 1 / queries), 1.0)
+    assert gradient.sum().item() == pytest.approx(-1.0, abs=0.02)
+
+
+def test_whatever_is_added_to_all_rewards_changes_nothing() -> None:
+    score, weight = torch.tensor([[1.0], [-2.0]]), torch.tensor([0.5, 0.5])
+    reward = torch.tensor([0.25, 0.75])
+    one, other = (policy_gradient(score, each - each.mean(), weight) for each in (reward, reward + 8.0))
+    assert torch.equal(one, other)
 
 
 def test_hard_cell_weight() -> None:

@@ -81,3 +81,17 @@ def test_an_update_leaves_no_graph():
     ema.update()
     assert not ema.module.weight.requires_grad
     assert ema.module.weight.grad_fn is None
+
+
+def test_a_restart_begins_anew_with_the_present_weights():
+    trained = linear(8.0)
+    ema = EMA(trained, decay=0.999)
+    for _ in range(5):
+        ema.update()
+    set_weights(trained, 3.0)
+    ema.restart()
+    assert (ema.updates, ema.module.weight.item(), ema.module.bias.item()) == (0, 3.0, -3.0)
+    set_weights(trained, 14.0)
+    assert ema.module.weight.item() == 3.0  # a copy
+    ema.update()  # decay 2 / 11, as at first
+    assert ema.module.weight.item() == pytest.approx(3 * 2 / 11 + 14 * 9 / 11)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import AutoModel
 
 from arcdist.models.embedded import TINY, embedded_config
 from arcdist.models.random_body import random_body
@@ -14,7 +13,7 @@ from arcdist.models.random_body import random_body
 )
 def test_parameters_without_lm_head(name: str, parameters: int) -> None:
     with torch.device("meta"):
-        body = AutoModel.from_config(embedded_config(name), dtype=torch.bfloat16)
+        body = random_body(embedded_config(name), torch.bfloat16)
     assert sum(parameter.numel() for parameter in body.parameters()) == parameters
     assert {parameter.dtype for parameter in body.parameters()} == {torch.bfloat16}
     assert not any("lm_head" in name for name, _ in body.named_parameters())

@@ -64,3 +64,14 @@ def test_a_batch_without_missing_prompts() -> None:
     cache = PromptCache(every=2, prompt_dim=2, device=CPU)
     cache.store(["a"], output(1.0), 0)
     assert cache.lookup(["a"], 1).missing.shape == (0,)
+
+
+def test_a_prompt_that_is_still_good_is_not_replaced() -> None:
+    cache = PromptCache(every=3, prompt_dim=2, device=CPU)
+    cache.store(["a"], output(1.0), 0)
+    cache.store(["a", "b"], output(7.0, 8.0), 2)
+    assert first(cache.lookup(["a", "b"], 2).output.prompt) == [1.0, 8.0]
+    cached = cache.lookup(["a", "b"], 3)
+    assert cached.missing.tolist() == [0]  # three batches old, and so is its age
+    cache.store(["a"], output(9.0), 3)
+    assert first(cache.lookup(["a"], 5).output.prompt) == [9.0]

@@ -7,7 +7,12 @@ from arcdist.models.embedded import embedded_config
 from arcdist.models.qwen_work import layer_weights
 
 CONFIG = Qwen2Config(
-    vocab_size=8, hidden_size=12, intermediate_size=20, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=1
+    vocab_size=8,
+    hidden_size=12,
+    intermediate_size=20,
+    num_hidden_layers=3,
+    num_attention_heads=3,
+    num_key_value_heads=1,
 )
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from arcdist.errors import ConfigError
-from arcdist.tracking import log, log_table, open_log
+from arcdist.tracking import log, log_table, no_log, open_log
 
 
 @pytest.fixture
@@ -75,3 +75,16 @@ def test_table_is_shown_and_kept_as_text(tmp_path, capsys):
         log_table(table, quiet=True)
     assert capsys.readouterr().err.count("3.47 %") == 1
     assert (tmp_path / "training.log").read_text().count("3.47 %") == 2
+
+
+def test_without_a_log_nothing_is_said_and_all_is_as_before_afterwards(capsys, caplog):
+    logger = logging.getLogger("arcdist")
+    before = (logger.propagate, list(logger.handlers), logger.level)
+    with no_log():
+        logging.getLogger("arcdist.training.loop").warning("what process 0 says as well")
+    assert (logger.propagate, list(logger.handlers), logger.level) == before
+    with pytest.raises(ConfigError), no_log():
+        raise ConfigError("told by whoever calls")
+    assert (logger.propagate, list(logger.handlers), logger.level) == before
+    assert capsys.readouterr() == ("", "")
+    assert caplog.records == []

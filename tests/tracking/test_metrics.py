@@ -110,3 +110,26 @@ def test_draw_leaves_the_plot(tmp_path):
     tracker.log_epoch({"epoch": 0, "train/loss": 1.0, "val/exact": 0.1})
     assert tracker.draw() == tmp_path / "metrics_plot.png"
     assert (tmp_path / "metrics_plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_that_does_not_write_knows_the_same_numbers_and_touches_no_file(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    silent, writing = TrainingMetricsTracker(tmp_path, writes=False), TrainingMetricsTracker(other)
+    for tracker in (silent, writing):
+        tracker.log_step({"step": 1, "epoch": 0, "loss": 1.0})
+    for exact in (0.1, 0.3, 0.2):
+        record = {"epoch": round(exact * 10), "val/exact": exact}
+        assert silent.log_epoch(record) is writing.log_epoch(record)
+    assert silent.epochs == writing.epochs
+    assert silent.best == writing.best
+    assert silent.draw() == tmp_path / "metrics_plot.png"
+    assert list(tmp_path.iterdir()) == [other]
+
+
+def test_one_that_does_not_write_reads_no_files_either(tmp_path):
+    (tmp_path / "steps.jsonl").write_text("half a li")
+    (tmp_path / "metrics.json").write_text("{")
+    tracker = TrainingMetricsTracker(tmp_path, writes=False)  # process 0 is at work on them
+    assert tracker.epochs == []
+    assert (tmp_path / "steps.jsonl").read_text() == "half a li"

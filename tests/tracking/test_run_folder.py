@@ -26,7 +26,7 @@ def test_folder_with_other_files_is_taken(tmp_path):
     assert make_run_folder(str(tmp_path)) == tmp_path
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "steps.jsonl", "best"])
+@pytest.mark.parametrize("name", ["config.yaml", "deepspeed.json", "steps.jsonl", "heartbeats", "best"])
 def test_folder_of_another_run_is_refused(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match=rf"holds another run \({name}\).*--output_dir"):
@@ -50,7 +50,7 @@ def test_default_folder_where_runs_is_a_file_is_refused(tmp_path, monkeypatch):
 
 def test_a_run_that_never_began_leaves_its_folder_free(tmp_path):
     folder = make_run_folder(tmp_path / "run")
-    for name in ("config.yaml", "training.log"):
+    for name in ("config.yaml", "deepspeed.json", "training.log"):
         (folder / name).write_text("")
     discard_run_folder(folder)
     assert not folder.exists()

@@ -2,7 +2,6 @@ import json
 import logging
 import math
 import signal
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -148,14 +147,6 @@ def spoil_steps(session, steps, value):
     return session.models.agent.from_prompt.weight.register_hook(spoil)
 
 
-def scale_losses(session):
-    """Scale losses as float16 has them scaled, but compute in float32."""
-    precision = session.engines.precision
-    precision.dtype = torch.float16
-    precision.autocast = nullcontext
-    precision.loss_scale = 1024.0
-
-
 def test_numbers_that_are_not_finite_end_the_run_before_they_do_harm(make_loop, tmp_path):
     loop = make_loop("--epochs=7", "--max_batches=2", "--save_every=1", "--output.keep_last=100")
     spoil_steps(loop.session, range(3, 100), math.nan)
@@ -221,10 +212,10 @@ def test_a_group_without_gradient_ends_the_run_after_the_first_step(make_loop, t
 
 
 def test_overflows_of_a_loss_scale_are_skipped_without_a_word_and_have_no_part_in_the_means(
-    make_loop, tmp_path, caplog
+    make_loop, tmp_path, caplog, scale_losses
 ):
     loop = make_loop("--max_batches=4", "--epochs=1", "--log_every=1")
-    scale_losses(loop.session)
+    scale_losses(loop.session.engines.precision, 1024.0)
     spoil_steps(loop.session, (1, 2), math.inf)
     with caplog.at_level(logging.WARNING, logger="arcdist"):
         loop.run()
@@ -236,9 +227,9 @@ def test_overflows_of_a_loss_scale_are_skipped_without_a_word_and_have_no_part_i
     assert read_metrics(tmp_path)["epochs"][0]["train/loss"] is not None
 
 
-def test_an_epoch_of_overflows_has_no_training_numbers_and_is_validated_all_the_same(make_loop, tmp_path):
+def test_an_epoch_of_overflows_has_no_training_numbers_and_is_validated_all_the_same(make_loop, tmp_path, scale_losses):
     loop = make_loop("--max_batches=2", "--epochs=2")
-    scale_losses(loop.session)
+    scale_losses(loop.session.engines.precision, 1024.0)
     spoil_steps(loop.session, (1, 2), math.inf)
     loop.run()
     bad, good = read_metrics(tmp_path)["epochs"]
@@ -247,31 +238,31 @@ def test_an_epoch_of_overflows_has_no_training_numbers_and_is_validated_all_the_
     assert 0.0 <= bad["val/cell"] <= 1.0
 
 
-def test_a_loss_scale_that_never_fits_ends_the_run(make_loop):
+def test_a_loss_scale_that_never_fits_ends_the_run(make_loop, scale_losses):
     loop = make_loop("--max_batches=1000", "--epochs=20")
-    scale_losses(loop.session)
+    scale_losses(loop.session.engines.precision, 1024.0)
     spoil_steps(loop.session, range(1, 1000), math.inf)
     with pytest.raises(NotFiniteError):
         loop.run()
     assert loop.step == MOST_SKIPPED_STEPS == 10
 
 
-def test_the_first_step_that_counts_is_the_one_whose_gradients_are_checked(make_loop):
+def test_the_first_step_that_counts_is_the_one_whose_gradients_are_checked(make_loop, scale_losses):
     loop = make_loop("--qwen.lora_alpha=0", "--max_batches=4")
-    scale_losses(loop.session)
+    scale_losses(loop.session.engines.precision, 1024.0)
     spoil_steps(loop.session, (1,), math.inf)
     with pytest.raises(HealthError, match="lora"):
         loop.run()
     assert loop.step == 2
 
 
-def test_ctrl_c_ends_the_step_and_saves_it(make_loop, tmp_path):
+def test_ctrl_c_ends_the_run_with_the_next_step_of_all_processes_and_saves_it(make_loop, tmp_path):
     loop = make_loop("--max_batches=5", "--save_every=100")
     calls = []
 
     def interrupt(gradient):
         calls.append(gradient)
-        if len(calls) == 2:
+        if len(calls) == 1:  # in the middle of step 1: what step 2 tells every process
             signal.raise_signal(signal.SIGINT)
 
     loop.session.models.agent.from_prompt.weight.register_hook(interrupt)

@@ -71,10 +71,7 @@ def test_every_trainable_parameter_is_in_one_group_and_no_frozen_one_is(build_ti
     session = build_tiny()
     models, engines = session.models, session.engines
     optimized = [
-        parameter
-        for engine in engines.by_name().values()
-        for group in engine.groups
-        for parameter in group.parameters
+        parameter for engine in engines.by_name().values() for group in engine.groups for parameter in group.parameters
     ]
     modules = (models.qwen, models.agent, models.solver, models.efe, models.refiner)
     trainable = [p for module in modules for p in module.parameters() if p.requires_grad]

@@ -104,3 +104,24 @@ def test_a_batch_carries_its_targets_apart_from_the_inputs(build_tiny):
     inside = queries.targets.target != OUTSIDE
     assert inside.flatten(1).any(1).all()
     assert torch.equal(torch.stack([inside.any(2).sum(1), inside.any(1).sum(1)], 1), queries.targets.target_size)
+
+
+def test_accumulation_cuts_a_batch_into_passes_and_validation_into_smaller_batches(build_tiny):
+    session = build_tiny("--train.accumulation=4", "--batch_size=8")
+    (batch,) = session.training.load([list(range(8))], 0, session.device)
+    assert [len(queries) for queries in batch.queries] == [2, 2, 2, 2]
+    assert sorted(place for share in batch.shares for place in share.positions) == list(range(8))
+    noise = session.refinement_noise(batch, 0)
+    assert [draws.shape[0] for draws in noise] == [2, 2, 2, 2]
+    # Without gradients twice the queries of a pass fit, in one pass.
+    validation = list(session.validation.loader(0, session.device))
+    assert max(len(batch) for batch in validation) == 4
+    assert {len(batch.queries) for batch in validation} == {1}
+
+
+def test_the_averaged_agent_begins_as_the_agent(build_tiny):
+    models = build_tiny().models
+    assert models.averaged_agent.updates == 0
+    for one, other in zip(models.agent.parameters(), models.averaged_agent.module.parameters(), strict=True):
+        assert one is not other
+        assert torch.equal(one, other)

@@ -7,7 +7,7 @@ from arcdist.errors import ConfigError
 from arcdist.evaluation import Answerer, score
 from arcdist.training.checkpoint import load_checkpoint, save_checkpoint
 from arcdist.training.curriculum import DynamicMemoryThreshold
-from arcdist.training.state import describe, gather_moments, gather_weights, load_weights
+from arcdist.training.state import describe, gather_moments, gather_weights, load_weights, replicated
 from arcdist.training.step import StepSettings, train_step
 
 
@@ -128,3 +128,19 @@ def test_state_is_plain_numbers(build_tiny):
     assert state["memory_gate"] == {"average": 0.25}
     assert state["versions"]["torch"] == torch.__version__
     assert set(state["versions"]) == {"torch", "accelerate", "transformers", "peft"}
+
+
+def test_what_is_replicated_is_what_is_gathered_where_it_is(build_tiny):
+    session = steps(build_tiny())
+    found = {name: list(tensors) for name, tensors in replicated(session).items()}
+    assert list(found) == ["qwen", "agent", "solver", "efe", "refiner", "averaged_agent"]
+    weights = gather_weights(session)
+    prefixes = {name: f"grid.{name}." if name in ("agent", "solver", "efe") else f"{name}." for name in found}
+    for name, tensors in found.items():
+        gathered = [value for key, value in weights.items() if key.startswith(prefixes[name])]
+        assert len(tensors) == len(gathered) > 0
+        for tensor, value in zip(tensors, gathered, strict=True):
+            assert torch.equal(tensor, value), name
+    # Not copies: a change of a weight shows, and one of the memory.
+    assert any(tensor is session.models.agent.from_prompt.weight for tensor in found["agent"])
+    assert any(tensor.data_ptr() == session.models.solver.memory.keys.data_ptr() for tensor in found["solver"])

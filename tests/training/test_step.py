@@ -1,4 +1,3 @@
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -129,6 +128,13 @@ def test_a_query_s_refinement_does_not_depend_on_its_batch(build_tiny):
     assert 0.8 < together.std() < 1.2
 
 
+@pytest.mark.parametrize("stop", [False, True])
+def test_the_report_says_whether_anyone_was_asked_to_stop(build_tiny, stop):
+    session = build_tiny()
+    assert step(session, first_batch(session), stop=stop).stop is stop
+    assert step(session, poisoned(first_batch(session)), stop=stop).stop is stop
+
+
 def poisoned(batch, index=0):
     """The same batch with a feature that is no number, of the last query of one pass."""
     queries = list(batch.queries)
@@ -141,7 +147,7 @@ def poisoned(batch, index=0):
 @pytest.mark.parametrize("earlier_steps", [0, 1])
 @pytest.mark.parametrize(
     ("flags", "bad_pass"),
-    [((), 0), (("--accumulation=4",), 2), (("--accumulation=2", "--qwen.every=5"), 0)],
+    [((), 0), (("--train.accumulation=4",), 2), (("--train.accumulation=2", "--qwen.every=5"), 0)],
 )
 def test_a_number_that_is_not_finite_changes_nothing_at_all(build_tiny, earlier_steps, flags, bad_pass):
     session = build_tiny(*flags)
@@ -183,20 +189,18 @@ def test_all_step_or_none_does(build_tiny, place, value):
     assert_unchanged(before, session)
 
 
-def scale_losses(session, scale):
-    """Scale losses as float16 has them scaled, but compute in float32, where powers of two cost no rounding."""
-    precision = session.engines.precision
-    precision.dtype = torch.float16
-    precision.autocast = nullcontext
-    precision.loss_scale = scale
-
-
-def test_a_scaled_step_is_the_same_step_and_an_overflow_is_none(build_tiny):
-    plain, scaled = build_tiny("--optim.max_grad_norm=0.5"), build_tiny("--optim.max_grad_norm=0.5")
-    scale_losses(scaled, 1024.0)
+def test_a_scaled_step_is_the_same_step_and_an_overflow_is_none(build_tiny, scale_losses):
+    # Refinements that change answers, by a policy that looks at the prompt: so that the rewards have a gradient too.
+    flags = ("--optim.max_grad_norm=0.5", "--refiner.rl_delta_scale=30")
+    plain, scaled = build_tiny(*flags), build_tiny(*flags)
+    for session in (plain, scaled):
+        with torch.no_grad():
+            session.models.refiner.mean_head.weight.fill_(0.01)
+    scale_losses(scaled.engines.precision, 1024.0)
     for number in range(2):
         reports = [step(session, first_batch(session), number) for session in (plain, scaled)]
         # Scaling by a power of two is exact, so that not even the rounding differs.
+        assert reports[0].metrics["reward/std"] > 0.0
         assert reports[0].metrics == reports[1].metrics
         assert reports[0].group_norms == pytest.approx(reports[1].group_norms, rel=1e-6)
     expected = weights(plain)
@@ -214,9 +218,9 @@ def test_a_scaled_step_is_the_same_step_and_an_overflow_is_none(build_tiny):
     assert step(scaled, first_batch(scaled), number=3).finite
 
 
-def test_a_scaler_bears_a_batch_whose_prompts_are_all_cached(build_tiny):
+def test_a_loss_scale_bears_a_batch_whose_prompts_are_all_cached(build_tiny, scale_losses):
     session = build_tiny("--qwen.every=3")
-    scale_losses(session, 1024.0)
+    scale_losses(session.engines.precision, 1024.0)
     batch = first_batch(session)
     assert step(session, batch, number=0).group_norms["lora"] > 0.0
     report = step(session, batch, number=1)

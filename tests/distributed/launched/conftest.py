@@ -1,0 +1,262 @@
+"""Whole runs through the real `accelerate launch`, and how two of them compare.
+
+A run is made once, whichever tests and test processes ask for it: each costs its processes the import of everything.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file
+from torch import Tensor
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+TRAIN = CHECKOUT / "launch" / "train.py"
+PROGRAMS = Path(__file__).parent / "programs"
+
+# 29 queries: batches of 7 leave one query over, fewer than there are processes. With learning rates, a reach of the
+# refiner and a gate as here, answers change from the first steps on: rewards of either sign, a memory that overflows.
+TINY_RUN = """\
+data: {max_tasks: 9, max_side: 8}
+qwen: {model: "embedded:tiny", dtype: float32, lora_r: 2}
+agent: {hidden_dim: 16, max_steps: 2}
+solver: {capacity: 12}
+refiner: {rl_hidden: 32, rl_delta_scale: 50.0, rl_lr: 0.0003}
+optim: {agent_lr: 0.005, qwen_lr: 0.003, warmup_steps: 4}
+train: {epochs: 4, batch_size: 7, device: cpu, cpu_threads: 1}
+distributed: {replica_check_every: 1}
+output: {log_every: 1, save_every: 100}
+"""
+
+PACE = {"pairs_per_s", "tokens_per_s"}
+SECONDS = 300
+"""No run takes as long, even beside others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that has ended."""
+
+    codes: list[int]
+    """Of the launchers, one a machine."""
+    out: str
+    err: str
+    """What all of them wrote, with their processes."""
+    ended: float
+    """When the last launcher was gone."""
+    where: str
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.where) / "run"
+
+    @property
+    def notes(self) -> Path:
+        """What a program beside these tests has noted."""
+        return Path(self.where) / "notes"
+
+    @property
+    def messages(self) -> list[str]:
+        """What the program has told its user."""
+        return [line.removeprefix("train.py: ") for line in self.err.splitlines() if line.startswith("train.py: ")]
+
+    @property
+    def root_cause(self) -> tuple[int, int]:
+        """Rank and exit code of the process that torchrun calls the cause of a failure."""
+        table = self.err.partition("Root Cause")[2]
+        found = [re.search(rf"{name} *: (\d+) ", table) for name in ("rank", "exitcode")]
+        rank, code = (int(match[1]) for match in found if match)
+        return rank, code
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The records of `steps.jsonl`."""
+        return [json.loads(line) for line in (self.folder / "steps.jsonl").read_text().splitlines()]
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The records of `metrics.json`."""
+        epochs: list[dict[str, Any]] = json.loads((self.folder / "metrics.json").read_text())["epochs"]
+        return epochs
+
+    def checkpoint(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights and moments of a checkpoint under one roof, and its state."""
+        folder = self.folder / "checkpoints" / f"step_{step:08d}"
+        tensors = {
+            f"{file.stem}.{name}": value
+            for file in folder.glob("*.safetensors")
+            for name, value in load_file(file).items()
+        }
+        return tensors, json.loads((folder / "state.json").read_text())
+
+    def noted(self) -> list[list[dict[str, Any]]]:
+        """What each process has noted, by rank."""
+        files = sorted(self.notes.glob("rank_*.jsonl"))
+        return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+
+    def processes_left(self) -> list[int]:
+        """Those of its processes that are still there."""
+        beats = [json.loads(file.read_text()) for file in (self.folder / "heartbeats").iterdir()]
+        return [beat["pid"] for beat in beats if Path(f"/proc/{beat['pid']}").exists()]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def flags_of_machine(machine: int, machines: int, port: int) -> tuple[str, ...]:
+    if machines == 1:
+        return ()
+    return (
+        *("--num_machines", str(machines), "--machine_rank", str(machine)),
+        *("--main_process_ip", "127.0.0.1", "--main_process_port", str(port)),
+    )
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test session, the same for all processes that it is spread over."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "launched"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def launched(shared_folder: Path) -> Callable[..., Run]:
+    """Give the run that a launcher file, a number of processes and flags make, from this session where it has been.
+
+    `config` is the name of a file in `accelerate_configs/` or a path; `program` one of `programs/` here, in place of
+    `launch/train.py`; `machines` launchers, all on this machine, share the `processes`; `environment` is set besides.
+    """
+    tiny = shared_folder / "tiny.yaml"
+
+    def launch(
+        config: str,
+        processes: int,
+        *flags: str,
+        program: str | None = None,
+        machines: int = 1,
+        environment: tuple[tuple[str, str], ...] = (),
+    ) -> Run:
+        if "zero" in config and importlib.util.find_spec("deepspeed") is None:
+            pytest.skip("DeepSpeed is not installed.")
+        asked = repr((config, processes, flags, program, machines, environment))
+        name = f"{Path(config).stem}_{processes}_{blake2b(asked.encode(), digest_size=4).hexdigest()}"
+        folder = shared_folder / name
+        with FileLock(shared_folder / f"{name}.lock"):
+            if not (folder / "ended.json").exists():
+                tiny.write_text(TINY_RUN)
+                (folder / "notes").mkdir(parents=True)
+                file = config if config.endswith(".yaml") else str(CHECKOUT / "accelerate_configs" / f"{config}.yaml")
+                port = free_port()
+                commands = [
+                    [
+                        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", file),
+                        *("--num_processes", str(processes), *flags_of_machine(machine, machines, port)),
+                        str(PROGRAMS / f"{program}.py" if program else TRAIN),
+                        *("--config", str(tiny), "--output_dir", str(folder / "run"), *flags),
+                    ]
+                    for machine in range(machines)
+                ]
+                run_to_the_end(commands, folder, dict(environment))
+            return Run(**json.loads((folder / "ended.json").read_text()))
+
+    return launch
+
+
+@pytest.fixture(scope="session")
+def run_commands(shared_folder: Path) -> Callable[..., Run]:
+    """Run a command of one's own to its end, in the surroundings of the others."""
+
+    def run(name: str, command: list[str], environment: dict[str, str]) -> Run:
+        folder = shared_folder / name
+        (folder / "notes").mkdir(parents=True)
+        run_to_the_end([command], folder, environment)
+        return Run(**json.loads((folder / "ended.json").read_text()))
+
+    return run
+
+
+def run_to_the_end(commands: list[list[str]], folder: Path, environment: dict[str, str]) -> None:
+    """Start a command a machine, and leave in `ended.json` how they ended."""
+    surroundings = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "DS_"))},
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "NOTES": str(folder / "notes"),
+        "HF_DATASETS_CACHE": str(folder.parent / "huggingface"),
+        **environment,
+    }
+    texts = [[folder / f"{stream}_{machine}" for stream in ("out", "err")] for machine in range(len(commands))]
+    launchers = []
+    for command, (out, err) in zip(commands, texts, strict=True):
+        with out.open("w") as stdout, err.open("w") as stderr:
+            launchers.append(subprocess.Popen(command, cwd=folder, env=surroundings, stdout=stdout, stderr=stderr))
+    try:
+        codes = [launcher.wait(SECONDS) for launcher in launchers]
+    finally:
+        for launcher in launchers:
+            # Asked in this way, a launcher stops its processes, which are in sessions of their own.
+            launcher.terminate()
+            launcher.wait()
+    ended = time.time()
+    out, err = ("".join(files[index].read_text() for files in texts) for index in range(2))
+    (folder / "ended.json").write_text(
+        json.dumps(asdict(Run(codes=codes, out=out, err=err, ended=ended, where=str(folder))))
+    )
+
+
+def assert_close(record: dict[str, Any], expected: dict[str, Any], tolerance: float, *, but: set[str]) -> None:
+    assert record.keys() == expected.keys()
+    wrong = {
+        name: (record[name], value)
+        for name, value in expected.items()
+        if name not in but and record[name] != pytest.approx(value, rel=tolerance, abs=tolerance, nan_ok=True)
+    }
+    assert wrong == {}
+
+
+@pytest.fixture(scope="session")
+def assert_same_trajectory() -> Callable[..., None]:
+    """Two runs have reported the same numbers and ended with the same weights, moments and memory.
+
+    `tolerance` is of the numbers, relative or absolute, and of moments; `of_weights` absolute.
+    """
+
+    def compare(run: Run, expected: Run, *, tolerance: float = 3e-5, of_weights: float = 1e-4) -> None:
+        assert run.codes == [0] * len(run.codes), run.err
+        assert expected.codes == [0], expected.err
+        for record, other in zip(run.steps(), expected.steps(), strict=True):
+            # How level the work is depends on who shares it.
+            assert_close(record, other, tolerance, but={*PACE, "imbalance"})
+        for record, other in zip(run.epochs(), expected.epochs(), strict=True):
+            assert_close(record, other, tolerance, but=PACE)
+
+        last = expected.steps()[-1]["step"]
+        (tensors, state), (others, other_state) = run.checkpoint(last), expected.checkpoint(last)
+        for name in ("step", "epoch", "memory_gate"):
+            assert state[name] == pytest.approx(other_state[name], rel=tolerance)
+        assert tensors.keys() == others.keys()
+        for name, other in others.items():
+            allowed = of_weights if name.startswith("weights.") else tolerance
+            torch.testing.assert_close(
+                tensors[name], other, rtol=0, atol=allowed, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+    return compare

@@ -1,0 +1,143 @@
+"""One trajectory, whatever shares the work: every launcher file on CPU ranks against a single process."""
+
+import json
+
+import pytest
+import torch
+from filelock import FileLock
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from arcdist.models.embedded import TINY, embedded_config
+
+pytestmark = pytest.mark.slow
+
+SINGLE = ("cpu", 1)
+SEVERAL = [
+    ("cpu_2proc", 2),
+    ("cpu_2proc", 3),
+    ("zero1", 2),
+    ("zero2", 2),
+    ("zero2", 3),
+    ("zero2_offload", 2),
+    ("zero3", 2),
+]
+
+LARGER = {"hidden_size": 48, "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
+"""The embedding and every linear layer have more elements than what ZeRO-3 leaves whole at `qwen.lora_r` = 2."""
+
+
+@pytest.fixture(params=SEVERAL, ids=lambda launch: f"{launch[0]}-{launch[1]}")
+def several(request, launched):
+    """20 steps of batches of 7, the last of each epoch of 1, on several processes."""
+    return launched(*request.param, program="noting")
+
+
+@pytest.fixture
+def single(launched):
+    return launched(*SINGLE, program="noting")
+
+
+def test_the_reference_is_worth_following(single):
+    steps = single.steps()
+    assert [record["step"] for record in steps] == list(range(1, 21))
+    assert sorted({len(note["batch"]) for note in single.noted()[0]}) == [1, 7]
+    assert any(record["reward/mean"] > 0.1 for record in steps)
+    assert any(record["reward/mean"] < -0.1 for record in steps)
+    assert {len({record[f"reward/{part}"] for record in steps}) > 2 for part in ("d_acc", "d_color", "d_rev")} == {True}
+    assert any(record["grad_norm/agent"] > 1.0 for record in steps)  # clipped
+    assert single.epochs()[-1]["solver/problems"] == 12
+
+
+def test_20_steps_are_those_of_a_single_process(several, single, assert_same_trajectory):
+    assert_same_trajectory(several, single)
+
+
+def test_every_query_is_computed_once_by_someone(several, single):
+    for *ranks, alone in zip(*several.noted(), *single.noted(), strict=True):
+        assert {tuple(note["batch"]) for note in ranks} == {tuple(alone["batch"])}
+        computed = [query for note in ranks for query in note["own"]]
+        assert sorted(computed) == sorted(alone["own"]) == sorted(alone["batch"])
+        counts = [len(note["own"]) for note in ranks]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_rank_0_alone_writes_and_speaks(several):
+    ranks = len(several.noted())
+    files = {str(path.relative_to(several.folder)) for path in several.folder.rglob("*") if path.is_file()}
+    zero = {"deepspeed.json"} if (several.folder / "deepspeed.json").exists() else set()
+    assert files == zero | {
+        *("config.yaml", "training.log", "steps.jsonl", "metrics.json", "metrics_plot.png"),
+        *(f"heartbeats/rank_{rank:05d}.json" for rank in range(ranks)),
+        *(
+            f"{place}/{name}"
+            for place in ("checkpoints/step_00000020", "best")
+            for name in ("weights.safetensors", "moments.safetensors", "state.json")
+        ),
+    }
+    assert [record["step"] for record in several.steps()] == list(range(1, 21))
+    # DeepSpeed prints one line of its own, of an extension that it has built.
+    assert [line for line in several.out.splitlines() if not line.startswith("DeepSpeed ")] == []
+    assert several.messages == []
+    for text in (several.err, (several.folder / "training.log").read_text()):
+        assert text.count(" step 7: ") == text.count(" epoch 3: ") == text.count("Run folder") == 1
+        assert "Traceback" not in text
+        assert "Warning" not in text
+
+
+def test_deepspeed_s_whole_configuration_is_printed_and_saved(launched):
+    run = launched("zero3", 2, program="noting")
+    saved = json.loads((run.folder / "deepspeed.json").read_text())
+    assert "auto" not in str(saved)
+    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    assert [saved[size] for size in sizes] == [8, 4, 1, 1.0]
+    assert saved["zero_optimization"]["stage"] == 3
+    assert '"stage": 3' in run.err
+
+
+@pytest.mark.parametrize("config", ["cpu_2proc", "zero2"])
+def test_kept_prompts_are_those_of_a_single_process(launched, assert_same_trajectory, config):
+    flags = ("--qwen.every=3", "--data.max_tasks=4", "--epochs=7")
+    single, several = (launched(*launch, *flags, program="noting") for launch in (SINGLE, (config, 2)))
+    assert_same_trajectory(several, single)
+    read = [[note["read"] for note in ranks] for ranks in zip(*several.noted(), strict=True)]
+    assert [sum(counts) for counts in read] == [note["read"] for note in single.noted()[0]]
+    # Some steps read all, some none; and in some a process has nothing to read while the other has.
+    assert any(sum(counts) == 0 for counts in read)
+    assert any(min(counts) == 0 < max(counts) for counts in read)
+    assert any(min(counts) > 0 for counts in read)
+
+
+@pytest.fixture(scope="session")
+def model_folder(shared_folder):
+    """A small model with its tokenizer, as a download leaves it."""
+    folder = shared_folder / "model"
+    with FileLock(shared_folder / "model.lock"):
+        if not folder.exists():
+            torch.manual_seed(0)
+            Qwen2ForCausalLM(Qwen2Config(**embedded_config(TINY).to_dict() | LARGER)).save_pretrained(folder)
+            symbols = [*"0123456789", "Ċ", "I", "O", "<|endoftext|>"]
+            tokenizer = Tokenizer(BPE({symbol: index for index, symbol in enumerate(symbols)}, merges=[]))
+            tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+            PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>").save_pretrained(folder)
+    return folder
+
+
+def test_under_zero_3_no_process_holds_a_pretrained_matrix_whole(launched, model_folder, assert_same_trajectory):
+    flags = ("--qwen.model", str(model_folder), "--max_batches=3", "--epochs=2")
+    single = launched("cpu", 1, *flags)
+    run = launched("zero3", 2, *flags, program="sharded", environment=(("MODEL", str(model_folder)),))
+    assert_same_trajectory(run, single)
+    threshold = json.loads((run.folder / "deepspeed.json").read_text())["zero_optimization"][
+        "stage3_param_persistence_threshold"
+    ]
+    for notes in run.noted():
+        assert len(notes) == 6
+        for note in notes:
+            assert note["different"] == []
+            matrices = [sizes for sizes in note["held"].values() if sizes[0] > threshold]
+            assert len(matrices) == 1 + 2 * 7  # the embedding, and seven in each of two layers
+            assert all((held, shard) == (0, -(-whole // 2)) for whole, held, shard in matrices)
+            assert all(shard == -(-whole // 2) for whole, _, shard in note["held"].values())
