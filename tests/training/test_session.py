@@ -25,9 +25,11 @@ def test_max_batches_limits_the_steps_and_the_schedule(build_tiny):
     session = build_tiny("--max_batches=3", "--epochs=5", "--optim.warmup_steps=1", "--agent_lr=1.0")
     assert session.steps_per_epoch == 3
     assert len(list(session.training.loader(0, session.device, session.steps_per_epoch))) == 3
-    schedule = session.engines.grid.schedule.lr_lambdas[0]
-    assert schedule(15) == pytest.approx(0.0)
-    assert schedule(14) > 0.0
+    schedule = session.engines.grid.schedule
+    schedule.steps_done = 14
+    assert min(schedule.rates()) > 0.0
+    schedule.steps_done = 15
+    assert schedule.rates() == pytest.approx([0.0] * len(schedule.rates()))
 
 
 def test_training_is_augmented_and_validation_is_not(build_tiny):

@@ -27,18 +27,19 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 TRAIN = CHECKOUT / "launch" / "train.py"
 PROGRAMS = Path(__file__).parent / "programs"
 
-# 29 queries: batches of 7 leave one query over, fewer than there are processes. With learning rates, a reach of the
-# refiner and a gate as here, answers change from the first steps on: rewards of either sign, a memory that overflows.
+# 29 queries: batches of 7 leave one query over, fewer than there are processes. With a reach of the refiner and learning
+# rates as these, answers change from the first steps on: rewards of either sign, a memory that overflows. The refiner
+# learns slowly, because Adam's first steps turn the rounding of a gradient near 0 into a whole step.
 TINY_RUN = """\
 data: {max_tasks: 9, max_side: 8}
 qwen: {model: "embedded:tiny", dtype: float32, lora_r: 2}
 agent: {hidden_dim: 16, max_steps: 2}
 solver: {capacity: 12}
-refiner: {rl_hidden: 32, rl_delta_scale: 50.0, rl_lr: 0.0003}
-optim: {agent_lr: 0.005, qwen_lr: 0.003, warmup_steps: 4}
+refiner: {rl_hidden: 32, rl_delta_scale: 200.0, rl_lr: 0.00005}
+optim: {agent_lr: 0.003, qwen_lr: 0.001, warmup_steps: 4}
 train: {epochs: 4, batch_size: 7, device: cpu, cpu_threads: 1}
 distributed: {replica_check_every: 1}
-output: {log_every: 1, save_every: 100}
+output: {log_every: 1, save_every: 100, validate_every: 4}
 """
 
 PACE = {"pairs_per_s", "tokens_per_s"}
@@ -239,7 +240,7 @@ def assert_same_trajectory() -> Callable[..., None]:
     `tolerance` is of the numbers, relative or absolute, and of moments; `of_weights` absolute.
     """
 
-    def compare(run: Run, expected: Run, *, tolerance: float = 3e-5, of_weights: float = 1e-4) -> None:
+    def compare(run: Run, expected: Run, *, tolerance: float = 1e-5, of_weights: float = 1e-4) -> None:
         assert run.codes == [0] * len(run.codes), run.err
         assert expected.codes == [0], expected.err
         for record, other in zip(run.steps(), expected.steps(), strict=True):

@@ -80,7 +80,7 @@ def test_the_run_goes_on_after_such_a_step_as_a_single_process_does(poisoned, co
         assert record["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize(("config", "engine"), [("cpu_2proc", "grid"), ("zero2", "qwen"), ("zero3", "qwen")])
+@pytest.mark.parametrize(("config", "engine"), [("cpu_2proc", "grid"), ("zero2", "qwen")])
 def test_an_exception_on_one_process_ends_all_within_seconds(launched, config, engine):
     run = launched(config, 2, program="failing", environment=(("FAILS", engine),))
     failed_at = float((run.notes / "failed_at").read_text())
@@ -97,16 +97,15 @@ def test_an_exception_on_one_process_ends_all_within_seconds(launched, config, e
     assert run.steps()[-1]["step"] == 2
 
 
-@pytest.mark.parametrize(("config", "processes", "than"), [("cpu_2proc", 3, "the others'"), ("zero3", 2, "rank 0's")])
-def test_a_replica_that_drifts_is_named_at_the_next_check(launched, config, processes, than):
-    run = launched(config, processes, "--distributed.replica_check_every=2", program="drifting")
+def test_a_replica_that_drifts_is_named_at_the_next_check(launched):
+    run = launched("cpu_2proc", 3, "--distributed.replica_check_every=2", program="drifting")
     assert run.codes == [1]
     assert run.root_cause[1] == 6
     (message,) = run.messages
     assert message.startswith(
-        f"After step 4 the processes no longer hold the same parameters: rank 1's agent differs from {than} ("
+        "After step 4 the processes no longer hold the same parameters: rank 1's agent differs from the others' ("
     )
-    assert f"; rank 1's averaged_agent differs from {than} (" in message
+    assert "; rank 1's averaged_agent differs from the others' (" in message
     assert message.count(" differs from ") == 2
     assert [record["step"] for record in run.steps()] == [1, 2, 3, 4]
     assert run.processes_left() == []
