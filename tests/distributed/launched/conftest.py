@@ -27,9 +27,9 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 TRAIN = CHECKOUT / "launch" / "train.py"
 PROGRAMS = Path(__file__).parent / "programs"
 
-# 29 queries: batches of 7 leave one query over, fewer than there are processes. With a reach of the refiner and learning
-# rates as these, answers change from the first steps on: rewards of either sign, a memory that overflows. The refiner
-# learns slowly, because Adam's first steps turn the rounding of a gradient near 0 into a whole step.
+# 29 queries: batches of 7 leave one query over, fewer than there are processes. With a reach of the refiner and
+# learning rates as these, answers change from the first steps on: rewards of either sign, a memory that overflows.
+# The refiner learns slowly, because Adam's first steps make whole steps of what is rounding in a gradient near 0.
 TINY_RUN = """\
 data: {max_tasks: 9, max_side: 8}
 qwen: {model: "embedded:tiny", dtype: float32, lora_r: 2}
