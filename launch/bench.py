@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 from arcdist.config import load_config
 from arcdist.distributed import FailureWatch, run_guarded
+from arcdist.errors import ConfigError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,16 +27,22 @@ def _run(argv: Sequence[str], watch: FailureWatch) -> None:
         description="Train a number of steps and print pace, memory and the share of the device's rate. Every flag of "
         "train.py is understood as well.",
         allow_abbrev=False,
+        exit_on_error=False,
     )
     parser.add_argument("--steps", type=int, default=50, metavar="N", help="steps to time, after 5 to warm up (50)")
-    options, rest = parser.parse_known_args(argv)
+    try:
+        options, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error}: give a number, such as --steps 50.") from error
+    if options.steps < 1:
+        raise ConfigError(f"--steps is {options.steps}: choose at least 1.")
     config = load_config(rest).config
     from arcdist.distributed.exchange import part
     from arcdist.training.benchmark import benchmark
     from arcdist.training.memory_limit import explained_out_of_memory
 
     with watch, explained_out_of_memory(config.train.batch_size):
-        benchmark(config, max(1, options.steps))
+        benchmark(config, options.steps)
         part()
 
 

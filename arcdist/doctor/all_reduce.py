@@ -1,6 +1,8 @@
 """Whether the processes can add up numbers, and how fast."""
 
+import queue
 import statistics
+import threading
 import time
 
 import torch
@@ -55,13 +57,26 @@ def _connect(device: torch.device, seconds: float) -> None:
     Raises:
         TimeoutError: in its place; the exchange may still go on.
     """
-    work = distributed.all_reduce(torch.ones(1, device=device), async_op=True)
-    give_up = time.monotonic() + seconds
-    while not work.is_completed():
-        if time.monotonic() > give_up:
-            raise TimeoutError(f"no answer from the other processes in {seconds:.0f} s")
-        time.sleep(0.01)
-    work.wait()
+    answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def exchange() -> None:
+        try:
+            number = torch.ones(1, device=device)
+            distributed.all_reduce(number)
+            number.item()  # On a GPU, the sum has only been asked for.
+        except Exception as error:
+            answers.put(error)
+        else:
+            answers.put(None)
+
+    # A thread, because NCCL connects within the call itself, asynchronous or not, and may wait there for ever.
+    threading.Thread(target=exchange, name="first exchange", daemon=True).start()
+    try:
+        error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer from the other processes in {seconds:.0f} s") from None
+    if error is not None:
+        raise error
 
 
 def _is_right(device: torch.device, size: int) -> bool:

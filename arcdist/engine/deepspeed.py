@@ -121,7 +121,8 @@ class DeepSpeedEngine:
             group = self.groups[self._zero.sub_group_to_group_id[part] if self._stage == 3 else part]
             square = torch.where(norm < 0, torch.nan, norm / self.precision.loss_scale).square()
             squares[group.name] = squares[group.name] + square if group.name in squares else square
-        return {name: square.sqrt() for name, square in squares.items()}
+        # At stage 3, and where the optimizer is offloaded, DeepSpeed measures on the host.
+        return {name: square.sqrt().to(self._engine.device) for name, square in squares.items()}
 
     def _norms_of_partitions(self) -> list[Tensor]:
         zero = self._zero

@@ -49,17 +49,19 @@ def random_body(
     for path, module in body.named_modules():
         for name, parameter in module.named_parameters(prefix=path, recurse=False):
             if parameter.is_meta:
-                continue  # A shape without numbers, which has no generator either.
+                continue  # A shape without numbers.
             with sharding.whole(parameter), torch.no_grad():
                 if name.endswith("bias"):
                     parameter.zero_()
                 elif isinstance(module, nn.Linear | nn.Embedding):
-                    parameter.normal_(0.0, std, generator=_stream(seed, name, parameter.device))
+                    # On the CPU, whatever holds the parameter: a GPU draws other numbers from the same seed.
+                    drawn = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    parameter.copy_(drawn.normal_(0.0, std, generator=_stream(seed, name)))
                 elif parameter.ndim == 1:
                     parameter.fill_(1.0)
     return body
 
 
-def _stream(seed: int, name: str, device: torch.device) -> torch.Generator:
+def _stream(seed: int, name: str) -> torch.Generator:
     digest = blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from arcdist.config import Config
-from arcdist.distributed import world_size
+from arcdist.distributed import local_rank, world_size
 from arcdist.engine.deepspeed_config import effective_deepspeed_config, read_deepspeed_config
 from arcdist.engine.launch_settings import check_launch_settings, deepspeed_config_file
 from arcdist.errors import ConfigError, PlatformError
@@ -66,6 +66,12 @@ def start_platform(config: Config) -> Platform:
     zero_file = deepspeed_config_file()
     zero = None if zero_file is None else read_deepspeed_config(zero_file)
     device = choose_device(config.train)
+    if zero is not None and str(device) not in ("cpu", f"cuda:{local_rank()}"):
+        raise ConfigError(
+            f"train.device is {device}, but under DeepSpeed ({zero_file}) a process computes on the CPU or on the CUDA "
+            f"GPU of its number, here cuda:{local_rank()}: hide the other GPUs with CUDA_VISIBLE_DEVICES, choose "
+            f"--device cpu, or launch with accelerate_configs/single_gpu.yaml, which needs no DeepSpeed."
+        )
     os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
     if world_size() == 1 or device.type == "cpu":
         # Accelerate takes a device other than its own choice from the environment only.

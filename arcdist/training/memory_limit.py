@@ -27,7 +27,7 @@ def explained_out_of_memory(batch_size: int) -> Iterator[None]:
         # Python's own error says nothing.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise OutOfMemoryError(
-            f"Out of memory ({reason}). In this order: double --train.accumulation or halve "
-            f"--batch_size (now {batch_size}), set "
-            f"--qwen.gradient_checkpointing true, lower --data.max_side; --dry_run shows the peak of the longest batch."
+            f"Out of memory ({reason}). In this order: double --train.accumulation or halve --batch_size (now "
+            f"{batch_size}), set --qwen.gradient_checkpointing true, lower --data.max_side; --dry_run shows the peak "
+            f"of the longest batch."
         ) from error

@@ -109,8 +109,17 @@ class Run:
 
     def processes_left(self) -> list[int]:
         """Those of its processes that are still there."""
-        beats = [json.loads(file.read_text()) for file in (self.folder / "heartbeats").iterdir()]
-        return [beat["pid"] for beat in beats if Path(f"/proc/{beat['pid']}").exists()]
+        beats = [json.loads(file.read_text()) for file in (self.folder / "heartbeats").glob("rank_*.json")]
+        assert beats
+        return [beat["pid"] for beat in beats if is_there(beat["pid"])]
+
+
+def is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks, and sends nothing
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def free_port() -> int:
@@ -145,7 +154,6 @@ def launched(shared_folder: Path) -> Callable[..., Run]:
     `config` is the name of a file in `accelerate_configs/` or a path; `program` one of `programs/` here, in place of
     `launch/train.py`; `machines` launchers, all on this machine, share the `processes`; `environment` is set besides.
     """
-    tiny = shared_folder / "tiny.yaml"
 
     def launch(
         config: str,
@@ -162,8 +170,8 @@ def launched(shared_folder: Path) -> Callable[..., Run]:
         folder = shared_folder / name
         with FileLock(shared_folder / f"{name}.lock"):
             if not (folder / "ended.json").exists():
-                tiny.write_text(TINY_RUN)
-                (folder / "notes").mkdir(parents=True)
+                (folder / "notes").mkdir(parents=True, exist_ok=True)
+                (folder / "tiny.yaml").write_text(TINY_RUN)
                 file = config if config.endswith(".yaml") else str(CHECKOUT / "accelerate_configs" / f"{config}.yaml")
                 port = free_port()
                 commands = [
@@ -171,7 +179,7 @@ def launched(shared_folder: Path) -> Callable[..., Run]:
                         *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", file),
                         *("--num_processes", str(processes), *flags_of_machine(machine, machines, port)),
                         str(PROGRAMS / f"{program}.py" if program else TRAIN),
-                        *("--config", str(tiny), "--output_dir", str(folder / "run"), *flags),
+                        *("--config", str(folder / "tiny.yaml"), "--output_dir", str(folder / "run"), *flags),
                     ]
                     for machine in range(machines)
                 ]

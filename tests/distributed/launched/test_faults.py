@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -111,8 +110,8 @@ def test_a_replica_that_drifts_is_named_at_the_next_check(launched):
     assert run.processes_left() == []
 
 
-@pytest.fixture(scope="session")
-def without_deepspeed_file(shared_folder):
+@pytest.fixture
+def without_deepspeed_file(tmp_path):
     """A launcher file whose DeepSpeed file is not there."""
     content = {
         "distributed_type": "DEEPSPEED",
@@ -121,7 +120,7 @@ def without_deepspeed_file(shared_folder):
         "num_processes": 2,
         "main_process_port": 0,
     }
-    file = Path(shared_folder) / "zero4.yaml"
+    file = tmp_path / "zero4.yaml"
     file.write_text(yaml.safe_dump(content))
     return str(file)
 

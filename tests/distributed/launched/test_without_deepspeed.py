@@ -31,10 +31,9 @@ MetadataPathFinder.find_distributions = staticmethod(find_distributions_of_other
 
 
 @pytest.fixture(scope="session")
-def uninstalled(shared_folder):
+def uninstalled(tmp_path_factory):
     """An environment in which DeepSpeed is not installed."""
-    folder = shared_folder / "uninstalled"
-    folder.mkdir(exist_ok=True)
+    folder = tmp_path_factory.mktemp("uninstalled")
     (folder / "sitecustomize.py").write_text(UNINSTALL)
     return (("PYTHONPATH", str(folder)),)
 
