@@ -249,7 +249,8 @@ def test_a_run_leaves_the_files_that_the_tables_name(tiny_run) -> None:
     of_checkpoint = {"weights.safetensors", "moments.safetensors", "state.json"}
     of_run = {name.partition("/")[0] for name in documented if name not in of_checkpoint}
     assert of_checkpoint <= set(documented)
-    assert of_run == {path.name for path in tiny_run.iterdir()} == set(RUN_CONTENT)
+    assert of_run == set(RUN_CONTENT)
+    assert of_run - {"deepspeed.json"} == {path.name for path in tiny_run.iterdir()}  # DeepSpeed does not run here.
     for checkpoint in (tiny_run / "best", *(tiny_run / "checkpoints").iterdir()):
         assert {path.name for path in checkpoint.iterdir()} == of_checkpoint
 
