@@ -1,6 +1,5 @@
 """Measure a configuration's pace: `python launch/bench.py --steps 50`, or the same under `accelerate launch`."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +10,15 @@ if __name__ == "__main__":
     folder = Path(__file__).resolve().parent
     sys.path[:] = [str(folder.parent), *(entry for entry in sys.path if entry != str(folder))]
 
-from arcdist.config import load_config
+from arcdist.config import Option, Program, load_config
 from arcdist.distributed import FailureWatch, run_guarded
 from arcdist.errors import ConfigError
+
+BENCH = Program(
+    name="bench.py",
+    purpose="Train a number of steps, print pace, memory and the share of the device's rate; no file is written.",
+    options={"steps": Option(metavar="N", sentence="Steps to time, after 5 to warm up; 50 where it is not given.")},
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,27 +27,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str], watch: FailureWatch) -> None:
-    parser = argparse.ArgumentParser(
-        prog="bench.py",
-        description="Train a number of steps and print pace, memory and the share of the device's rate. Every flag of "
-        "train.py is understood as well.",
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument("--steps", type=int, default=50, metavar="N", help="steps to time, after 5 to warm up (50)")
-    try:
-        options, rest = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise ConfigError(f"{error}: give a number, such as --steps 50.") from error
-    if options.steps < 1:
-        raise ConfigError(f"--steps is {options.steps}: choose at least 1.")
-    config = load_config(rest).config
+    loaded = load_config(argv, BENCH)
+    steps = loaded.options.get("steps", "50")
+    if not (steps.isdecimal() and int(steps) > 0):
+        raise ConfigError(f"--steps is {steps!r}: choose a whole number of at least 1.")
+    config = loaded.config
     from arcdist.distributed.exchange import part
     from arcdist.training.benchmark import benchmark
     from arcdist.training.memory_limit import explained_out_of_memory
 
     with watch, explained_out_of_memory(config.train.batch_size):
-        benchmark(config, options.steps)
+        benchmark(config, int(steps))
         part()
 
 

@@ -15,9 +15,9 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from arcdist import errors
-from arcdist.config import Config, load_config, recipe_names
+from arcdist.config import TRAIN, Config, load_config, recipe_names
 from arcdist.config.keys import config_keys, config_sections
-from arcdist.config.load import RUN_OPTIONS, SHORT_FLAGS
+from arcdist.config.load import SHORT_FLAGS
 from arcdist.data import FEATURE_NAMES, build_queries, parse_task, read_tasks
 from arcdist.losses import EFELoss
 from arcdist.tracking.run_folder import RUN_CONTENT
@@ -162,7 +162,7 @@ def test_a_command_can_be_typed(command: str) -> None:
 
 def test_every_flag_in_the_text_exists() -> None:
     of_programs = {"--config_file", "--num_processes", "--machine_rank", "--fit", "--steps"}
-    known = {*RUN_OPTIONS, *SHORT_FLAGS.values(), *(f"--{name}" for name in config_keys()), *of_programs}
+    known = {*TRAIN.flags, *SHORT_FLAGS.values(), *(f"--{name}" for name in config_keys()), *of_programs}
     for document, text in DOCUMENTS.items():
         flags = re.findall(r"(?<=`)--[a-z_.]+", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
         assert set(flags) <= known, document

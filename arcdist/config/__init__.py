@@ -1,7 +1,7 @@
 """The one configuration of a run: a tree of frozen dataclasses, and how a command line becomes one."""
 
 from arcdist.config.load import LoadedConfig, load_config, recipe_names
-from arcdist.config.program import TRAIN, Program
+from arcdist.config.program import TRAIN, Option, Program
 from arcdist.config.schema import (
     AgentConfig,
     AugmentConfig,
@@ -31,6 +31,7 @@ __all__ = [
     "EFEConfig",
     "LoadedConfig",
     "OptimConfig",
+    "Option",
     "OutputConfig",
     "Program",
     "QwenConfig",

@@ -13,15 +13,12 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from arcdist.config.keys import Key, build, config_keys, config_sections, nearest
-from arcdist.config.program import TRAIN, Program
+from arcdist.config.program import TRAIN, Option, Program
 from arcdist.config.schema import Config
 from arcdist.config.yaml_text import Given, parse_yaml
 from arcdist.errors import ConfigError
 
 DEFAULT_RECIPE = "quickstart"
-
-RUN_OPTIONS = TRAIN.options
-"""The flags of training that are no key of the configuration."""
 
 SHORT_FLAGS = {
     "train.epochs": "--epochs",
@@ -49,7 +46,9 @@ class LoadedConfig:
     recipe: str | None
     """The recipe that was applied; none where a file stands alone."""
     switches: frozenset[str]
-    """Those of the program's own flags that were given, without their dashes."""
+    """Those of the program's own flags without a value that were given, without their dashes."""
+    options: Mapping[str, str]
+    """The values of those that take one and were given, as text."""
 
     @property
     def print_config(self) -> bool:
@@ -80,6 +79,7 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
     if recipe is None and file is None:
         recipe = DEFAULT_RECIPE
     switches = frozenset(name for name in program.switches if flags.pop(name, False))
+    options = {name: flags.pop(name) for name in program.options if name in flags}
 
     layers: dict[str, dict[str, Given]] = {}
     if recipe is not None:
@@ -95,7 +95,9 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
         for name, given in layer.items():
             values[name] = _typed(types, keys[name], given)
             sources[name] = source
-    return LoadedConfig(config=_checked(values, sources), sources=sources, recipe=recipe, switches=switches)
+    return LoadedConfig(
+        config=_checked(values, sources), sources=sources, recipe=recipe, switches=switches, options=options
+    )
 
 
 def recipe_names() -> list[str]:
@@ -129,10 +131,11 @@ def _read_file(path: str) -> str:
 
 def _parser(keys: Mapping[str, Key], program: Program, *, as_text: bool = False) -> ArgumentParser:
     """A parser of every flag, which converts values to the keys' types or, `as_text`, only tells them apart."""
-    switches = "".join(f" [--{name}]" for name in program.switches)
+    own = "".join(f" [{_usage(name, option)}]" for name, option in program.options.items())
+    own += "".join(f" [--{name}]" for name in program.switches)
     parser = ArgumentParser(
         prog=program.name,
-        usage=f"%(prog)s [--recipe NAME] [--config FILE] [--KEY VALUE ...]{switches}",
+        usage=f"%(prog)s [--recipe NAME] [--config FILE] [--KEY VALUE ...]{own}",
         description=f"{program.purpose} Defaults < recipe < file < flags; every key below may stand in a YAML file as "
         "well.",
         exit_on_error=False,
@@ -146,6 +149,9 @@ def _parser(keys: Mapping[str, Key], program: Program, *, as_text: bool = False)
         help=f"One of {', '.join(recipe_names())}; {DEFAULT_RECIPE} where neither a recipe nor a file is given.",
     )
     parser.add_argument("--config", type=str, metavar="FILE", help="A YAML file of keys, applied over the recipe.")
+    for name, option in program.options.items():
+        optional: dict[str, Any] = {} if option.if_bare is None else {"nargs": "?", "const": option.if_bare}
+        parser.add_argument(f"--{name}", type=str, metavar=option.metavar, help=option.sentence, **optional)
     for name, sentence in program.switches.items():
         parser.add_argument(f"--{name}", action="store_true", help=sentence)
     groups: dict[str, Any] = {
@@ -163,10 +169,14 @@ def _parser(keys: Mapping[str, Key], program: Program, *, as_text: bool = False)
     return parser
 
 
+def _usage(name: str, option: Option) -> str:
+    return f"--{name} {option.metavar}" if option.if_bare is None else f"--{name} [{option.metavar}]"
+
+
 def _read_flags(argv: Sequence[str], keys: Mapping[str, Key], program: Program) -> dict[str, Any]:
     """What `argv` gives, by option name or dotted key: values as text, switches as True."""
     parser = _parser(keys, program, as_text=True)
-    known = [*program.options, *SHORT_FLAGS.values(), *(f"--{name}" for name in keys)]
+    known = [*program.flags, *SHORT_FLAGS.values(), *(f"--{name}" for name in keys)]
     words = [word.partition("=")[0] for word in argv]
     if "--help" in words or "-h" in words:
         _parser(keys, program).print_help()

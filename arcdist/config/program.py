@@ -1,7 +1,19 @@
 """What a program's command line takes beside the keys of the configuration."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """A flag that takes a value."""
+
+    metavar: str
+    """What help calls the value."""
+    sentence: str
+    """What it means."""
+    if_bare: str | None = None
+    """The value where the flag is given without one; none where it needs one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -12,13 +24,15 @@ class Program:
     """As its help calls it, such as `train.py`."""
     purpose: str
     """What it does, in a sentence."""
-    switches: Mapping[str, str]
-    """Its own flags, none of which takes a value, without their dashes; each with the sentence of its help."""
+    switches: Mapping[str, str] = field(default_factory=dict)
+    """Its own flags that take no value, without their dashes; each with the sentence of its help."""
+    options: Mapping[str, Option] = field(default_factory=dict)
+    """Its own flags that take one, without their dashes."""
 
     @property
-    def options(self) -> tuple[str, ...]:
+    def flags(self) -> tuple[str, ...]:
         """Every flag that is no key of the configuration."""
-        return ("--recipe", "--config", *(f"--{name}" for name in self.switches), "--help")
+        return ("--recipe", "--config", *(f"--{name}" for name in (*self.options, *self.switches)), "--help")
 
 
 TRAIN = Program(

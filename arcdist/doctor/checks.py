@@ -17,7 +17,7 @@ from arcdist.doctor.report import Row, conclude, merge, name_ranks
 from arcdist.doctor.resources import check_cache, check_cores, check_memory, check_output
 from arcdist.doctor.tasks import check_tasks
 from arcdist.doctor.weights import check_weights
-from arcdist.training.accelerator import Platform, start_platform
+from arcdist.engine.platform import Platform, start_platform
 
 _NEEDED_TO_START = ("launch", "DeepSpeed", "device")
 _FIT = "longest batch"

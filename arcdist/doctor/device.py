@@ -11,8 +11,8 @@ from arcdist.config import Config
 from arcdist.doctor.finding import Finding, failure, headline, warning
 from arcdist.doctor.resources import GIB
 from arcdist.engine import Precision
+from arcdist.engine.device import choose_device
 from arcdist.errors import ArcdistError
-from arcdist.training.device import choose_device
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 _INSTALL = "Install a build of PyTorch for the device and its driver: https://pytorch.org/get-started/locally."

@@ -12,9 +12,9 @@ from arcdist.config import Config
 from arcdist.distributed import is_main, local_world_size
 from arcdist.doctor.finding import Finding, warning
 from arcdist.doctor.resources import GIB
+from arcdist.engine.platform import Platform
 from arcdist.errors import NotFiniteError
 from arcdist.tracking import no_log
-from arcdist.training.accelerator import Platform
 from arcdist.training.health import LOSS_NOT_FINITE
 from arcdist.training.loop import MOST_SKIPPED_STEPS
 from arcdist.training.memory_limit import explained_out_of_memory

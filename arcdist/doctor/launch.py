@@ -8,8 +8,8 @@ from arcdist.doctor.finding import Finding, Verdict, failure
 from arcdist.doctor.installation import installed_version
 from arcdist.engine.deepspeed_config import read_deepspeed_config
 from arcdist.engine.launch_settings import check_launch_settings, deepspeed_config_file
+from arcdist.engine.platform import Platform
 from arcdist.errors import ConfigError
-from arcdist.training.accelerator import Platform
 
 
 def check_launch(config: Config) -> Finding:

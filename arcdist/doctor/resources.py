@@ -1,6 +1,5 @@
 """What the machine has: cores, memory, room on disks, and leave to write there."""
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,10 +10,10 @@ import torch
 
 from arcdist.config import OutputConfig, TrainConfig
 from arcdist.distributed import local_world_size
-from arcdist.doctor.container import memory_left, most_cores
 from arcdist.doctor.finding import Finding, failure, warning
 from arcdist.errors import ConfigError, PlatformError
-from arcdist.tracking.run_folder import RUN_CONTENT
+from arcdist.machine import cores_at_hand, memory_left, usable_cores
+from arcdist.tracking.run_folder import taken_by
 
 GIB = 2**30
 _LITTLE_MEMORY = 1 * GIB
@@ -24,14 +23,12 @@ _LITTLE_ROOM = 1 * GIB
 
 def check_cores(train: TrainConfig) -> Finding:
     """Whether the processes of this machine have a core for each of their threads."""
-    at_hand = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = most_cores()
-    cores = at_hand if limit is None else max(1, min(at_hand, int(limit)))
+    at_hand, cores = cores_at_hand(), usable_cores()
     processes = local_world_size()
     # Beside a GPU a process keeps one busy.
     threads = 1 if torch.cuda.is_available() and train.device != "cpu" else torch.get_num_threads()
     found = f"{_count(cores, 'core')} for {_count(processes, 'process', 'es')} of {_count(threads, 'thread')}"
-    if limit is not None and cores < at_hand:
+    if cores < at_hand:
         found += f" (the machine has {at_hand}, a container or batch system leaves fewer)"
     if processes > cores:
         return warning(found, f"Start at most {_count(cores, 'process', 'es')} a machine, or ask for more cores.")
@@ -58,7 +55,7 @@ def check_output(output: OutputConfig) -> Finding:
     named = output.dir
     folder = Path("runs" if named is None else named).expanduser()
     mend = "Choose another with --output_dir FOLDER."
-    taken = [name for name in RUN_CONTENT if named is not None and (folder / name).exists()]
+    taken = [] if named is None else taken_by(folder)
     if taken:
         return failure(f"{folder} holds another run ({', '.join(taken)})", mend, ConfigError.exit_code)
     return _check_folder(folder, mend, ConfigError.exit_code)

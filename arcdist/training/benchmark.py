@@ -9,7 +9,7 @@ from rich.table import Table
 
 from arcdist.config import Config
 from arcdist.training.session import build_session
-from arcdist.training.trial import peak_bytes, run_steps
+from arcdist.training.trial import run_steps, worst_peak_bytes
 
 WARM_UP_STEPS = 5
 _SIDE = {"cuda": 8192, "mps": 2048, "cpu": 1024}
@@ -35,7 +35,7 @@ def benchmark(config: Config, steps: int) -> None:
     device = torch.cuda.get_device_name(session.device) if session.device.type == "cuda" else str(session.device)
     table.add_row("device", f"{processes} × {device}, precision {config.train.precision}")
     table.add_row("pace", f"{pace.queries / pace.seconds:,.1f} pairs/s, {pace.tokens / pace.seconds:,.0f} tokens/s")
-    table.add_row("peak memory of a process", f"{peak_bytes(session.device) / 2**30:.2f} GiB")
+    table.add_row("peak memory of a process", f"{worst_peak_bytes(session.device) / 2**30:.2f} GiB")
     table.add_row(f"{name} products, measured", f"{rate / 1e12:.3g} TFLOP/s a device")
     table.add_row("Qwen's operations", f"{used / 1e12:.3g} TFLOP/s a device, {used / rate:.1%} of that")
     Console().print(table)

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from arcdist.config import Config
 from arcdist.training.session import build_session
-from arcdist.training.trial import longest_batch, peak_bytes, run_steps
+from arcdist.training.trial import longest_batch, run_steps, worst_peak_bytes
 
 _TIMED_BATCHES = 4
 
@@ -29,7 +29,7 @@ def dry_run(config: Config) -> None:
     table.add_row("device", f"{session.device}, precision {config.train.precision}")
     table.add_row("Qwen parameters", f"{total:,} in all, {trainable:,} trained")
     table.add_row("agent, solver, EFE, refiner", f"{grid + refiner:,} trained")
-    table.add_row("peak memory, longest batch included", f"{peak_bytes(session.device) / 2**30:.2f} GiB")
+    table.add_row("peak memory, longest batch included", f"{worst_peak_bytes(session.device) / 2**30:.2f} GiB")
     table.add_row("pace", f"{pace.queries / pace.seconds:,.1f} queries/s, {pace.tokens / pace.seconds:,.0f} tokens/s")
     table.add_row(f"an epoch of {steps} steps", f"{per_epoch:,.0f} s, without validation")
     table.add_row(f"{config.train.epochs} epochs", f"{per_epoch * config.train.epochs / 60:,.1f} min")

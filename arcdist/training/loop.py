@@ -34,12 +34,12 @@ MOST_SKIPPED_STEPS = 10
 class Loop:
     """Runs a session to its end; what changes from step to step is here and in the models."""
 
-    def __init__(self, session: Session, folder: Path) -> None:
+    def __init__(self, session: Session, folder: Path, heartbeat: Heartbeat) -> None:
         output, curriculum = session.config.output, session.config.curriculum
         self.session = session
         self.config = session.config
         self.folder = folder
-        self.heartbeat = Heartbeat(folder, session.accelerator.process_index)
+        self.heartbeat = heartbeat
         self.tracker = TrainingMetricsTracker(folder, output.best_metric, writes=session.is_main)
         self.health = RunHealth()
         self.size_curriculum = SizeWarmupCurriculum(
@@ -69,7 +69,7 @@ class Loop:
         """
         total = self.config.train.epochs * self.session.steps_per_epoch
         quiet = not self.session.is_main
-        with self.heartbeat.running(), Interrupt() as interrupt, ProgressBar(total, quiet=quiet) as progress:
+        with Interrupt() as interrupt, ProgressBar(total, quiet=quiet) as progress:
             for epoch in range(self.config.train.epochs):
                 self.epoch = epoch
                 self.since_epoch = Interval()

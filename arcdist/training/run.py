@@ -2,12 +2,14 @@
 
 import json
 import logging
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from arcdist.config import LoadedConfig, save_config
-from arcdist.distributed import is_main
+from arcdist.distributed import Heartbeat, is_main, rank
 from arcdist.distributed.exchange import hear_from_first, part
+from arcdist.engine.platform import Platform, start_platform
 from arcdist.errors import ArcdistError
 from arcdist.tracking import discard_run_folder, epoch_table, log_table, make_run_folder, no_log, open_log
 from arcdist.training.dry_run import dry_run
@@ -31,36 +33,44 @@ def train(loaded: LoadedConfig) -> None:
             dry_run(config)
         part()
         return
-    # Process 0 owns the folder; the others learn its name once there is a way to tell them.
+    # Process 0 owns the folder; the others learn its name as soon as there is a way to tell them.
     folder = make_run_folder(config.output.dir) if is_main() else None
-    session = _prepare(loaded, folder)
-    shared = Path(hear_from_first(str(folder.resolve()) if folder else ""))
     with _log(folder), explained_out_of_memory(config.train.batch_size):
-        loop = Loop(session, folder or shared)
-        loop.run()
+        with _gone_if_refused(folder):
+            if folder:
+                save_config(config, folder / "config.yaml")
+            platform = start_platform(config)
+            shared = Path(hear_from_first(str(folder.resolve()) if folder else ""))
+        heartbeat = Heartbeat(shared, rank())
+        with heartbeat.running():
+            with _gone_if_refused(folder):
+                session = _build(loaded, platform, folder)
+            loop = Loop(session, folder or shared, heartbeat)
+            loop.run()
         if folder:
             _report(loop, folder)
     part()
 
 
-def _prepare(loaded: LoadedConfig, folder: Path | None) -> Session:
-    """Build the session, the last that can find a mistake of the user's; a run that it refuses leaves no folder."""
-    config = loaded.config
+@contextmanager
+def _gone_if_refused(folder: Path | None) -> Iterator[None]:
+    """Until the first step, a mistake of the user's is all that a run finds, and leaves no folder."""
     try:
-        with _log(folder), explained_out_of_memory(config.train.batch_size):
-            if folder:
-                save_config(config, folder / "config.yaml")
-            session = build_session(config)
-            if folder and session.zero is not None:
-                text = json.dumps(session.zero, indent=2)
-                (folder / "deepspeed.json").write_text(text + "\n", encoding="utf-8")
-                _logger.info("DeepSpeed runs Qwen with this configuration, saved in deepspeed.json:\n%s", text)
-            _logger.info("Run folder %s, recipe %s.", folder, loaded.recipe or "none")
-            return session
+        yield
     except (ArcdistError, KeyboardInterrupt):
         if folder:
             discard_run_folder(folder)
         raise
+
+
+def _build(loaded: LoadedConfig, platform: Platform, folder: Path | None) -> Session:
+    session = build_session(loaded.config, platform)
+    if folder and session.zero is not None:
+        text = json.dumps(session.zero, indent=2)
+        (folder / "deepspeed.json").write_text(text + "\n", encoding="utf-8")
+        _logger.info("DeepSpeed runs Qwen with this configuration, saved in deepspeed.json:\n%s", text)
+    _logger.info("Run folder %s, recipe %s.", folder, loaded.recipe or "none")
+    return session
 
 
 def _log(folder: Path | None) -> AbstractContextManager[object]:

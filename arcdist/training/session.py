@@ -1,5 +1,7 @@
 """Everything a run holds, built from its configuration in one place."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +16,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arcdist.config import Config
+from arcdist.config.keys import flatten
 from arcdist.data import BucketedBatches, Collator, Dealer, Origin, build_queries, check_leaks
 from arcdist.data import read_tasks as read_source
+from arcdist.distributed.agreement import check_agreement
 from arcdist.engine import Engines
+from arcdist.engine.platform import Platform, start_platform
 from arcdist.errors import DataError
 from arcdist.models import attention_share
 from arcdist.random import stream
-from arcdist.training.accelerator import Platform, start_platform
 from arcdist.training.models import Models, build_models
 from arcdist.training.optim import build_engines
 from arcdist.training.query_set import DealtBatch, QuerySet
@@ -74,6 +78,7 @@ def build_session(config: Config, platform: Platform | None = None) -> Session:
     """
     platform = platform or start_platform(config)
     accelerator = platform.accelerator
+    check_agreement(_shared_settings(config))
     data = config.data
     origin = Origin(data.source, data.split)
     tasks = read_source(*origin, data.max_side, data.max_tasks)
@@ -108,6 +113,7 @@ def build_session(config: Config, platform: Platform | None = None) -> Session:
         scored_origin,
         len(validation),
     )
+    check_agreement({"the training queries": _digest(training), "the validation queries": _digest(validation)})
     models = build_models(config, len(tasks), torch.device(accelerator.device), platform.sharding)
     train, augment = config.train, data.augment
     batches = BucketedBatches(
@@ -164,3 +170,16 @@ def build_session(config: Config, platform: Platform | None = None) -> Session:
         steps_per_epoch=steps_per_epoch,
         zero=zero,
     )
+
+
+def _shared_settings(config: Config) -> dict[str, str]:
+    """Every value that has to be the same on all machines; where data lies need not, what is in it is compared."""
+    own = ("output.", "data.source", "data.validation_source", "train.cpu_threads")
+    return {name: repr(value) for name, value in flatten(config).items() if not name.startswith(own)}
+
+
+def _digest(queries: datasets.Dataset) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for column in ("id", "length"):
+        digest.update(json.dumps(queries[column][:]).encode())
+    return digest.hexdigest()

@@ -266,7 +266,7 @@ def _reversibility_loss(output: AgentOutput, query: Tensor) -> Float[Tensor, " B
 
 
 def _to_host(named: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """Read everything that the host needs of a step in one transfer, the step's only wait for the device."""
+    """Read tensors in one transfer, where a step waits for the device anyway."""
     values = torch.cat([value.detach().float().reshape(-1) for value in named.values()]).tolist()
     ends = torch.tensor([value.numel() for value in named.values()]).cumsum(0).tolist()
     return {name: values[end - value.numel() : end] for (name, value), end in zip(named.items(), ends, strict=True)}

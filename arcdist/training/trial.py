@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import distributed
 
+from arcdist.distributed.exchange import several_processes
 from arcdist.models import training_flops
 from arcdist.training.curriculum import DynamicMemoryThreshold
 from arcdist.training.session import Session
@@ -56,6 +58,14 @@ def longest_batch(session: Session) -> list[int]:
     """The rows that need most memory as one batch."""
     lengths = session.training.queries["length"][:]
     return sorted(range(len(lengths)), key=lengths.__getitem__)[-session.config.train.batch_size :]
+
+
+def worst_peak_bytes(device: torch.device) -> int:
+    """`peak_bytes` of the process that has held most."""
+    peak = torch.tensor(peak_bytes(device), device=device)
+    if several_processes():
+        distributed.all_reduce(peak, distributed.ReduceOp.MAX)
+    return int(peak)
 
 
 def peak_bytes(device: torch.device) -> int:

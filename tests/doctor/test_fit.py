@@ -6,8 +6,8 @@ from arcdist.config import load_config
 from arcdist.doctor import fit
 from arcdist.doctor.finding import Verdict
 from arcdist.doctor.fit import Fit, judge_fit, try_longest_batch
+from arcdist.engine.platform import start_platform
 from arcdist.errors import NotFiniteError, OutOfMemoryError
-from arcdist.training.accelerator import start_platform
 from arcdist.training.trial import Pace, longest_batch, run_steps
 
 GIB = 2**30

@@ -6,8 +6,8 @@ from arcdist.config import Config, TrainConfig
 from arcdist.doctor import launch
 from arcdist.doctor.finding import Verdict
 from arcdist.doctor.launch import check_deepspeed, check_launch, check_platform
+from arcdist.engine.platform import start_platform
 from arcdist.errors import ConfigError
-from arcdist.training.accelerator import start_platform
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import psutil
 import pytest
 import torch
 
+from arcdist import machine
 from arcdist.config import OutputConfig, TrainConfig
 from arcdist.doctor import resources
 from arcdist.doctor.finding import Verdict
@@ -80,7 +81,7 @@ def test_a_cache_that_cannot_be_written_is_the_machines(monkeypatch, tmp_path):
 )
 def test_every_thread_needs_a_core(monkeypatch, cores, limit, processes, threads, found, advice):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(cores)))
-    monkeypatch.setattr(resources, "most_cores", lambda: limit)
+    monkeypatch.setattr(machine, "most_cores", lambda: limit)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     finding = check_cores(TrainConfig(device="cpu"))

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from arcdist.distributed import Heartbeat
 from arcdist.training.loop import Loop
 from arcdist.training.state import gather_weights
 
@@ -20,7 +21,7 @@ def run(build_tiny, tmp_path):
         session = build_tiny("--max_batches=3", *flags)
         folder = tmp_path / name
         folder.mkdir()
-        Loop(session, folder).run()
+        Loop(session, folder, Heartbeat(folder, 0)).run()
         steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
         (epoch,) = json.loads((folder / "metrics.json").read_text())["epochs"]
         for record in (epoch, *steps):

@@ -57,6 +57,24 @@ def test_a_run_that_never_began_leaves_its_folder_free(tmp_path):
     assert make_run_folder(folder) == folder
 
 
+def test_a_run_that_was_ended_before_its_first_step_leaves_its_folder_free(tmp_path):
+    for name in ("config.yaml", "training.log", "notes.txt"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "heartbeats").mkdir()
+    (tmp_path / "heartbeats" / "rank_00000.json").write_text("{}")
+    assert make_run_folder(tmp_path) == tmp_path
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_that_did_begin_does_not(tmp_path):
+    for name in ("config.yaml", "training.log", "steps.jsonl"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "heartbeats").mkdir()
+    with pytest.raises(ConfigError, match="holds another run"):
+        make_run_folder(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def test_other_files_in_a_discarded_folder_stay(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "config.yaml").write_text("")

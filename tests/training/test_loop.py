@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 
+from arcdist.distributed import Heartbeat
 from arcdist.errors import HealthError, NotFiniteError
 from arcdist.evaluation import Answerer, score
 from arcdist.training.checkpoint import checkpoints, load_checkpoint
@@ -16,7 +17,7 @@ from arcdist.training.state import gather_moments, gather_weights
 @pytest.fixture
 def make_loop(build_tiny, tmp_path):
     """A loop on a tiny session, ready to run in the test's folder."""
-    return lambda *flags: Loop(build_tiny(*flags), tmp_path)
+    return lambda *flags: Loop(build_tiny(*flags), tmp_path, Heartbeat(tmp_path, 0))
 
 
 def read_steps(folder):
@@ -111,7 +112,7 @@ def test_logged_numbers_are_means_over_the_steps_since_the_last_line(make_loop, 
     single = read_steps(tmp_path)
     folder = tmp_path / "pairs"
     folder.mkdir()
-    Loop(build_tiny("--log_every=2", "--max_batches=4"), folder).run()
+    Loop(build_tiny("--log_every=2", "--max_batches=4"), folder, Heartbeat(folder, 0)).run()
     for index, record in enumerate(read_steps(folder)):
         first, second = single[2 * index : 2 * index + 2]
         for name in ("loss", "efe/total", "reward/mean", "mask_ratio", "grad_norm/agent", "grad_norm/refiner"):

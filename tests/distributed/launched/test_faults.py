@@ -143,6 +143,16 @@ def assert_told_once(run, code, problem):
     assert not run.folder.exists()
 
 
+def test_a_process_that_would_train_something_else_is_named(launched):
+    run = launched("cpu_2proc", 2, program="differing")
+    assert run.codes == [1]
+    assert run.root_cause == (1, 2)
+    (message,) = run.messages
+    assert message.startswith("rank 1 of 2: This process, on ")
+    assert "would not train what rank 0 trains: train.seed is 7, there 0. Start every machine with the same" in message
+    assert run.processes_left() == []
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_told_once_by_rank_0(launched, name):
     flags, code, problem = MISTAKES[name]

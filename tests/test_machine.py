@@ -1,6 +1,6 @@
 import pytest
 
-from arcdist.doctor.container import memory_left, most_cores
+from arcdist.machine import memory_left, most_cores
 
 GIB = 2**30
 

@@ -1,10 +1,23 @@
-"""What a container or a batch system leaves a process of its machine (Linux control groups, version 2)."""
+"""What a process may use of its machine. Containers and batch systems limit it by Linux control groups, version 2."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
 _OF_PROCESS = Path("/proc/self/cgroup")
+
+
+def cores_at_hand() -> int:
+    """Cores that the process may run on, before any limit on their time."""
+    # Not every system tells which ones those are.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_cores() -> int:
+    """How many cores the process can keep busy."""
+    limit = most_cores()
+    return cores_at_hand() if limit is None else max(1, min(cores_at_hand(), int(limit)))
 
 
 def most_cores(root: Path = _ROOT, of_process: Path = _OF_PROCESS) -> float | None:

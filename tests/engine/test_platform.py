@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from arcdist.config import load_config
+from arcdist.engine.platform import start_platform
 from arcdist.errors import ConfigError, PlatformError
 from arcdist.models import UNSHARDED
-from arcdist.training.accelerator import start_platform
 
 pytestmark = pytest.mark.usefixtures("clean_process")
 
@@ -59,6 +59,13 @@ def test_the_precision_of_forward_passes_is_the_engines_affair(config, monkeypat
     accelerator = start_platform(config(f"--train.precision={precision}")).accelerator
     assert accelerator.mixed_precision == "no"
     assert accelerator.scaler is None
+
+
+def test_deepspeed_computes_on_the_cpu_or_on_the_gpu_of_its_number(config, zero_file, monkeypatch):
+    monkeypatch.setattr("arcdist.engine.platform.choose_device", lambda train: torch.device("cuda", 1))
+    with pytest.raises(ConfigError, match=r"train\.device is cuda:1, but under DeepSpeed \(.*zero\.json\)") as raised:
+        start_platform(config())
+    assert "here cuda:0: hide the other GPUs with CUDA_VISIBLE_DEVICES" in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The device that this process computes on."""
 
-import os
 import re
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from arcdist.config import TrainConfig
 from arcdist.distributed import local_rank, local_world_size, world_size
 from arcdist.errors import ConfigError, PlatformError
+from arcdist.machine import usable_cores
 
 _DEVICES = "choose auto, cpu, cuda, cuda:N or mps"
 
@@ -50,15 +50,10 @@ def _of_several(device: torch.device, name: str) -> torch.device:
 
 def _prepare_cpu(threads: int | None) -> None:
     # `accelerate launch` sets OMP_NUM_THREADS=1 where the user has set nothing.
-    torch.set_num_threads(threads or max(1, _cores() // local_world_size()))
+    torch.set_num_threads(threads or max(1, usable_cores() // local_world_size()))
     # Probabilities of colours that the agent has ruled out, and their gradients, are denormal numbers, with which
     # processors compute some 20 times slower. The threads of PyTorch's pool take this over when they are started.
     torch.set_flush_denormal(True)
-
-
-def _cores() -> int:
-    # Not every system tells which cores a process may use.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _named(name: str) -> torch.device:

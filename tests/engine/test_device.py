@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from arcdist.config import TrainConfig
+from arcdist.engine.device import choose_device
 from arcdist.errors import ConfigError, PlatformError
-from arcdist.training.device import choose_device
 
 pytestmark = pytest.mark.usefixtures("clean_process")
 

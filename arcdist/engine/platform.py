@@ -12,10 +12,10 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from arcdist.config import Config
 from arcdist.distributed import local_rank, world_size
 from arcdist.engine.deepspeed_config import effective_deepspeed_config, read_deepspeed_config
+from arcdist.engine.device import choose_device
 from arcdist.engine.launch_settings import check_launch_settings, deepspeed_config_file
 from arcdist.errors import ConfigError, PlatformError
 from arcdist.models import UNSHARDED, Sharding
-from arcdist.training.device import choose_device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
