@@ -35,7 +35,7 @@ def train(loaded: LoadedConfig) -> None:
         return
     # Process 0 owns the folder; the others learn its name as soon as there is a way to tell them.
     folder = make_run_folder(config.output.dir) if is_main() else None
-    with _log(folder), explained_out_of_memory(config.train.batch_size):
+    with _log(folder):
         with _gone_if_refused(folder):
             if folder:
                 save_config(config, folder / "config.yaml")
@@ -43,10 +43,11 @@ def train(loaded: LoadedConfig) -> None:
             shared = Path(hear_from_first(str(folder.resolve()) if folder else ""))
         heartbeat = Heartbeat(shared, rank())
         with heartbeat.running():
-            with _gone_if_refused(folder):
+            with _gone_if_refused(folder), explained_out_of_memory(config.train.batch_size):
                 session = _build(loaded, platform, folder)
             loop = Loop(session, folder or shared, heartbeat)
-            loop.run()
+            with explained_out_of_memory(config.train.batch_size):
+                loop.run()
         if folder:
             _report(loop, folder)
     part()
