@@ -10,15 +10,17 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format lock clean
+.PHONY: help train test test-faults audit lint format lock clean
 
 help:
-	@echo "make train   train on ARC-AGI-2, the quickstart recipe; others with ARGS=\"--recipe NAME\""
-	@echo "make test    run every test"
-	@echo "make lint    check style and types"
-	@echo "make format  format the code and mend what can be mended automatically"
-	@echo "make lock    write requirements.lock anew from pyproject.toml"
-	@echo "make clean   remove .venv, builds and caches; runs/ stays"
+	@echo "make train        train on ARC-AGI-2, the quickstart recipe; others with ARGS=\"--recipe NAME\""
+	@echo "make test         run every test but the exhaustive ones"
+	@echo "make test-faults  kill, starve and break runs in every way there is a test for; an hour and more"
+	@echo "make lint         check style and types"
+	@echo "make format       format the code and mend what can be mended automatically"
+	@echo "make audit        look the pinned versions up among known vulnerabilities; needs a network"
+	@echo "make lock         write requirements.lock anew from pyproject.toml"
+	@echo "make clean        remove .venv, builds and caches; runs/ stays"
 
 train: $(INSTALLED)
 	$(BIN)/accelerate launch $(ONE_PROCESS) launch/train.py $(ARGS)
@@ -27,6 +29,16 @@ train: $(INSTALLED)
 test: export OMP_NUM_THREADS = 1
 test: $(INSTALLED)
 	$(BIN)/pytest --numprocesses auto $(ARGS)
+
+test-faults: export OMP_NUM_THREADS = 1
+test-faults: $(INSTALLED)
+	$(BIN)/pytest --numprocesses auto -m "slow or not slow" tests/faults $(ARGS)
+
+# In an environment of its own: what audits is not to be audited. --strict: what cannot be looked up is a failure.
+audit:
+	test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit \
+		&& build/audit/bin/python -m pip install --disable-pip-version-check pip-audit; }
+	build/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement requirements.lock
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

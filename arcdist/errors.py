@@ -53,3 +53,9 @@ class DistributedError(ArcdistError):
 
 class ReplicaError(DistributedError):
     """Parameters that every process holds alike are no longer alike; the message names ranks and modules."""
+
+
+class SaveError(ArcdistError):
+    """A checkpoint could not be written; the one before it still stands."""
+
+    exit_code = 7

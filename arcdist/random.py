@@ -4,6 +4,9 @@ from hashlib import blake2b
 
 import numpy as np
 
+PURPOSES = ("batches", "augment", "refinement", "dropout")
+"""What is drawn at random while training; each draw by the seed, the purpose, the epoch and the sample or batch."""
+
 
 def stream(seed: int, purpose: str, epoch: int, sample: str) -> np.random.Generator:
     """Give the generator of one sample, for one purpose, in one epoch.

@@ -16,9 +16,11 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --mem=0
 #SBATCH --time=24:00:00
-# Two minutes before the time is up, what Ctrl-C does: the run ends after its step, with a whole checkpoint. By hand:
-# scancel --signal=INT JOB. A bare scancel gives no such time.
-#SBATCH --signal=INT@120
+# Two minutes before the time is up, and where the job is pre-empted: the run ends after its step, with a whole
+# checkpoint. Queued again, the job has the same number, and its run goes on from there.
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
 #SBATCH --output=%x_%j.log
 set -euo pipefail
 
@@ -53,4 +55,4 @@ srun --kill-on-bad-exit=1 bash -c '
         --main_process_ip "$MAIN_PROCESS_IP" \
         --main_process_port "$MAIN_PROCESS_PORT" \
         launch/train.py "$@"
-' launcher --output_dir "runs/arcdist_$SLURM_JOB_ID" "$@"
+' launcher --output_dir "runs/arcdist_$SLURM_JOB_ID" --resume auto "$@"

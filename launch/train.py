@@ -19,16 +19,16 @@ def main(argv: Sequence[str]) -> int:
     return run_guarded("train.py", lambda watch: _run(argv, watch))
 
 
-def _run(argv: Sequence[str], watch: FailureWatch) -> None:
+def _run(argv: Sequence[str], watch: FailureWatch) -> int:
     loaded = load_config(argv)
     if loaded.print_config:
         print(format_config(loaded.config, loaded.sources), end="")
-        return
+        return 0
     # Imported here, so that help and mistakes in the command line need not wait for torch.
-    from arcdist.training import train
+    from arcdist.training.run import train
 
     with watch:
-        train(loaded)
+        return train(loaded, watch)
 
 
 if __name__ == "__main__":

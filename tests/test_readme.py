@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from arcdist.data import FEATURE_NAMES, build_queries, parse_task, read_tasks
 from arcdist.losses import EFELoss
 from arcdist.tracking.run_folder import RUN_CONTENT
 from arcdist.training import health
+from arcdist.training.checkpoint import FILES, MANIFEST
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
@@ -96,6 +98,9 @@ def check_launcher(arguments: list[str]) -> None:
 def check_program(words: list[str]) -> None:
     """A program of `launch/` and its flags; the others understand those of train.py beside their own."""
     program, *arguments = words
+    if program == "launch/checkpoint.py":
+        runpy.run_path(str(CHECKOUT / program))["_parser"]().parse_args(arguments)
+        return
     own = {"launch/bench.py": {"--steps": 1}, "launch/doctor.py": {"--fit": 0}}.get(program, {})
     assert (CHECKOUT / program).is_file()
     for flag, values in own.items():
@@ -172,7 +177,7 @@ def test_every_dotted_key_in_the_text_exists() -> None:
     sections = "|".join(name for name in config_sections() if "." not in name)
     for document, text in DOCUMENTS.items():
         found = re.findall(rf"`((?:{sections})\.[a-z_.]+)", text)
-        files = {word for word in found if word.endswith((".py", ".yaml"))}
+        files = {word for word in found if word.endswith((".py", ".yaml", ".json", ".safetensors"))}
         assert set(found) - files <= {*config_keys(), *config_sections()}, document
 
 
@@ -211,7 +216,7 @@ def test_the_example_task_is_one() -> None:
 def test_exit_codes() -> None:
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", section("Exit codes"), re.MULTILINE)}
     classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    assert codes == {0, 130, *(kind.exit_code for kind in classes)}
+    assert codes == {0, 130, 143, *(kind.exit_code for kind in classes)}
 
 
 def test_red_flags() -> None:
@@ -246,7 +251,7 @@ def tiny_run(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_a_run_leaves_the_files_that_the_tables_name(tiny_run) -> None:
     documented = [name.removesuffix("/") for name in flat(names(section("What a run leaves")))]
-    of_checkpoint = {"weights.safetensors", "moments.safetensors", "state.json"}
+    of_checkpoint = {*FILES, MANIFEST}
     of_run = {name.partition("/")[0] for name in documented if name not in of_checkpoint}
     assert of_checkpoint <= set(documented)
     assert of_run == set(RUN_CONTENT)

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser
 
 from arcdist.config.keys import Key, build, config_keys, config_sections, nearest
 from arcdist.config.program import TRAIN, Option, Program
+from arcdist.config.resumed import config_of_run
 from arcdist.config.schema import Config
 from arcdist.config.yaml_text import Given, parse_yaml
 from arcdist.errors import ConfigError
@@ -64,7 +65,8 @@ class LoadedConfig:
 def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
     """Merge the defaults, a recipe, a file and flags, each over the one before it.
 
-    Without `--recipe` and `--config` the recipe is `quickstart`; with both, the file is applied over the recipe.
+    Without `--recipe` and `--config` the recipe is `quickstart` or, for a run that is resumed, its own configuration;
+    with both, the file is applied over the recipe.
 
     Args:
         argv: The command line without the program's name. `--help` prints every key and exits.
@@ -76,16 +78,22 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
     keys = config_keys()
     flags = _read_flags(argv, keys, program)
     recipe, file = flags.pop("recipe", None), flags.pop("config", None)
-    if recipe is None and file is None:
-        recipe = DEFAULT_RECIPE
     switches = frozenset(name for name in program.switches if flags.pop(name, False))
     options = {name: flags.pop(name) for name in program.options if name in flags}
+    resumed = None
+    if recipe is None and file is None:
+        resumed = config_of_run(options.get("resume"), flags.get("output.dir"))
+        recipe = DEFAULT_RECIPE if resumed is None else None
 
     layers: dict[str, dict[str, Given]] = {}
     if recipe is not None:
         layers[f"recipe {recipe}"] = parse_yaml(_read_recipe(recipe), f"recipe {recipe}", keys, config_sections())
     if file is not None:
         layers[f"file {file}"] = parse_yaml(_read_file(file), file, keys, config_sections())
+    if resumed is not None:
+        own = parse_yaml(_read_file(str(resumed)), str(resumed), keys, config_sections())
+        own.pop("output.dir", None)  # It says where that run was started, seen from there.
+        layers[f"file {resumed}"] = own
     layers["flag"] = {name: Given(text=text, where="the command line") for name, text in flags.items()}
 
     values = {name: key.default for name, key in keys.items()}
@@ -146,7 +154,8 @@ def _parser(keys: Mapping[str, Key], program: Program, *, as_text: bool = False)
         "--recipe",
         type=str,
         metavar="NAME",
-        help=f"One of {', '.join(recipe_names())}; {DEFAULT_RECIPE} where neither a recipe nor a file is given.",
+        help=f"One of {', '.join(recipe_names())}; {DEFAULT_RECIPE} where neither a recipe nor a file is given, and no "
+        "run is resumed.",
     )
     parser.add_argument("--config", type=str, metavar="FILE", help="A YAML file of keys, applied over the recipe.")
     for name, option in program.options.items():

@@ -42,4 +42,12 @@ TRAIN = Program(
         "print_config": "Print every value and where it came from; stop.",
         "dry_run": "Build everything, measure, report; stop.",
     },
+    options={
+        "resume": Option(
+            metavar="PATH|auto",
+            sentence="Go on from a checkpoint, or from the newest whole one of a run folder; of --output_dir where no "
+            "path is given. `auto` starts a run where there is none yet.",
+            if_bare="newest",
+        ),
+    },
 )

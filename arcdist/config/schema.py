@@ -332,11 +332,14 @@ class DistributedConfig:
 
     timeout: int = 300
     """Seconds that a process waits for the others before the run fails."""
+    silence: int = 120
+    """Seconds without a sign of life from a process, stopped or lost with its machine, before the run fails."""
     replica_check_every: int = 200
     """Steps between two comparisons of what every process holds a copy of; 0 turns them off."""
 
     def __post_init__(self) -> None:
         _require(self.timeout >= 1, f"distributed.timeout is {self.timeout}: choose at least 1 second.")
+        _require(self.silence >= 5, f"distributed.silence is {self.silence}: choose at least 5 seconds.")
         _require(
             self.replica_check_every >= 0,
             f"distributed.replica_check_every is {self.replica_check_every}: choose 0 (never) or more.",
@@ -355,6 +358,10 @@ class OutputConfig:
     """Steps between two checkpoints."""
     keep_last: int = 5
     """Checkpoints kept beside `best/`."""
+    on_save_error: Literal["continue", "stop"] = "continue"
+    """What to do where a checkpoint cannot be written: train on, since the one before it stands, or end the run."""
+    preempted_exit_code: Literal[143, 0] = 143
+    """Exit code after SIGTERM or SIGUSR1, once the step under way is saved."""
     validate_every: int = 1
     """Epochs between two validations; the last epoch is always validated."""
     best_metric: Literal["val/exact", "val/cell", "val/accuracy_delta"] = "val/exact"

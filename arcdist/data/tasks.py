@@ -1,6 +1,6 @@
 """ARC tasks: what one is, and the validation of raw JSON that claims to be one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NoReturn
@@ -56,6 +56,16 @@ class Task:
         """Longest side of all its grids, known test outputs included."""
         longest: int = max(max(grid.shape) for pair in self.demonstrations + self.tests for grid in pair.grids())
         return longest
+
+
+def tasks_digest(tasks: Iterable[Task]) -> str:
+    """A checksum of tasks in their order, of names and grids, wherever they were read from."""
+    content = blake2b(digest_size=16)
+    for task in tasks:
+        content.update(f"{task.id}\0{len(task.demonstrations)}\0{len(task.tests)}\0".encode())
+        for pair in task.demonstrations + task.tests:
+            content.update(pair.digest())
+    return content.hexdigest()
 
 
 def parse_task(task_id: str, raw: object, where: str) -> Task:

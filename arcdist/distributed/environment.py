@@ -46,3 +46,8 @@ def launcher_keeps_store() -> bool:
 def attempt() -> str:
     """Tells this start of the run from others that the same store has seen: torchrun may start a failed run again."""
     return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def is_restart() -> bool:
+    """Whether the launcher has started the processes again, because one of them had failed."""
+    return world_size() > 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"

@@ -70,15 +70,20 @@ def part() -> None:
         distributed.destroy_process_group()
 
 
-def hear_from_first(text: str) -> str:
-    """Process 0's text, on every process; what the others say is not heard."""
+def bytes_from_first(content: bytes) -> bytes:
+    """Process 0's bytes, on every process; what the others give is not heard."""
     if not several_processes():
-        return text
+        return content
     device = torch.device("cuda") if distributed.get_backend() == "nccl" else torch.device("cpu")
-    length = torch.tensor([len(text.encode())], device=device)
+    length = torch.tensor([len(content)], device=device)
     distributed.broadcast(length, src=0)
     said = torch.zeros(int(length), dtype=torch.uint8, device=device)
-    if distributed.get_rank() == 0:
-        said.copy_(torch.tensor(list(text.encode()), dtype=torch.uint8))
+    if distributed.get_rank() == 0 and content:
+        said.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     distributed.broadcast(said, src=0)
-    return bytes(said.tolist()).decode()
+    return said.cpu().numpy().tobytes()
+
+
+def hear_from_first(text: str) -> str:
+    """Process 0's text, on every process; what the others say is not heard."""
+    return bytes_from_first(text.encode()).decode()

@@ -1,4 +1,4 @@
-"""One rank's failure is every rank's within two seconds, whatever its main thread is stuck in."""
+"""One rank's failure is every rank's within two seconds, whatever its main thread is stuck in; its silence, in time."""
 
 import json
 import logging
@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -35,6 +36,10 @@ IMPORT_SECONDS = 20.0
 """How much longer it tries where torch has yet to be imported for that."""
 
 
+BEAT_SECONDS = 2.0
+"""How often a rank leaves a sign of life."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
     """What a rank that failed leaves for the others."""
@@ -53,6 +58,9 @@ class FailureWatch:
     is neither a thread nor a store.
 
     The block must begin after torch has been imported: two threads cannot import it at once.
+
+    Once it is told what to say of this rank, the thread leaves signs of life in the store too, and looks for those of
+    the next rank: a process that is stopped, or whose machine is lost, can tell of nothing.
     """
 
     def __init__(self) -> None:
@@ -61,6 +69,22 @@ class FailureWatch:
         self._reporting = False
         self._ended = False
         self._stop = threading.Event()
+        self._life: Callable[[], str] | None = None
+        self._silence = 0.0
+        self._beats = 0
+        self._beat_at = -BEAT_SECONDS
+        self._heard = ""
+        self._heard_at = 0.0
+
+    def mind_silence(self, life: Callable[[], str], seconds: float) -> None:
+        """Leave signs of life, and fail for the next rank when it has left none for so many seconds.
+
+        Args:
+            life: says who and where this process is and what it is doing, in words.
+            seconds: of silence.
+        """
+        self._silence = seconds
+        self._life = life
 
     @property
     def started(self) -> bool:
@@ -141,11 +165,14 @@ class FailureWatch:
             if store.check([failed]):
                 self._follow(Failure(**json.loads(store.get(failed))))
             self._ended = self._ended or store.check([ended])
+            if self._life is not None and not (self._ended or self._reporting):
+                self._keep_in_touch(store, self._life)
             try:
                 report = self._reports.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 continue
             if report is None:
+                store.set(_beat_of(rank()), "")
                 if rank() == 0:
                     store.set(ended, "")
                 return
@@ -156,6 +183,40 @@ class FailureWatch:
                 is_first.set_result(True)
                 return
             is_first.set_result(False)
+
+    def _keep_in_touch(self, store: "TCPStore", life: Callable[[], str]) -> None:
+        now = time.monotonic()
+        if now - self._beat_at < BEAT_SECONDS:
+            return
+        if now - self._beat_at > 2 * BEAT_SECONDS:
+            self._heard_at = now  # This process has slept itself, and cannot tell how long the other has been silent.
+        self._beat_at = now
+        self._beats += 1
+        store.set(_beat_of(rank()), f"{self._beats} {life()}")
+        neighbour = (rank() + 1) % world_size()
+        if not store.check([_beat_of(neighbour)]):
+            return  # It has yet to begin.
+        heard = store.get(_beat_of(neighbour)).decode()
+        if heard != self._heard:
+            self._heard, self._heard_at = heard, now
+        elif heard and now - self._heard_at > self._silence:  # It says nothing once it has ended well.
+            self._miss(store, neighbour, heard.partition(" ")[2], now - self._heard_at)
+
+    def _miss(self, store: "TCPStore", neighbour: int, last: str, seconds: float) -> None:
+        problem = (
+            f"Rank {neighbour} of {world_size()} has given no sign of life for {seconds:.0f} s. The last one: {last}. "
+            f"The process was stopped, or its machine is lost: see there, and go on with --resume."
+        )
+        failure = Failure(rank=neighbour, exit_code=DistributedError.exit_code, error=problem)
+        text = json.dumps(asdict(failure))
+        failed = f"arcdist/{attempt()}/failed"
+        if store.compare_set(failed, "", text) == text.encode():
+            if _logger.hasHandlers():
+                _logger.error(problem, extra={"file_only": True})
+            sys.stderr.write(f"rank {rank()} of {world_size()} stops: {problem}\n")
+            sys.stderr.flush()
+            time.sleep(FAILED_SECONDS)
+            leave(failure.exit_code)
 
     def _follow(self, failure: Failure) -> NoReturn:
         # For training.log: on the console the rank that failed tells. Without handlers, logging would print it there.
@@ -173,6 +234,10 @@ class FailureWatch:
             f"{address[0]}:{address[1]}, is gone. What ended it stands in its own output.\n"
         )
         leave(DistributedError.exit_code)
+
+
+def _beat_of(number: int) -> str:
+    return f"arcdist/{attempt()}/beat/{number}"
 
 
 def leave(exit_code: int) -> NoReturn:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from arcdist.distributed.environment import is_main, launcher_keeps_store, rank, store_address, world_size
 from arcdist.distributed.failure import FAILED_SECONDS, OTHERS_SECONDS, POLL_SECONDS, Failure, FailureWatch, leave
-from arcdist.errors import ArcdistError
+from arcdist.errors import ArcdistError, DistributedError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -22,8 +22,8 @@ SAVING_SECONDS = 30.0
 """How long an interrupted rank waits for rank 0, which may be writing a checkpoint; torchrun gives them no longer."""
 
 
-def run_guarded(program: str, main: Callable[[FailureWatch], None]) -> int:
-    """Run `main` and return the exit code: 0, an `ArcdistError`'s own after a message on stderr, or 130 after Ctrl-C.
+def run_guarded(program: str, main: Callable[[FailureWatch], int | None]) -> int:
+    """Run `main` and return its exit code (none is 0), an `ArcdistError`'s after a message on stderr, 130 after Ctrl-C.
 
     With several processes standard output is rank 0's alone, and this returns only where `main` does. A rank that fails
     ends them all, and one tells: an `ArcdistError` is rank 0's to tell where rank 0 meets it too; of any other
@@ -40,7 +40,7 @@ def run_guarded(program: str, main: Callable[[FailureWatch], None]) -> int:
     watch = FailureWatch()
     with _output_of_main():
         try:
-            main(watch)
+            return main(watch) or 0
         except (Exception, KeyboardInterrupt) as error:
             if world_size() > 1:
                 _end_all(program, error, watch)
@@ -49,7 +49,6 @@ def run_guarded(program: str, main: Callable[[FailureWatch], None]) -> int:
             elif not isinstance(error, KeyboardInterrupt):
                 raise
             return _exit_code(error)
-    return 0
 
 
 @contextmanager
@@ -64,6 +63,8 @@ def _output_of_main() -> Iterator[None]:
 def _exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
+    if _is_lost_connection(error):
+        return DistributedError.exit_code
     return error.exit_code if isinstance(error, ArcdistError) else 1
 
 
@@ -115,6 +116,14 @@ def _wait_for_launcher_to_stop(exit_code: int) -> None:
         time.sleep(POLL_SECONDS)
 
 
+def _is_lost_connection(error: BaseException) -> bool:
+    """Whether an exchange failed because the other side is gone. PyTorch has no class of its own for that."""
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error)
+        for sign in ("Connection reset by peer", "Connection closed by peer", "remote process exited")
+    )
+
+
 def _headline(error: BaseException) -> str:
     first_line = str(error).partition("\n")[0]
     return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
@@ -127,4 +136,10 @@ def _story(program: str, error: BaseException) -> str:
     who = f"rank {rank()} of {world_size()}"
     if isinstance(error, ArcdistError):
         return f"{program}: {error}\n" if is_main() else f"{program}: {who}: {error}\n"
+    if _is_lost_connection(error):
+        reason = str(error).partition("\n")[0]
+        return (
+            f"{program}: {who} has lost another one, which was killed (for want of memory, perhaps) or whose machine "
+            f"is lost: the launcher's report below names it as the root cause. Go on with --resume. ({reason})\n"
+        )
     return f"{program}: {who} failed: {_headline(error)}\n{''.join(traceback.format_exception(error))}"

@@ -44,6 +44,13 @@ class Heartbeat:
         # One assignment, so that the writing thread never sees the one of before with the step of now.
         self._activity = _Activity(what, self._activity.step if step is None else step, _now())
 
+    def life(self) -> str:
+        """Who and where this process is, and what it is doing, in words."""
+        activity, who = self._activity, self._who
+        step = "before the first step" if activity.step is None else f"step {activity.step}"
+        since = activity.since.isoformat(timespec="seconds")
+        return f"{activity.doing}, {step}, since {since}, on {who['host']} (pid {who['pid']})"
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Keep the file up to date while the block runs; afterwards it says "ended", or what an error interrupted.
@@ -65,6 +72,9 @@ class Heartbeat:
         try:
             yield
             self.doing("ended")
+        except KeyboardInterrupt:
+            self.doing("ended by Ctrl-C")
+            raise
         finally:
             stop.set()
             thread.join()

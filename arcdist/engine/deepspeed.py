@@ -194,14 +194,15 @@ class DeepSpeedEngine:
         known = trained_state(self.module)
         check_names(weights, known)
         parameters = trainable(self.module)
-        for name, value in weights.items():
-            shape = getattr(known[name], "ds_shape", known[name].shape)
+        # In the module's order, not the weights': processes exchange something for each.
+        for name, target in known.items():
+            value = weights[name]
+            shape = getattr(target, "ds_shape", target.shape)
             if value.shape != shape:
                 raise ConfigError(
                     f"The weights do not fit the configured model: {name} has the shape {tuple(value.shape)} in place "
                     f"of {tuple(shape)}. Use the configuration that they were saved with."
                 )
-            target = known[name]
             with torch.no_grad():
                 if name in parameters:
                     # DeepSpeed's copy for the optimizer is not the one of the forward pass, which is set beside it.

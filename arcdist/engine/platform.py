@@ -8,9 +8,12 @@ from datetime import timedelta
 from typing import Any
 
 from accelerate import Accelerator, InitProcessGroupKwargs
+from torch import distributed
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
 from arcdist.config import Config
-from arcdist.distributed import local_rank, world_size
+from arcdist.distributed import local_rank, rank, world_size
+from arcdist.distributed.environment import attempt, is_restart, launcher_keeps_store, store_address
 from arcdist.engine.deepspeed_config import effective_deepspeed_config, read_deepspeed_config
 from arcdist.engine.device import choose_device
 from arcdist.engine.launch_settings import check_launch_settings, deepspeed_config_file
@@ -81,6 +84,8 @@ def start_platform(config: Config) -> Platform:
         backend="nccl" if device.type == "cuda" else "gloo",
         timeout=timedelta(seconds=config.distributed.timeout),
     )
+    if is_restart():
+        _meet_anew(group)
     if zero is None:
         cpu = device.type == "cpu"
         handlers = [group] if world_size() > 1 else []
@@ -105,8 +110,32 @@ def start_platform(config: Config) -> Platform:
     os.environ.pop("ACCELERATE_DEEPSPEED_CONFIG_FILE", None)
     stage = zero["zero_optimization"]["stage"]
     return Platform(
-        accelerator=Accelerator(mixed_precision="no", deepspeed_plugin=zero_plugin(stage), kwargs_handlers=[group]),
+        accelerator=Accelerator(
+            mixed_precision="no",
+            # Only to keep Accelerate from warning that DeepSpeed is told something else.
+            gradient_accumulation_steps=config.train.accumulation,
+            deepspeed_plugin=zero_plugin(stage),
+            kwargs_handlers=[group],
+        ),
         sharding=ZeroSharding() if stage == 3 else UNSHARDED,
         zero_file=zero_file,
         zero=zero,
+    )
+
+
+def _meet_anew(group: InitProcessGroupKwargs) -> None:
+    """Form the process group under keys of this attempt: the launcher's store still has those of the one that failed.
+
+    PyTorch would read them, and look for processes that are gone (its static rendezvous keeps one store for all).
+    """
+    address = store_address()
+    if address is None or not launcher_keeps_store():
+        return
+    store = TCPStore(*address, timeout=group.timeout, wait_for_workers=False)
+    distributed.init_process_group(
+        group.backend,
+        store=PrefixStore(f"arcdist/{attempt()}/group", store),
+        rank=rank(),
+        world_size=world_size(),
+        timeout=group.timeout,
     )

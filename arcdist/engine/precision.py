@@ -1,5 +1,6 @@
 """The precision of forward passes, and the scale that float16's gradients need."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -44,3 +45,12 @@ class Precision:
         elif self._good_steps == _STEPS_BETWEEN_DOUBLINGS:
             self.loss_scale *= 2.0
             self._good_steps = 0
+
+    def state(self) -> dict[str, float | int]:
+        """What a resumed run needs."""
+        return {"scale": self.loss_scale, "good_steps": self._good_steps}
+
+    def load_state(self, state: Mapping[str, float | int]) -> None:
+        """Go on from `state()` of another run; from one of another precision, nothing is taken over."""
+        if self.scales_losses and state["scale"] != 1.0:
+            self.loss_scale, self._good_steps = float(state["scale"]), int(state["good_steps"])

@@ -1,6 +1,6 @@
 """Prompts that serve several batches before Qwen reads their query again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +62,15 @@ class PromptCache:
             for query_id, row in zip(ids, rows, strict=True)
             if not self._holds(query_id, batch_number)
         }
+
+    def state(self) -> tuple[dict[str, int], dict[str, Float[Tensor, "2 P"]]]:
+        """The batch that each kept prompt is of, and the prompts, on the CPU; both by query."""
+        batches = {query_id: batch for query_id, (batch, _) in self._rows.items()}
+        return batches, {query_id: row.cpu().clone() for query_id, (_, row) in self._rows.items()}
+
+    def load_state(self, batches: Mapping[str, int], rows: Mapping[str, Float[Tensor, "2 P"]]) -> None:
+        """Keep what `state()` gave, and nothing else."""
+        self._rows = {query_id: (batch, rows[query_id].to(self._absent)) for query_id, batch in batches.items()}
 
     def _holds(self, query_id: str, batch_number: int) -> bool:
         return query_id in self._rows and batch_number - self._rows[query_id][0] < self._every

@@ -47,7 +47,7 @@ def open_log(run_dir: Path, quiet: bool = False) -> Iterator[logging.Logger]:
         _logger.error("%s: %s", type(error).__name__, error, extra=_FILE_ONLY)
         raise
     except KeyboardInterrupt:
-        _logger.error("Interrupted.", extra=_FILE_ONLY)
+        _logger.info("Ended by Ctrl-C.", extra=_FILE_ONLY)
         raise
     except Exception:
         _logger.exception("The run ended with an unexpected error.", extra=_FILE_ONLY)

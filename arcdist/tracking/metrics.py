@@ -58,12 +58,25 @@ class TrainingMetricsTracker:
         record = max(scored, key=self._rank)
         return {"metric": self.best_metric, **record}
 
+    def go_on_from(self, step: int, epochs: Sequence[Mapping[str, Any]]) -> None:
+        """Forget the steps after `step`, and know these epochs only: what a checkpoint was taken after."""
+        self._steps = [record for record in self._steps if record["step"] <= step]
+        self._epochs = [dict(record) for record in epochs]
+        if not self._writes:
+            return
+        with replacing(self.steps_path) as partial:
+            partial.write_text("".join(_line(record) for record in self._steps), encoding="utf-8")
+        if self._epochs:
+            self._write_epochs()
+        else:
+            self.metrics_path.unlink(missing_ok=True)
+
     def log_step(self, record: Record) -> None:
         """Append a logged step (with its `step` and `epoch`) to `steps.jsonl`."""
         step = _finite(record)
         if self._writes:
             with self.steps_path.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(step, allow_nan=False) + "\n")
+                lines.write(_line(step))
         self._steps.append(step)
 
     def log_epoch(self, record: Record) -> bool:
@@ -75,11 +88,7 @@ class TrainingMetricsTracker:
         others = [other for other in self._epochs if other["epoch"] != epoch["epoch"]]
         self._epochs = sorted([*others, epoch], key=lambda other: other["epoch"])
         if self._writes:
-            with replacing(self.metrics_path) as partial:
-                partial.write_text(
-                    json.dumps({"epochs": self._epochs, "best": self.best}, indent=2, allow_nan=False) + "\n",
-                    encoding="utf-8",
-                )
+            self._write_epochs()
         return bool(self.best) and self.best["epoch"] == epoch["epoch"]
 
     def draw(self) -> Path:
@@ -88,9 +97,20 @@ class TrainingMetricsTracker:
             plot_metrics({"epochs": self._epochs, "best": self.best}, self._steps, self.plot_path)
         return self.plot_path
 
+    def _write_epochs(self) -> None:
+        with replacing(self.metrics_path) as partial:
+            partial.write_text(
+                json.dumps({"epochs": self._epochs, "best": self.best}, indent=2, allow_nan=False) + "\n",
+                encoding="utf-8",
+            )
+
     def _rank(self, record: dict[str, Any]) -> tuple[float, float]:
         tie = record.get(self.tie_metric)
         return record[self.best_metric], -math.inf if tie is None else tie
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
 
 
 def _finite(record: Record) -> dict[str, Any]:

@@ -10,9 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from arcdist.tracking.log import console as shared_console
 
 
-def progress_line(done: int, total: int, elapsed: float, label: str, note: str) -> str:
-    """One line of progress: the share done, the time taken and, at the same pace, the time left (in seconds)."""
-    left = timedelta(seconds=round(elapsed / done * (total - done))) if done else "?"
+def progress_line(done: int, total: int, elapsed: float, label: str, note: str, *, before: int = 0) -> str:
+    """One line of progress: the share done, the time taken and, at the same pace, the time left (in seconds).
+
+    `before` steps were done when the time began.
+    """
+    left = timedelta(seconds=round(elapsed / (done - before) * (total - done))) if done > before else "?"
     parts = (label, f"{done}/{total}", f"{done / total:.0%}", f"{timedelta(seconds=round(elapsed))} passed")
     return ", ".join(part for part in (*parts, f"{left} left", note) if part)
 
@@ -21,17 +24,17 @@ class ProgressBar:
     """Counts to `total` steps; a context manager.
 
     On a terminal it is one bar at the bottom of the shared console. Elsewhere it prints a line when `interval` seconds
-    have passed since the last, and one at the end. `quiet` prints nothing.
+    have passed since the last, and one at the end. `quiet` prints nothing. `done` steps were taken by an earlier run.
     """
 
     def __init__(
-        self, total: int, *, interval: float = 30.0, quiet: bool = False, console: Console | None = None
+        self, total: int, *, done: int = 0, interval: float = 30.0, quiet: bool = False, console: Console | None = None
     ) -> None:
         self.total = total
         self.interval = interval
         self.quiet = quiet
         self._console = console or shared_console()
-        self._done = 0
+        self._done = self._before = done
         self._label = ""
         self._note = ""
         self._start = self._printed = time.monotonic()
@@ -47,7 +50,7 @@ class ProgressBar:
                 TextColumn("{task.fields[note]}", markup=False),
                 console=self._console,
             )
-            self._task = self._bar.add_task("", total=total, note="")
+            self._task = self._bar.add_task("", total=total, completed=done, note="")
 
     def __enter__(self) -> "ProgressBar":
         self._start = self._printed = time.monotonic()
@@ -76,5 +79,6 @@ class ProgressBar:
         finished = steps > 0 and self._done == self.total
         if finished or now - self._printed >= self.interval:
             self._printed = now
-            line = progress_line(self._done, self.total, now - self._start, self._label, self._note)
+            elapsed = now - self._start
+            line = progress_line(self._done, self.total, elapsed, self._label, self._note, before=self._before)
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)

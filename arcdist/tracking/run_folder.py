@@ -2,11 +2,17 @@
 
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from arcdist.errors import ConfigError
+
+DEFAULT_ROOT = Path("runs")
+"""Where runs go that are given no folder."""
 
 RUN_CONTENT = (
     *("config.yaml", "deepspeed.json", "training.log", "steps.jsonl", "metrics.json", "metrics_plot.png"),
@@ -15,6 +21,7 @@ RUN_CONTENT = (
 """What a run writes: a folder that holds any of it belongs to a run."""
 
 _BEFORE_THE_FIRST_STEP = ("config.yaml", "deepspeed.json", "training.log", "heartbeats")
+_LOCK = ".lock"
 
 
 def make_run_folder(directory: str | Path | None) -> Path:
@@ -30,9 +37,10 @@ def make_run_folder(directory: str | Path | None) -> Path:
             probe.write(b"arcdist")
         taken = taken_by(folder)
         if not taken:
-            _clear(folder)
+            with held(own(folder)):
+                _clear(folder)
     except OSError as error:
-        where = "runs" if directory is None else directory
+        where = DEFAULT_ROOT if directory is None else directory
         raise ConfigError(
             f"The output folder {where} cannot be written ({error.strerror}: {error.filename}): "
             f"choose another with --output_dir FOLDER."
@@ -43,6 +51,36 @@ def make_run_folder(directory: str | Path | None) -> Path:
             f"choose another with --output_dir FOLDER, or move that run away."
         )
     return folder
+
+
+def own(folder: Path) -> BaseFileLock:
+    """Keep other runs out of a folder, until the lock is released or this process ends, however it ends.
+
+    Raises:
+        ConfigError: another process has it, or it cannot be written.
+    """
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ConfigError(
+            f"Another process is training in {folder}: wait for its end, or choose another with --output_dir FOLDER."
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"The run folder {folder} cannot be written ({error.strerror}): choose another with --output_dir FOLDER."
+        ) from error
+    return lock
+
+
+@contextmanager
+def held(lock: BaseFileLock) -> Iterator[None]:
+    """Give a folder free at the end of the block, and leave no lock's file behind."""
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def taken_by(folder: Path) -> list[str]:
@@ -56,6 +94,8 @@ def taken_by(folder: Path) -> list[str]:
 def discard_run_folder(folder: Path) -> None:
     """Take back a run that never began, so that the mended one may have its folder; other files in there stay."""
     _clear(folder)
+    for name in (_LOCK, "steps.jsonl"):  # The latter is there where another run was to be continued.
+        (folder / name).unlink(missing_ok=True)
     with suppress(OSError):  # not empty, or somebody else's
         folder.rmdir()
 
@@ -70,7 +110,7 @@ def _clear(folder: Path) -> None:
 
 def _fresh_folder(attempt: int = 1) -> Path:
     name = f"arcdist_{datetime.now():%Y%m%d_%H%M%S}" + (f"_{attempt}" if attempt > 1 else "")
-    folder = Path("runs") / name
+    folder = DEFAULT_ROOT / name
     try:
         folder.mkdir(parents=True)
     except FileExistsError:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from arcdist.config import Config
 from arcdist.training.session import build_session
+from arcdist.training.state import take_snapshot
 from arcdist.training.trial import run_steps, worst_peak_bytes
 
 WARM_UP_STEPS = 5
@@ -27,6 +28,12 @@ def benchmark(config: Config, steps: int) -> None:
     batches = (batches * (1 + (WARM_UP_STEPS + steps) // len(batches)))[: WARM_UP_STEPS + steps]
     run_steps(session, batches[:WARM_UP_STEPS])
     pace = run_steps(session, batches[WARM_UP_STEPS:])
+    # The first gathering may set things up. What follows it, writing, is done while training goes on.
+    take_snapshot(session, {})
+    start = time.perf_counter()
+    snapshot = take_snapshot(session, {})
+    saving = time.perf_counter() - start
+    share = saving / (saving + config.output.save_every * pace.seconds / pace.steps)
     processes = session.accelerator.num_processes
     rate, name = measured_rate(session.device, session.engines.precision.dtype or torch.float32)
     used = pace.flops / pace.seconds / processes
@@ -38,6 +45,10 @@ def benchmark(config: Config, steps: int) -> None:
     table.add_row("peak memory of a process", f"{worst_peak_bytes(session.device) / 2**30:.2f} GiB")
     table.add_row(f"{name} products, measured", f"{rate / 1e12:.3g} TFLOP/s a device")
     table.add_row("Qwen's operations", f"{used / 1e12:.3g} TFLOP/s a device, {used / rate:.1%} of that")
+    every = config.output.save_every
+    table.add_row(
+        "copy for a checkpoint", f"{saving:.2f} s, {snapshot.size / 1e6:,.1f} MB: {share:.2%} of each {every} steps"
+    )
     Console().print(table)
 
 

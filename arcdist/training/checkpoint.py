@@ -1,52 +1,188 @@
 """Checkpoints: the only code that writes and reads a run's state.
 
 A checkpoint is a folder that is complete or does not exist: it is written under another name, its files are forced to
-disk, and renaming it is the last thing that happens. It holds tensors (safetensors) and JSON, never pickled objects.
+disk, and renaming it is the last thing that happens. `manifest.json` holds a checksum of every file, and nothing is
+taken from a file that differs. It holds tensors (safetensors) and JSON, never pickled objects.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
-from arcdist.errors import DataError
+from arcdist.errors import DataError, SaveError
+from arcdist.training.manifest import Entry, manifest_text, read_manifest
 
-WEIGHTS, MOMENTS, STATE = "weights.safetensors", "moments.safetensors", "state.json"
+WEIGHTS, MOMENTS, PROMPTS, STATE = "weights.safetensors", "moments.safetensors", "prompts.safetensors", "state.json"
+MANIFEST = "manifest.json"
+FILES = (WEIGHTS, MOMENTS, PROMPTS, STATE)
+"""What a checkpoint holds beside its manifest."""
+
+_PIECE = 16 * 2**20
+"""Bytes that are written at once."""
 
 
-def save_checkpoint(
-    folder: Path, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], state: Mapping[str, Any]
-) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """A run's state in memory; nothing else changes what it holds."""
+
+    weights: Mapping[str, Tensor]
+    """All trained state and the averages of it."""
+    moments: Mapping[str, Tensor]
+    """The optimizers' state, by parameter."""
+    prompts: Mapping[str, Tensor]
+    """Prompts that are kept for later batches; none where every batch reads its own."""
+    state: Mapping[str, Any]
+    """Numbers and names, for JSON."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensors."""
+        parts = (self.weights, self.moments, self.prompts)
+        return sum(value.numel() * value.element_size() for part in parts for value in part.values())
+
+
+def save_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     """Write a checkpoint; one of the same name is replaced once the new one is whole.
 
     Raises:
-        DataError: what stands in a file is not what was to be saved.
+        SaveError: it could not be written; what stood there before still does.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, tensors in ((WEIGHTS, weights), (MOMENTS, moments)):
-        save_file(dict(tensors), partial / name)
-        _read_back(partial / name, tensors)
-    (partial / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    for name in (WEIGHTS, MOMENTS, STATE):
-        _force_to_disk(partial / name)
-    _force_to_disk(partial)
+    partial = _beside(folder, "partial")
+    try:
+        _clear(partial)
+        partial.mkdir(parents=True)
+        entries = {}
+        for name, content in _contents(snapshot).items():
+            entries[name] = Entry.of(content)
+            _write(partial / name, content)
+        _write(partial / MANIFEST, manifest_text(entries).encode())
+        _force_to_disk(partial)
+        _put_in_place(partial, folder)
+        _force_to_disk(folder.parent)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            mend(folder)
+        free = shutil.disk_usage(next(place for place in folder.parents if place.exists())).free
+        raise SaveError(
+            f"The checkpoint {folder} could not be written ({error.strerror or error}): it needs "
+            f"{_in_mb(snapshot.size)}, and {_in_mb(free)} are free there. Make room, or lower --output.keep_last."
+        ) from error
+
+
+def _contents(snapshot: Snapshot) -> dict[str, bytes]:
+    tensors = {WEIGHTS: snapshot.weights, MOMENTS: snapshot.moments, PROMPTS: snapshot.prompts}
+    text = json.dumps(snapshot.state, indent=2) + "\n"
+    return {**{name: save(dict(values)) for name, values in tensors.items()}, STATE: text.encode()}
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb", buffering=0) as file:
+        whole = memoryview(content)
+        written = 0
+        while written < len(whole):
+            written += file.write(whole[written : written + _PIECE])
+        os.fsync(file.fileno())
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    replaced = _beside(folder, "replaced")
+    _clear(replaced)
     if folder.exists():
-        replaced = folder.with_name(f".{folder.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
         folder.rename(replaced)
-        partial.rename(folder)
-        shutil.rmtree(replaced)
-    else:
-        partial.rename(folder)
-    _force_to_disk(folder.parent)
+    partial.rename(folder)
+    if replaced.exists():
+        # The new one must not be lost with the power once the old one has gone.
+        _force_to_disk(folder.parent)
+        _clear(replaced)
+
+
+def mend(folder: Path) -> None:
+    """Finish or take back a replacement of `folder` that was cut off between its two renamings."""
+    for other in (_beside(folder, "partial"), _beside(folder, "replaced")):
+        if not folder.exists() and other.exists() and flaw(other) is None:
+            other.rename(folder)
+
+
+def clear_leftovers(root: Path) -> None:
+    """Remove what was being written, replaced or removed when a process was killed."""
+    for kind in ("partial", "replaced", "removed"):
+        for folder in root.glob(f".*.{kind}"):
+            if folder.is_dir():
+                _clear(folder)
+
+
+def flaw(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, naming the file; none where every byte is as it was written."""
+    try:
+        read_files(folder)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The files of a checkpoint by name, every one as its checksum says.
+
+    Raises:
+        DataError: a file is missing or differs; the message names it.
+    """
+    text = _read(folder / MANIFEST)
+    try:
+        entries = read_manifest(text.decode())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{folder / MANIFEST}: it is no list of checksums.") from error
+    except DataError as error:
+        raise DataError(f"{folder / MANIFEST}: {error}.") from error
+    missing = sorted(set(FILES) - entries.keys())
+    if missing:
+        raise DataError(f"{folder / MANIFEST} does not list {missing[0]}.")
+    contents = {}
+    for name in FILES:
+        content = _read(folder / name)
+        if len(content) != entries[name].size:
+            raise DataError(f"{folder / name} has {len(content):,} bytes in place of {entries[name].size:,}.")
+        if Entry.of(content) != entries[name]:
+            raise DataError(f"{folder / name} is not what was saved: its checksum is wrong.")
+        contents[name] = content
+    return contents
+
+
+def parse_files(contents: Mapping[str, bytes], folder: Path) -> Snapshot:
+    """A snapshot from what `read_files` gave; `folder` is for messages.
+
+    Raises:
+        DataError: a file is not what its name says.
+    """
+    tensors = {}
+    for name in (WEIGHTS, MOMENTS, PROMPTS):
+        try:
+            tensors[name] = load(contents[name])
+        except (ValueError, SafetensorError) as error:
+            raise DataError(f"{folder / name} is no safetensors file ({error}): choose another checkpoint.") from error
+    try:
+        state = json.loads(contents[STATE])
+    except ValueError as error:
+        raise DataError(f"{folder / STATE} is no state of a run ({error}): choose another checkpoint.") from error
+    return Snapshot(weights=tensors[WEIGHTS], moments=tensors[MOMENTS], prompts=tensors[PROMPTS], state=state)
+
+
+def load_checkpoint(folder: Path) -> Snapshot:
+    """Read a checkpoint, whose checksums must be right.
+
+    Raises:
+        DataError: a file is missing or broken; the message names it.
+    """
+    return parse_files(read_files(folder), folder)
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -55,41 +191,51 @@ def step_folder(root: Path, step: int) -> Path:
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """The checkpoints under a folder, the oldest first."""
+    """The checkpoints under a folder, whole or not, the oldest first."""
     return sorted(root.glob("step_" + "[0-9]" * 8))
 
 
 def prune(root: Path, keep_last: int) -> None:
-    """Remove all but the newest checkpoints."""
-    for folder in checkpoints(root)[:-keep_last]:
+    """Remove all but the newest checkpoints.
+
+    Raises:
+        SaveError: one could not be removed.
+    """
+    try:
+        for folder in checkpoints(root)[:-keep_last]:
+            _clear(folder)
+    except OSError as error:
+        raise SaveError(
+            f"The old checkpoint {error.filename} could not be removed ({error.strerror}): see who may write there."
+        ) from error
+
+
+def _clear(folder: Path) -> None:
+    """Remove a folder, which is no longer called a checkpoint while its files go."""
+    if folder.exists():
+        if not folder.name.startswith("."):
+            folder = folder.rename(_beside(folder, "removed"))
         shutil.rmtree(folder)
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Weights, moments and state of a checkpoint.
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}")
 
-    Raises:
-        DataError: a file is missing or broken.
-    """
+
+def _read(path: Path) -> bytes:
     try:
-        state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return load_file(folder / WEIGHTS), load_file(folder / MOMENTS), state
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"{folder} is no whole checkpoint ({error}): choose another.") from error
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _read_back(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with safe_open(path, framework="pt") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != expected:
-        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-        raise DataError(f"{path} was not written as it should have been ({', '.join(wrong[:3])}, …): check the disk.")
-
-
-def _force_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _force_to_disk(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _in_mb(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

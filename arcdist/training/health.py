@@ -8,7 +8,8 @@ import logging
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 from arcdist.errors import HealthError, NotFiniteError
 
@@ -114,6 +115,14 @@ class GradientMonitor:
             self._last_nonzero[group] = step if norm != 0.0 else self._last_nonzero.get(group, self.start_step)
         return {group: step - last for group, last in self._last_nonzero.items() if step - last >= self.patience}
 
+    def state(self) -> dict[str, int]:
+        """What a resumed run needs."""
+        return dict(self._last_nonzero)
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Go on from `state()` of another run."""
+        self._last_nonzero = dict(state)
+
 
 @dataclass(frozen=True, slots=True)
 class _Point:
@@ -145,6 +154,27 @@ class RunHealth:
     def flags(self) -> list[str]:
         """Names of the flags that are up, sorted."""
         return sorted(self._raised)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {
+            "gradients": self.gradients.state(),
+            "first": list(self._first),
+            "points": [astuple(point) for point in self._points],
+            "pending": [list(means) for means in self._pending],
+            "point_start": self._point_start,
+            "raised": [astuple(flag) for flag in self._raised.values()],
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()` of another run."""
+        self.gradients.load_state(state["gradients"])
+        self._first = list(state["first"])
+        self._points.clear()
+        self._points.extend(_Point(*values) for values in state["points"])
+        self._pending = [(loss, reward, delta) for loss, reward, delta in state["pending"]]
+        self._point_start = state["point_start"]
+        self._raised = {flag.name: flag for flag in (Flag(*values) for values in state["raised"])}
 
     def require_finite(self, step: int, values: Mapping[str, float], skipped: int = 1) -> None:
         """Check a step's losses and gradient norms; `skipped` is the number of steps in a row that were not finite.

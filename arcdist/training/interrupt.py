@@ -1,34 +1,62 @@
-"""Ctrl-C at a step's end, not in its middle."""
+"""Signals that end a run at a step's end, not in its middle."""
 
+import os
 import signal
 import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from arcdist.distributed import world_size
+
 _SAME_SIGNAL_SECONDS = 1.0
 """A terminal's Ctrl-C reaches a process and its launcher, and torchrun hands its own on: one wish, two signals."""
 
+PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR1)
+"""What batch systems send before they take the machine away."""
+
 
 class Interrupt:
-    """While the block runs, the first SIGINT only raises `requested`; a second one interrupts at once."""
+    """While the block runs, signals only set what is asked for; a second Ctrl-C interrupts at once.
+
+    `accelerate launch` hands no signal on to a single process. That its launcher is gone is then the signal.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._stop = False
+        self._preempted = False
         self._since = 0.0
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
+        launched_alone = world_size() == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ
+        self._launcher = os.getppid() if launched_alone else None
+
+    @property
+    def requested(self) -> bool:
+        """Whether the run is to end, by Ctrl-C or to be preempted."""
+        return self._stop or self.preempted
+
+    @property
+    def preempted(self) -> bool:
+        """Whether this is no wish of the user's: the run will be resumed."""
+        return self._preempted or (self._launcher is not None and os.getppid() != self._launcher)
 
     def __enter__(self) -> "Interrupt":
-        self._previous = signal.signal(signal.SIGINT, self._receive)
+        self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._stop_at_step)
+        for number in PREEMPTIONS:
+            self._previous[number] = signal.signal(number, self._preempt)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _receive(self, _number: int, _frame: FrameType | None) -> None:
+    def _stop_at_step(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.requested and now - self._since > _SAME_SIGNAL_SECONDS:
+        if self._stop and now - self._since > _SAME_SIGNAL_SECONDS:
             raise KeyboardInterrupt
-        self._since = now if not self.requested else self._since
-        self.requested = True
+        self._since = now if not self._stop else self._since
+        self._stop = True
+
+    def _preempt(self, _number: int, _frame: FrameType | None) -> None:
+        self._preempted = True

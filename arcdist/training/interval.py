@@ -1,6 +1,8 @@
 """The steps between two log lines, as one."""
 
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 from arcdist.training.step import StepReport
 
@@ -37,3 +39,23 @@ class Interval:
         means = {name: total / self._queries for name, total in self._sums.items()}
         means |= {name: total / self.steps for name, total in self._norm_sums.items()}
         return means | {"pairs_per_s": self._queries / seconds, "tokens_per_s": self._tokens / seconds}
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {
+            "steps": self.steps,
+            "queries": self._queries,
+            "tokens": self._tokens,
+            "seconds": self._seconds,
+            "sums": dict(self._sums),
+            "norm_sums": dict(self._norm_sums),
+            "largest_norms": dict(self.largest_norms),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()` of another run."""
+        self.steps, self._queries, self._tokens = state["steps"], state["queries"], state["tokens"]
+        self._seconds = state["seconds"]
+        self._sums = defaultdict(float, state["sums"])
+        self._norm_sums = defaultdict(float, state["norm_sums"])
+        self.largest_norms = dict(state["largest_norms"])

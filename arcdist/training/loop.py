@@ -7,22 +7,28 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from arcdist.distributed import Heartbeat
+from arcdist.distributed.exchange import hear_from_first
 from arcdist.distributed.replicas import check_replicas
-from arcdist.errors import ArcdistError
+from arcdist.errors import ArcdistError, SaveError
 from arcdist.evaluation import Answerer, score
+from arcdist.models.base_identity import base_identity
+from arcdist.models.embedded import TINY
 from arcdist.tracking import ProgressBar, TrainingMetricsTracker
-from arcdist.training.checkpoint import prune, save_checkpoint, step_folder
+from arcdist.training.checkpoint import Snapshot, step_folder
 from arcdist.training.curriculum import DynamicMemoryThreshold, SizeWarmupCurriculum
 from arcdist.training.health import RunHealth
 from arcdist.training.interrupt import Interrupt
 from arcdist.training.interval import Interval
 from arcdist.training.query_set import DealtBatch
+from arcdist.training.saver import Saver
 from arcdist.training.session import Session
-from arcdist.training.state import describe, gather_moments, gather_weights, replicated
+from arcdist.training.state import replicated, restore, take_snapshot
 from arcdist.training.step import StepReport, StepSettings, train_step
 
 _logger = logging.getLogger(__name__)
@@ -48,50 +54,122 @@ class Loop:
         self.memory_gate = DynamicMemoryThreshold(
             curriculum.memory_threshold_start, curriculum.memory_threshold_alpha, curriculum.memory_gate
         )
+        self.saver = Saver(output.keep_last)
         self.epoch = 0
+        self.batch = 0
         self.step = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
         self.saved_step: int | None = None
+        self.best_is_new = False
         self.gradients_checked = False
         self.since_log = Interval()
         self.since_epoch = Interval()
         self._clock = time.perf_counter()
+        self._base = self._name_base() if session.is_main else None
 
-    def run(self) -> None:
-        """Train all epochs.
+    def _name_base(self) -> Future[dict[str, str]]:
+        """In a thread: checksums of large models take seconds, and are not wanted before the first checkpoint."""
+        qwen, seed = self.config.qwen, self.config.train.seed
+        is_random = qwen.init == "random" or qwen.model == TINY
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="base")
+        body = self.session.models.qwen.body.config
+        named = pool.submit(base_identity, body, qwen.model, random=is_random, seed=seed)
+        pool.shutdown(wait=False)
+        return named
+
+    @property
+    def base(self) -> dict[str, str]:
+        """The frozen base by name and checksum; empty but on process 0."""
+        return {} if self._base is None else self._base.result()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all epochs."""
+        return self.config.train.epochs * self.session.steps_per_epoch
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Go on from where a snapshot was taken. All processes call it together, before `run`.
+
+        Raises:
+            ConfigError: the snapshot belongs to another configuration.
+        """
+        restore(self.session, snapshot)
+        state = snapshot.state
+        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.gradients_checked = state["gradients_checked"]
+        self.memory_gate.load_state_dict(state["memory_gate"])
+        self.health.load_state(state["health"])
+        self.since_log.load_state(state["since_log"])
+        self.since_epoch.load_state(state["since_epoch"])
+        self.tracker.go_on_from(self.step, state["epochs"])
+        self.saved_step = self.step
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "gradients_checked": self.gradients_checked,
+            "memory_gate": self.memory_gate.state_dict(),
+            "health": self.health.state(),
+            "since_log": self.since_log.state(),
+            "since_epoch": self.since_epoch.state(),
+            "epochs": self.tracker.epochs,
+            "base": self.base,
+        }
+
+    def run(self) -> bool:
+        """Train all epochs; whether they were, and the run was not preempted before.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, with a whole checkpoint of the last step on disk.
             NotFiniteError: losses or gradients that are not finite in ten steps in a row, or in every step.
             HealthError: a parameter group that gets no gradient.
             ReplicaError: processes that should be alike are not.
+            SaveError: a checkpoint could not be written, and the configuration or the end of the run asks for it.
         """
-        total = self.config.train.epochs * self.session.steps_per_epoch
         quiet = not self.session.is_main
-        with Interrupt() as interrupt, ProgressBar(total, quiet=quiet) as progress:
-            for epoch in range(self.config.train.epochs):
-                self.epoch = epoch
-                self.since_epoch = Interval()
+        with Interrupt() as interrupt, ProgressBar(self.total_steps, done=self.step, quiet=quiet) as progress:
+            while self.epoch < self.config.train.epochs:
+                if self.batch == self.session.steps_per_epoch:  # The run to go on from was refused there.
+                    self._end_epoch()
+                    continue
                 self._clock = time.perf_counter()
-                for batch in self.session.training.loader(
-                    self.epoch, self.session.device, self.session.steps_per_epoch
-                ):
+                batches = self.session.training.loader(
+                    self.epoch, self.session.device, self.session.steps_per_epoch, start=self.batch
+                )
+                for batch in batches:
                     report = self._train_on(batch, interrupt)
                     progress.advance(label=f"epoch {self.epoch}", note=_note(report))
-                    if report.stop:
-                        _logger.warning("Interrupted: step %d is saved in %s.", self.step, self._save())
-                        raise KeyboardInterrupt
-                self._end_epoch()
-            if self.since_log.steps:
-                self._log()
-            if self.skipped == self.step:
-                self._refuse(report)
-            self._save()
+                    if self.skipped == self.step == self.total_steps:
+                        self._refuse(report)
+                    if self.batch == self.session.steps_per_epoch:
+                        self._end_epoch()
+                    stops = report.stop or report.preempted
+                    self._save(now=stops or self.step == self.total_steps)
+                    if stops:
+                        return self._stop(report)
+                    self._clock = time.perf_counter()  # Logging and saving are no part of the steps' pace.
+                    self.heartbeat.doing("waiting for data")
+            self._finish_saving()
+        return True
+
+    def _stop(self, report: StepReport) -> bool:
+        self._finish_saving()
+        folder = step_folder(self.folder / "checkpoints", self.step)
+        if report.preempted:
+            _logger.warning("Asked to make room: step %d is saved in %s. Go on with --resume.", self.step, folder)
+            return False
+        _logger.warning("Interrupted: step %d is saved in %s. Go on with --resume.", self.step, folder)
+        raise KeyboardInterrupt
 
     def _train_on(self, batch: DealtBatch, interrupt: Interrupt) -> StepReport:
         session = self.session
-        self.heartbeat.doing("training", step=self.step)
+        self.heartbeat.doing("training", step=self.step + 1)
         settings = StepSettings(
             number=self.step,
             size_weight=self._size_weight(),
@@ -99,10 +177,15 @@ class Loop:
             reward=self.config.reward,
             seed=self.config.train.seed,
             stop=interrupt.requested,
+            preempted=interrupt.preempted,
+            save_failed=self.saver.failed(),
         )
         noise = session.refinement_noise(batch, self.epoch)
         report = train_step(batch, session.models, session.engines, noise, settings)
         self.step += 1
+        self.batch += 1
+        if report.save_failed:
+            self._tell_failure(fatal=self.config.output.on_save_error == "stop")
         self._guard(report)
         seconds = time.perf_counter() - self._clock
         if report.finite:
@@ -110,16 +193,13 @@ class Loop:
             for interval in (self.since_log, self.since_epoch):
                 interval.add(report, seconds=seconds)
         # Where every step since the last line was skipped, there is nothing to tell.
-        if self.step % self.config.output.log_every == 0 and self.since_log.steps:
+        due = self.step % self.config.output.log_every == 0 or self.step == self.total_steps
+        if due and self.since_log.steps:
             self._log()
-        if self.step % self.config.output.save_every == 0:
-            self._save()
         check_every = self.config.distributed.replica_check_every
         if check_every and self.step % check_every == 0:
             self.heartbeat.doing("comparing replicas")
             check_replicas(replicated(session), session.device, self.step)
-        self._clock = time.perf_counter()  # Logging and saving are no part of the steps' pace.
-        self.heartbeat.doing("waiting for data")
         return report
 
     def _guard(self, report: StepReport) -> None:
@@ -139,6 +219,13 @@ class Loop:
                 self.health.require_gradients(report.group_norms)
 
     def _refuse(self, report: StepReport) -> None:
+        in_a_row, self.skipped_in_a_row = self.skipped_in_a_row, 0
+        if self.skipped < self.step:
+            # None of those steps changed a parameter: the last good state is what there is.
+            with suppress(SaveError):  # It is logged, and not the error to tell.
+                self._save(now=True)
+                self._finish_saving()
+        self.skipped_in_a_row = in_a_row
         with self._flags_told():
             self.health.require_finite(self.step, _judged(report), self.skipped_in_a_row)
 
@@ -202,11 +289,10 @@ class Loop:
         validate = last or (self.epoch + 1) % self.config.output.validate_every == 0
         if validate:
             record |= self._validate()
-        is_best = self.tracker.log_epoch(record)
+        self.best_is_new = self.tracker.log_epoch(record) and validate
         self.tracker.draw()
-        if validate and is_best:
-            self._write_checkpoint(self.folder / "best")
         _logger.info("epoch %d: %s", self.epoch, _summary(record))
+        self.epoch, self.batch, self.since_epoch = self.epoch + 1, 0, Interval()
 
     def _validate(self) -> dict[str, float]:
         self.heartbeat.doing("validating")
@@ -228,24 +314,38 @@ class Loop:
                 ),
             )
 
-    def _save(self) -> Path:
-        root = self.folder / "checkpoints"
-        folder = step_folder(root, self.step)
-        if self.saved_step != self.step:
-            self._write_checkpoint(folder)
-            self.saved_step = self.step
-            if self.session.is_main:
-                prune(root, self.config.output.keep_last)
-        return folder
-
-    def _write_checkpoint(self, folder: Path) -> None:
+    def _save(self, *, now: bool) -> None:
+        """Begin to save where a checkpoint or a new best is due, or `now`; what is saved already is not again."""
+        # The best first: who resumes from a checkpoint after that epoch does not write it again.
+        folders = [self.folder / "best"] if self.best_is_new else []
+        due = now or self.step % self.config.output.save_every == 0
+        if due and self.saved_step != self.step:
+            folders.append(step_folder(self.folder / "checkpoints", self.step))
+        if not folders:
+            return
         self.heartbeat.doing("saving")
-        # Every process has a part in what is gathered.
-        weights, moments = gather_weights(self.session), gather_moments(self.session)
+        # Every process has a part in what is gathered; the first one writes it, while training goes on.
+        snapshot = take_snapshot(self.session, self._state())
+        self.saver.wait()
+        self._tell_failure(fatal=self.config.output.on_save_error == "stop")
         if self.session.is_main:
-            average = self.memory_gate.state_dict()
-            state = describe(self.config, step=self.step, epoch=self.epoch, memory_average=average)
-            save_checkpoint(folder, weights, moments, state)
+            if self.saved_step is None:
+                _logger.info("A checkpoint takes %.1f MB.", snapshot.size / 1e6)
+            self.saver.save(snapshot, folders)
+        self.saved_step, self.best_is_new = self.step if due else self.saved_step, False
+
+    def _finish_saving(self) -> None:
+        """Wait until all is on disk; a run must not end without its last checkpoint as if it had one."""
+        self.heartbeat.doing("finishing the checkpoint")
+        self.saver.wait()
+        self._tell_failure(fatal=True)
+
+    def _tell_failure(self, *, fatal: bool) -> None:
+        failure = hear_from_first(self.saver.take_failure())
+        if failure:
+            _logger.error("NOT SAVED: %s%s", failure, "" if fatal else " Training goes on.")
+        if failure and fatal:
+            raise SaveError(failure)
 
 
 def _judged(report: StepReport) -> dict[str, float]:

@@ -56,9 +56,11 @@ class QuerySet:
         """Name of each query."""
         return list(self.queries["id"])
 
-    def loader(self, epoch: int, device: torch.device, max_batches: int | None = None) -> Iterator[DealtBatch]:
-        """The batches of an epoch, at most so many."""
-        return self.load(self.batches.batches(epoch)[:max_batches], epoch, device)
+    def loader(
+        self, epoch: int, device: torch.device, max_batches: int | None = None, *, start: int = 0
+    ) -> Iterator[DealtBatch]:
+        """The batches of an epoch from number `start` on, up to number `max_batches`."""
+        return self.load(self.batches.batches(epoch)[start:max_batches], epoch, device)
 
     def load(self, batches: Sequence[Sequence[int]], epoch: int, device: torch.device) -> Iterator[DealtBatch]:
         """Deal out and collate batches of rows."""

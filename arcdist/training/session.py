@@ -1,7 +1,5 @@
 """Everything a run holds, built from its configuration in one place."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from arcdist.config import Config
 from arcdist.config.keys import flatten
-from arcdist.data import BucketedBatches, Collator, Dealer, Origin, build_queries, check_leaks
+from arcdist.data import BucketedBatches, Collator, Dealer, Origin, build_queries, check_leaks, tasks_digest
 from arcdist.data import read_tasks as read_source
 from arcdist.distributed.agreement import check_agreement
 from arcdist.engine import Engines
@@ -43,6 +41,8 @@ class Session:
     models: Models
     engines: Engines
     steps_per_epoch: int
+    data: dict[str, str]
+    """Checksums of the tasks for `training` and `validation`."""
     zero: dict[str, Any] | None
     """DeepSpeed's effective configuration; none without DeepSpeed."""
 
@@ -102,6 +102,8 @@ def build_session(config: Config, platform: Platform | None = None) -> Session:
             scored_origin.source,
         )
 
+    digests = {"training": tasks_digest(tasks), "validation": tasks_digest(scored)}
+    check_agreement({f"the checksum of the {role} tasks": digest for role, digest in digests.items()})
     # What the first process of a machine prepares, the others find in the cache.
     with accelerator.local_main_process_first():
         training, validation = build_queries(tasks, "train"), build_queries(scored, "test")
@@ -113,7 +115,6 @@ def build_session(config: Config, platform: Platform | None = None) -> Session:
         scored_origin,
         len(validation),
     )
-    check_agreement({"the training queries": _digest(training), "the validation queries": _digest(validation)})
     models = build_models(config, len(tasks), torch.device(accelerator.device), platform.sharding)
     train, augment = config.train, data.augment
     batches = BucketedBatches(
@@ -168,6 +169,7 @@ def build_session(config: Config, platform: Platform | None = None) -> Session:
         models=models,
         engines=engines,
         steps_per_epoch=steps_per_epoch,
+        data=digests,
         zero=zero,
     )
 
@@ -176,10 +178,3 @@ def _shared_settings(config: Config) -> dict[str, str]:
     """Every value that has to be the same on all machines; where data lies need not, what is in it is compared."""
     own = ("output.", "data.source", "data.validation_source", "train.cpu_threads")
     return {name: repr(value) for name, value in flatten(config).items() if not name.startswith(own)}
-
-
-def _digest(queries: datasets.Dataset) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for column in ("id", "length"):
-        digest.update(json.dumps(queries[column][:]).encode())
-    return digest.hexdigest()

@@ -6,9 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from arcdist.config import Config
+from arcdist.config.keys import flatten
 from arcdist.engine import on_cpu
 from arcdist.errors import ConfigError, DistributedError
+from arcdist.random import PURPOSES
+from arcdist.training.checkpoint import Snapshot
 from arcdist.training.session import Session
 
 _PACKAGES = ("torch", "accelerate", "transformers", "peft")
@@ -49,16 +51,12 @@ def load_weights(session: Session, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ConfigError: the weights belong to another configuration.
     """
-
-    def part(name: str) -> dict[str, Tensor]:
-        return {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
-
     for name, engine in session.engines.by_name().items():
-        engine.load_weights(part(name))
+        engine.load_weights(_part(weights, name))
     models = session.models
     if models.averaged_agent.module is not models.agent:
         try:
-            models.averaged_agent.module.load_state_dict(part("averaged_agent"))
+            models.averaged_agent.module.load_state_dict(_part(weights, "averaged_agent"))
         except RuntimeError as error:
             raise ConfigError(f"The weights do not fit the configured models: {error}") from error
 
@@ -79,12 +77,48 @@ def replicated(session: Session) -> dict[str, Iterable[Tensor]]:
     }
 
 
-def describe(config: Config, *, step: int, epoch: int, memory_average: Mapping[str, float]) -> dict[str, Any]:
-    """The numbers of `state.json`."""
-    return {
-        "step": step,
-        "epoch": epoch,
-        "seed": config.train.seed,
-        "memory_gate": dict(memory_average),
+def take_snapshot(session: Session, progress: Mapping[str, Any]) -> Snapshot:
+    """A run's whole state in memory, independent of how many processes share it. All processes call it together.
+
+    Args:
+        session: of the run.
+        progress: what the loop knows.
+
+    Raises:
+        DistributedError: adapters came back empty.
+    """
+    engines, models = session.engines, session.models
+    kept, prompts = models.prompts.state()
+    state = {
+        **progress,
+        "steps_of_schedules": {name: engine.schedule.steps_done for name, engine in engines.by_name().items()},
+        "loss_scale": engines.precision.state(),
+        "averaged_agent": {"updates": models.averaged_agent.updates},
+        "prompts": kept,
+        "random_streams": {"seed": session.config.train.seed, "purposes": list(PURPOSES)},
+        "data": session.data,
+        "config": flatten(session.config),
+        "processes": session.accelerator.num_processes,
         "versions": {name: version(name) for name in _PACKAGES},
     }
+    return Snapshot(weights=gather_weights(session), moments=gather_moments(session), prompts=prompts, state=state)
+
+
+def restore(session: Session, snapshot: Snapshot) -> None:
+    """Set what `take_snapshot` gave, on any number of processes under any engine. All processes call it together.
+
+    Raises:
+        ConfigError: the state belongs to another configuration.
+    """
+    state, engines, models = snapshot.state, session.engines, session.models
+    load_weights(session, snapshot.weights)
+    for name, engine in engines.by_name().items():
+        engine.load_moments(_part(snapshot.moments, name))
+        engine.schedule.steps_done = state["steps_of_schedules"][name]
+    engines.precision.load_state(state["loss_scale"])
+    models.averaged_agent.updates = state["averaged_agent"]["updates"]
+    models.prompts.load_state(state["prompts"], snapshot.prompts)
+
+
+def _part(named: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in named.items() if key.startswith(f"{name}.")}

@@ -46,7 +46,11 @@ class StepSettings:
     reward: RewardConfig
     seed: int
     stop: bool = False
-    """This process was asked to stop; with this step all of them know."""
+    """This process was asked to stop; with this step all of them know, as they do of the next two."""
+    preempted: bool = False
+    """It was asked so because its machine is wanted for something else."""
+    save_failed: bool = False
+    """It could not write a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +70,10 @@ class StepReport:
     """The processes whose own losses or rewards were not finite."""
     stop: bool
     """Some process was asked to stop."""
+    preempted: bool
+    """Some process was asked so because its machine is wanted for something else."""
+    save_failed: bool
+    """Some process could not write a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +123,7 @@ def train_step(
 
     norms = engines.gradient_norms()
     metrics = _means(totals, rewards, settings.reward)
-    host = _to_host({**metrics, **norms, **{name: totals[name] for name in ("tokens", "stop", "broken", "admitted")}})
+    host = _to_host({**metrics, **norms, **{name: totals[name] for name in ("tokens", "news", "broken", "admitted")}})
     report = StepReport(
         metrics={name: host[name][0] for name in metrics} | {"imbalance": batch.deal.imbalance},
         group_norms={name: host[name][0] for name in norms},
@@ -123,7 +131,9 @@ def train_step(
         tokens=round(host["tokens"][0]),
         finite=all(math.isfinite(host[name][0]) for name in ("loss", *norms)),
         not_finite_on=tuple(process for process, broken in enumerate(host["broken"]) if broken),
-        stop=host["stop"][0] > 0,
+        stop=host["news"][0] > 0,
+        preempted=host["news"][1] > 0,
+        save_failed=host["news"][2] > 0,
     )
     if not report.finite:
         engines.skip()
@@ -240,7 +250,7 @@ def _answer(
         sums={
             **sums,
             "target_colors": (counted[:, None] * color_shares(target, mask)).sum(0),
-            "stop": sums["queries"].new_full((), float(settings.stop)),
+            "news": sums["queries"].new_tensor([settings.stop, settings.preempted, settings.save_failed]),
             "broken": own * ~(sums["energy"] + sums["squared_reward"]).isfinite(),
             "admitted": own * admitted.sum(),
         },
@@ -249,7 +259,7 @@ def _answer(
 
 def _means(totals: Mapping[str, Tensor], rewards: RewardTotals, reward: RewardConfig) -> dict[str, Float[Tensor, ""]]:
     """What is logged of a step, from the sums of all processes."""
-    others = ("queries", "reward", "squared_reward", "energy", "tokens", "target_colors", "stop", "broken", "admitted")
+    others = ("queries", "reward", "squared_reward", "energy", "tokens", "target_colors", "news", "broken", "admitted")
     mean_energy = totals["energy"] / rewards.queries
     return {
         "loss": combined_loss(mean_energy, rewards.mean, reward.efe_weight, reward.reward_weight),

@@ -35,6 +35,7 @@ def test_it_prints_pace_memory_and_shares_and_leaves_nothing(tmp_path, tiny_flag
     share = re.search(r"TFLOP/s a device, ([\d.]+)% of that", run.stdout)
     assert share is not None
     assert 0.0 < float(share[1]) < 100.0
+    assert re.search(r"copy for a checkpoint +[\d.]+ s, [\d.]+ MB: [\d.]+% of each 1 steps", run.stdout)
     assert {path.name for path in tmp_path.iterdir()} == {"cache"}
 
 

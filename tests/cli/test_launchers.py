@@ -226,6 +226,6 @@ def test_the_slurm_script_starts_a_launcher_a_node(tmp_path):
     assert run.stdout.splitlines() == [
         f"launch --config_file accelerate_configs/multi_node_zero2.yaml --num_machines 2 --num_processes 16 "
         f"--machine_rank {node} --main_process_ip node7 --main_process_port 23456 launch/train.py "
-        f"--output_dir runs/arcdist_123456 --recipe qwen2.5-1.5b --config my run.yaml"
+        f"--output_dir runs/arcdist_123456 --resume auto --recipe qwen2.5-1.5b --config my run.yaml"
         for node in range(2)
     ]

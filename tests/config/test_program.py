@@ -23,7 +23,7 @@ def test_a_program_has_its_own_flags_and_all_keys():
 
 
 def test_training_has_its_own_too():
-    assert TRAIN.flags == ("--recipe", "--config", "--print_config", "--dry_run", "--help")
+    assert TRAIN.flags == ("--recipe", "--config", "--resume", "--print_config", "--dry_run", "--help")
     loaded = load_config(["--dry_run"])
     assert (loaded.dry_run, loaded.print_config) == (True, False)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from arcdist.data.tasks import Pair, parse_task
+from arcdist.data.tasks import Pair, parse_task, tasks_digest
 from arcdist.errors import DataError
 
 GRID = [[0, 1], [2, 3]]
@@ -86,3 +86,23 @@ def test_digests_tell_pairs_apart_by_content_and_shape():
     pairs = [([[1, 2]], [[3]]), ([[1], [2]], [[3]]), ([[1, 2]], [[4]]), ([[3]], [[1, 2]]), ([[1, 2]], None)]
     assert len({digest(*pair) for pair in pairs}) == len(pairs)
     assert digest([[1, 2]], [[3]]) == digest([[1, 2]], [[3]])
+
+
+def test_the_digest_of_tasks_knows_names_order_and_every_cell():
+    def task(name, cell, test=True):
+        pair = {"input": [[cell, 1]], "output": [[1]]}
+        known = pair if test else {"input": [[cell, 1]]}
+        return parse_task(name, {"train": [pair], "test": [known]}, "here")
+
+    digest = tasks_digest([task("a", 0), task("b", 0)])
+    pair = {"input": [[0, 1]], "output": [[1]]}
+    elsewhere = parse_task("a", {"train": [pair], "test": [pair]}, "there")
+    assert tasks_digest([elsewhere, task("b", 0)]) == digest
+    others = [
+        [task("b", 0), task("a", 0)],
+        [task("a", 2), task("b", 0)],
+        [task("a", 0, test=False), task("b", 0)],
+        [task("c", 0), task("b", 0)],
+        [task("a", 0)],
+    ]
+    assert len({digest, *map(tasks_digest, others)}) == 6

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from arcdist.distributed.exchange import (
     add_up,
     add_up_in_place,
+    bytes_from_first,
     gather_rows,
     hear_from_first,
     several_processes,
@@ -78,3 +79,33 @@ def test_rows_are_its_own(shape, dtype):
 @pytest.mark.parametrize("text", ["", "/tmp/a run", "Ärger mit Ü\n"])
 def test_the_first_process_hears_itself(text):
     assert hear_from_first(text) == text
+
+
+@given(st.binary())
+def test_bytes_of_the_first_process_are_its_own(content):
+    assert bytes_from_first(content) == content
+
+
+SEVERAL = """\
+import hashlib, random
+from torch import distributed
+from arcdist.distributed.exchange import bytes_from_first, hear_from_first
+
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+contents = [b"", bytes(range(256)), random.Random(0).randbytes(3_000_001), b"\\0"]
+for content in contents:
+    # What the others give is shorter, longer or nothing, and is not heard.
+    heard = bytes_from_first(content if rank == 0 else b"x" * (rank * 1000) * bool(len(content) % 2))
+    print(len(heard), hashlib.sha256(heard).hexdigest() == hashlib.sha256(content).hexdigest(), type(heard).__name__)
+print(repr(hear_from_first("\u00c4rger" if rank == 0 else "nothing")))
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_every_process_hears_the_bytes_of_the_first(run_ranks):
+    ended = run_ranks(SEVERAL, 3)
+    assert [(process.code, process.err) for process in ended] == [(0, "")] * 3
+    expected = "0 True bytes\n256 True bytes\n3000001 True bytes\n1 True bytes\n'Ärger'\n"
+    assert [process.out for process in ended] == [expected] * 3

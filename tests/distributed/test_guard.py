@@ -53,6 +53,14 @@ def test_with_one_process_other_exceptions_pass_and_output_is_printed(capsys):
     assert capsys.readouterr() == ("done\n", "")
 
 
+@pytest.mark.parametrize("ranks", ["1", "2"])
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (143, 143), (1, 1)])
+def test_what_main_returns_is_the_exit_code(monkeypatch, ranks, returned, code):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    assert run_guarded("x.py", lambda _watch: returned) == code
+
+
 @pytest.mark.parametrize(("rank", "printed"), [("0", "help\n"), ("1", "")])
 def test_standard_output_is_rank_0s(monkeypatch, capsys, rank, printed):
     monkeypatch.setenv("RANK", rank)

@@ -102,3 +102,18 @@ def test_any_activity_comes_back_as_it_was_said(tmp_path_factory, rank, what, st
     beat.path.parent.mkdir()
     beat._write()
     assert (read(beat)["rank"], read(beat)["doing"], read(beat)["step"]) == (rank, what, step)
+
+
+def test_life_is_told_in_words(tmp_path, monkeypatch):
+    now = datetime(2025, 3, 1, 12, 30, 5, 999_000, tzinfo=UTC)
+    monkeypatch.setattr(heartbeat, "_now", lambda: now)
+    beat = Heartbeat(tmp_path, 3)
+    where = f"on {socket.gethostname()} (pid {os.getpid()})"
+    assert beat.life() == f"starting, before the first step, since 2025-03-01T12:30:05+00:00, {where}"
+    beat.doing("training", step=7)
+    assert beat.life() == f"training, step 7, since 2025-03-01T12:30:05+00:00, {where}"
+    now += timedelta(minutes=2)
+    assert beat.life() == f"training, step 7, since 2025-03-01T12:30:05+00:00, {where}"
+    beat.doing("saving")
+    assert beat.life() == f"saving, step 7, since 2025-03-01T12:32:05+00:00, {where}"
+    assert list(tmp_path.iterdir()) == []  # it is told without a file

@@ -60,3 +60,25 @@ def test_a_scale_of_a_power_of_two_is_undone_without_rounding():
     precision = Precision("fp16", CPU)
     gradients = torch.linspace(-1, 1, 101)
     assert torch.equal(gradients * precision.loss_scale * (1.0 / precision.loss_scale), gradients)
+
+
+def test_a_scale_goes_on_where_another_run_left_it():
+    first, other = Precision("fp16", CPU), Precision("fp16", CPU)
+    for finite in (False, *[True] * 1999):
+        first.update(finite=finite)
+    assert first.state() == {"scale": 32768.0, "good_steps": 1999}
+    other.load_state(first.state())
+    assert other.state() == first.state()
+    other.update(finite=True)
+    assert other.loss_scale == 65536.0
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "scale"), [("no", "fp16", 65536.0), ("bf16", "fp16", 65536.0), ("fp16", "no", 1.0)]
+)
+def test_a_scale_of_another_precision_is_not_taken_over(name, other, scale):
+    first, second = Precision(name, CPU), Precision(other, CPU)
+    for finite in (False, True):
+        first.update(finite=finite)
+    second.load_state(first.state())
+    assert second.state() == {"scale": scale, "good_steps": 0}

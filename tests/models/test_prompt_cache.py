@@ -75,3 +75,33 @@ def test_a_prompt_that_is_still_good_is_not_replaced() -> None:
     assert cached.missing.tolist() == [0]  # three batches old, and so is its age
     cache.store(["a"], output(9.0), 3)
     assert first(cache.lookup(["a"], 5).output.prompt) == [9.0]
+
+
+def test_a_cache_that_goes_on_from_a_state_gives_the_same_prompts_for_as_long() -> None:
+    cache, other = (PromptCache(every=3, prompt_dim=2, device=CPU) for _ in range(2))
+    cache.store(["a", "b"], output(0.1, 2.0), 4)
+    cache.store(["c"], output(3.0), 5)
+    other.store(["d"], output(9.0), 5)
+    batches, rows = cache.state()
+    assert batches == {"a": 4, "b": 4, "c": 5}
+    assert {query: row.tolist() for query, row in rows.items()} == {
+        "a": [[torch.tensor(0.1).item()] * 2, [torch.tensor(-0.1).item()] * 2],
+        "b": [[2.0, 2.0], [-2.0, -2.0]],
+        "c": [[3.0, 3.0], [-3.0, -3.0]],
+    }
+    other.load_state(batches, rows)
+    for batch_number in (5, 6, 7, 8):
+        mine, its = (each.lookup(["a", "b", "c", "d"], batch_number) for each in (cache, other))
+        assert torch.equal(mine.missing, its.missing)
+        assert torch.equal(mine.output.prompt, its.output.prompt)
+        assert torch.equal(mine.output.control, its.output.control)
+    assert other.lookup(["d"], 5).missing.tolist() == [0]  # nothing but what the state holds
+
+
+def test_a_state_is_a_copy_and_empty_where_nothing_is_kept() -> None:
+    cache = PromptCache(every=2, prompt_dim=2, device=CPU)
+    assert cache.state() == ({}, {})
+    cache.store(["a"], output(1.0), 0)
+    _, rows = cache.state()
+    rows["a"].zero_()
+    assert first(cache.lookup(["a"], 1).output.prompt) == [1.0]

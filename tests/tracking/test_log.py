@@ -56,7 +56,7 @@ def test_the_logger_is_left_as_it_was_found(tmp_path):
     ("error", "noted"),
     [
         (ConfigError("train.epochs is 0"), "ERROR ConfigError: train.epochs is 0\n"),
-        (KeyboardInterrupt(), "ERROR Interrupted.\n"),
+        (KeyboardInterrupt(), "INFO Ended by Ctrl-C.\n"),
         (ZeroDivisionError("by zero"), "Traceback"),
     ],
 )

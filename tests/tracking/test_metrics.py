@@ -133,3 +133,63 @@ def test_one_that_does_not_write_reads_no_files_either(tmp_path):
     tracker = TrainingMetricsTracker(tmp_path, writes=False)  # process 0 is at work on them
     assert tracker.epochs == []
     assert (tmp_path / "steps.jsonl").read_text() == "half a li"
+
+
+def numbers(tmp_path, steps, epochs):
+    tracker = TrainingMetricsTracker(tmp_path)
+    for step in range(1, steps + 1):
+        tracker.log_step({"step": step, "epoch": (step - 1) // 2, "loss": 1.0 / step})
+    for epoch in range(epochs):
+        tracker.log_epoch({"epoch": epoch, "val/exact": 0.1 * (epoch + 1)})
+    return tracker
+
+
+def test_going_on_forgets_what_came_after_the_checkpoint(tmp_path):
+    numbers(tmp_path, steps=7, epochs=3)
+    tracker = TrainingMetricsTracker(tmp_path)
+    tracker.go_on_from(3, [{"epoch": 0, "val/exact": 0.1}])
+    assert lines(tmp_path / "steps.jsonl") == [
+        {"step": step, "epoch": (step - 1) // 2, "loss": 1.0 / step} for step in (1, 2, 3)
+    ]
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {
+        "epochs": [{"epoch": 0, "val/exact": 0.1}],
+        "best": {"metric": "val/exact", "epoch": 0, "val/exact": 0.1},
+    }
+    assert (tracker.epochs, tracker.best["epoch"]) == ([{"epoch": 0, "val/exact": 0.1}], 0)
+    tracker.log_step({"step": 4, "epoch": 1, "loss": 0.0})
+    assert [step["step"] for step in lines(tmp_path / "steps.jsonl")] == [1, 2, 3, 4]
+    assert {path.name for path in tmp_path.iterdir()} == {"steps.jsonl", "metrics.json"}
+
+
+def test_going_on_from_the_end_changes_no_byte(tmp_path):
+    epochs = numbers(tmp_path, steps=4, epochs=2).epochs
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    TrainingMetricsTracker(tmp_path).go_on_from(4, epochs)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_going_on_in_the_first_epoch_leaves_no_metrics_file(tmp_path):
+    numbers(tmp_path, steps=4, epochs=1)
+    tracker = TrainingMetricsTracker(tmp_path)
+    tracker.go_on_from(1, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["steps.jsonl"]
+    assert tracker.best == {}
+
+
+def test_going_on_in_a_new_folder_knows_the_epochs_of_the_checkpoint(tmp_path):
+    # A file that was lost does not matter either: the checkpoint holds the epochs.
+    tracker = TrainingMetricsTracker(tmp_path)
+    tracker.go_on_from(3, [{"epoch": 0, "val/exact": 0.3}])
+    assert json.loads((tmp_path / "metrics.json").read_text())["best"]["val/exact"] == 0.3
+    assert (tmp_path / "steps.jsonl").read_text() == ""
+    assert tracker.log_epoch({"epoch": 1, "val/exact": 0.2}) is False
+
+
+def test_one_that_does_not_write_goes_on_without_a_file(tmp_path):
+    tracker = TrainingMetricsTracker(tmp_path, writes=False)
+    epochs = [{"epoch": 0, "val/exact": 0.3}]
+    tracker.go_on_from(3, epochs)
+    assert tracker.epochs == epochs
+    epochs[0]["val/exact"] = 0.0  # somebody else's
+    assert tracker.best["val/exact"] == 0.3
+    assert list(tmp_path.iterdir()) == []

@@ -47,3 +47,22 @@ def test_quiet_prints_nothing(terminal):
     with ProgressBar(2, quiet=True, interval=0.0, console=Console(file=screen, force_terminal=terminal)) as progress:
         progress.advance(2)
     assert screen.getvalue() == ""
+
+
+def test_time_left_is_judged_by_the_steps_of_this_run_only():
+    # 10 steps took a minute; 100 of 120 had been taken before.
+    assert progress_line(110, 120, 60.0, "", "", before=100) == "110/120, 92%, 0:01:00 passed, 0:01:00 left"
+    assert progress_line(100, 120, 3.0, "", "", before=100) == "100/120, 83%, 0:00:03 passed, ? left"
+    assert progress_line(120, 120, 0.0, "", "", before=120) == "120/120, 100%, 0:00:00 passed, ? left"
+
+
+def test_a_resumed_run_s_count_begins_where_the_last_one_ended():
+    screen = io.StringIO()
+    with ProgressBar(4, done=2, interval=0.0, console=Console(file=screen)) as progress:
+        progress.advance()
+        progress.advance()
+    assert [line.partition(",")[0] for line in screen.getvalue().splitlines()] == ["3/4", "4/4"]
+    screen = io.StringIO()
+    with ProgressBar(4, done=2, console=Console(file=screen, force_terminal=True, width=120)) as progress:
+        progress.advance()
+    assert "3/4" in screen.getvalue()

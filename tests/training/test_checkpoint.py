@@ -1,24 +1,37 @@
+import errno
 import json
+import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from arcdist.errors import DataError
+from arcdist.errors import DataError, SaveError
 from arcdist.training.checkpoint import (
+    FILES,
+    MANIFEST,
     MOMENTS,
     STATE,
     WEIGHTS,
+    Snapshot,
     checkpoints,
+    clear_leftovers,
+    flaw,
     load_checkpoint,
+    mend,
     prune,
     save_checkpoint,
     step_folder,
 )
+from arcdist.training.manifest import Entry, manifest_text, read_manifest
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.int8, torch.bool)
 
@@ -29,11 +42,13 @@ def tensors(value):
 
 
 def save(folder, value=1):
-    save_checkpoint(folder, tensors(value), {"p@exp_avg": torch.full((2,), float(value))}, {"step": value})
+    moments = {"p@exp_avg": torch.full((2,), float(value))}
+    save_checkpoint(folder, Snapshot(weights=tensors(value), moments=moments, prompts={}, state={"step": value}))
 
 
 def assert_holds(folder, value):
-    weights, moments, state = load_checkpoint(folder)
+    snapshot = load_checkpoint(folder)
+    weights, moments, state = snapshot.weights, snapshot.moments, snapshot.state
     expected = tensors(value)
     assert weights.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -47,7 +62,7 @@ def test_what_is_saved_is_what_is_loaded_and_nothing_else_is_there(tmp_path):
     folder = tmp_path / "checkpoints" / "step_00000001"
     save(folder)
     assert_holds(folder, 1)
-    assert sorted(path.name for path in folder.iterdir()) == sorted([WEIGHTS, MOMENTS, STATE])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, MANIFEST])
     assert list(folder.parent.iterdir()) == [folder]
 
 
@@ -65,7 +80,7 @@ def test_a_failure_while_writing_leaves_the_old_one(tmp_path, failure):
     weights = {"a": shared, "b": shared[:2]} if failure == "weights" else {"a": shared}
     state = {"step": object()} if failure == "state" else {"step": 2}
     with pytest.raises((RuntimeError, TypeError)):
-        save_checkpoint(tmp_path / "best", weights, {}, state)
+        save_checkpoint(tmp_path / "best", Snapshot(weights=weights, moments={}, prompts={}, state=state))
     assert_holds(tmp_path / "best", 1)
     # What the failure left behind is in nobody's way.
     save(tmp_path / "best", 3)
@@ -75,7 +90,7 @@ def test_a_failure_while_writing_leaves_the_old_one(tmp_path, failure):
 
 def test_what_was_half_written_is_no_checkpoint(tmp_path):
     with pytest.raises(TypeError):
-        save_checkpoint(step_folder(tmp_path, 7), {}, {}, {"step": object()})
+        save_checkpoint(step_folder(tmp_path, 7), Snapshot(weights={}, moments={}, prompts={}, state={"a": object()}))
     assert checkpoints(tmp_path) == []
 
 
@@ -96,7 +111,7 @@ def test_the_newest_are_kept_in_the_order_of_their_steps(tmp_path):
     assert (tmp_path / "notes").is_dir()
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, MOMENTS, STATE])
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
 @pytest.mark.parametrize("damage", ["missing", "cut off", "garbage"])
 def test_a_broken_checkpoint_is_told_by_its_path(tmp_path, name, damage):
     save(tmp_path / "best")
@@ -105,9 +120,9 @@ def test_a_broken_checkpoint_is_told_by_its_path(tmp_path, name, damage):
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[:-3] if damage == "cut off" else b"\xff\xfe garbage")
-    with pytest.raises(DataError, match=r"is no whole checkpoint \(.*\): choose another") as raised:
+    with pytest.raises(DataError) as raised:
         load_checkpoint(tmp_path / "best")
-    assert str(tmp_path / "best") in str(raised.value)
+    assert str(file) in str(raised.value)
     assert raised.value.exit_code == 2
 
 
@@ -122,15 +137,270 @@ def test_there_is_nothing_to_unpickle(tmp_path):
         assert len(content) == 8 + int.from_bytes(content[:8], "little") + end
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A checkpoint that tests damage and mend."""
+    folder = tmp_path_factory.mktemp("whole") / "step_00000001"
+    save(folder)
+    return folder
+
+
+def assert_told(folder, file):
+    """Both ways of looking name the file that is broken."""
+    told = flaw(folder)
+    assert told is not None
+    assert str(file) in told
+    with pytest.raises(DataError) as raised:
+        load_checkpoint(folder)
+    assert str(raised.value) == told
+
+
+@given(name=st.sampled_from([*FILES, MANIFEST]), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_single_flipped_bit_anywhere_is_found(whole, name, place, bit):
+    file = whole / name
+    content = file.read_bytes()
+    damaged = bytearray(content)
+    damaged[int(place * len(content))] ^= 1 << bit
+    file.write_bytes(damaged)
+    try:
+        assert_told(whole, file)
+    finally:
+        file.write_bytes(content)
+    assert flaw(whole) is None
+
+
+@given(name=st.sampled_from([*FILES, MANIFEST]), place=st.floats(0, 1, exclude_max=True))
+def test_so_is_a_tail_that_was_cut_off_or_added(whole, name, place):
+    file = whole / name
+    content = file.read_bytes()
+    for damaged in (content[: int(place * len(content))], content + content[: 1 + int(place * 10)]):
+        file.write_bytes(damaged)
+        try:
+            assert_told(whole, file)
+        finally:
+            file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_so_is_a_file_that_is_missing_and_one_that_is_a_folder(tmp_path, name):
+    save(tmp_path / "best")
+    file = tmp_path / "best" / name
+    file.unlink()
+    assert_told(tmp_path / "best", file)
+    file.mkdir()
+    assert_told(tmp_path / "best", file)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_manifest_that_leaves_a_file_out_is_refused(tmp_path, name):
+    save(tmp_path / "best")
+    manifest = tmp_path / "best" / MANIFEST
+    manifest.write_text(manifest_text({k: v for k, v in read_manifest(manifest.read_text()).items() if k != name}))
+    with pytest.raises(DataError, match=f"manifest.json does not list {name}"):
+        load_checkpoint(tmp_path / "best")
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path):
+    assert_told(tmp_path / "best", tmp_path / "best" / MANIFEST)
+
+
+def test_files_with_right_checksums_that_are_no_tensors_are_told(tmp_path):
+    folder = tmp_path / "best"
+    save(folder)
+    (folder / WEIGHTS).write_bytes(b"no tensors")
+    listed = {name: Entry.of((folder / name).read_bytes()) for name in FILES}
+    (folder / MANIFEST).write_text(manifest_text(listed))
+    assert flaw(folder) is None  # which looks at checksums only
+    with pytest.raises(DataError, match=r"best/weights\.safetensors is no safetensors file \(.*\): choose another"):
+        load_checkpoint(folder)
+
+
+class Killed(BaseException):
+    """What stands for the end of the process."""
+
+
+@pytest.fixture
+def die_at(monkeypatch):
+    """Have the n-th call that changes or forces something on disk fail, from now on; 0 takes that back."""
+    calls = [0, 0, Killed()]
+
+    def counted(real):
+        def call(*arguments, **keywords):
+            calls[0] += 1
+            if calls[0] == calls[1]:
+                raise calls[2]
+            return real(*arguments, **keywords)
+
+        return call
+
+    for owner, name in ((Path, "rename"), (Path, "mkdir"), (Path, "open"), (os, "fsync"), (shutil, "rmtree")):
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+
+    def set_to(number, error=None):
+        calls[:] = [0, number, error or Killed()]
+
+    return set_to
+
+
+STEPS_OF_A_REPLACEMENT = 17
+"""mkdir; open and fsync of five files; fsync of the folder; two renames; fsync; rmtree; fsync."""
+
+
+@pytest.mark.parametrize("number", range(1, STEPS_OF_A_REPLACEMENT + 1))
+def test_whenever_a_replacement_is_cut_off_the_old_one_or_the_new_one_is_there_whole(tmp_path, die_at, number):
+    best = tmp_path / "best"
+    save(best, 1)
+    die_at(number)
+    with pytest.raises(Killed):
+        save(best, 2)
+    die_at(0)
+    mend(best)
+    clear_leftovers(tmp_path)
+    # From the first renaming on, the new one is the one.
+    assert_holds(best, 1 if number <= 13 else 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_replacement_has_so_many_steps(tmp_path, die_at):
+    save(tmp_path / "best", 1)
+    die_at(STEPS_OF_A_REPLACEMENT + 1)
+    save(tmp_path / "best", 2)
+    die_at(STEPS_OF_A_REPLACEMENT)
+    with pytest.raises(Killed):
+        save(tmp_path / "best", 3)
+
+
+@pytest.mark.parametrize(("new_is_whole", "expected"), [(True, 2), (False, 1)])
+def test_between_its_two_renamings_the_new_one_is_taken_where_it_is_whole(tmp_path, new_is_whole, expected):
+    save(tmp_path / ".best.replaced", 1)
+    save(tmp_path / ".best.partial", 2)
+    if not new_is_whole:
+        (tmp_path / ".best.partial" / WEIGHTS).write_bytes(b"")
+    mend(tmp_path / "best")
+    assert_holds(tmp_path / "best", expected)
+    clear_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_what_is_whole_or_was_never_there_needs_no_mending(tmp_path):
+    mend(tmp_path / "best")
+    assert list(tmp_path.iterdir()) == []
+    save(tmp_path / "best", 1)
+    save(tmp_path / ".best.partial", 2)
+    mend(tmp_path / "best")
+    assert_holds(tmp_path / "best", 1)
+
+
+def test_leftovers_of_nothing_else_are_cleared(tmp_path):
+    for name in (".step_00000001.partial", ".best.replaced", ".step_00000002.removed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / WEIGHTS).write_bytes(b"")
+    kept = {".partial", "best.partial", ".git", "step_00000003"}
+    for name in kept:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".notes.partial").write_text("mine")
+    clear_leftovers(tmp_path)
+    clear_leftovers(tmp_path / "missing")
+    assert {path.name for path in tmp_path.iterdir()} == kept | {".notes.partial"}
+
+
+def assert_refused(save_it, folder, reason):
+    with pytest.raises(SaveError) as raised:
+        save_it()
+    message = str(raised.value)
+    assert message.startswith(f"The checkpoint {folder} could not be written ({reason}): it needs 0.0 MB, and ")
+    assert message.endswith(" MB are free there. Make room, or lower --output.keep_last.")
+    assert raised.value.exit_code == 7
+
+
+@pytest.mark.parametrize("number", range(1, STEPS_OF_A_REPLACEMENT + 1))
+def test_a_full_disk_is_told_and_a_whole_one_stands(tmp_path, die_at, number):
+    best = tmp_path / "best"
+    save(best, 1)
+    die_at(number, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert_refused(lambda: save(best, 2), best, "No space left on device")
+    die_at(0)
+    # Where the new one could be renamed, and only not be forced to disk, it stands: both are whole.
+    assert_holds(best, 1 if number <= 14 else 2)
+    assert not (tmp_path / ".best.partial").exists()
+    save(best, 3)
+    assert_holds(best, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+@pytest.mark.parametrize("number", range(1, 13))
+def test_where_there_was_none_a_full_disk_leaves_nothing(tmp_path, die_at, number):
+    folder = step_folder(tmp_path, 7)
+    die_at(number, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert_refused(lambda: save(folder), folder, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def no_file_beyond():
+    """Have the kernel refuse to let a file grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_the_bytes_that_are_needed_are_told_and_none_that_were_written_stay(tmp_path, no_file_beyond):
+    folder = step_folder(tmp_path, 3)
+    weights, moments = {"a": torch.ones(1_000_000)}, {"a": torch.ones(250_000, dtype=torch.int16)}
+    no_file_beyond(3_000_000)  # the kernel writes as much, and then refuses
+    with pytest.raises(SaveError, match=r"step_00000003 could not be written \(File too large\): it needs 4\.5 MB"):
+        save_checkpoint(folder, Snapshot(weights=weights, moments=moments, prompts={}, state={}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_below_a_file_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert_refused(lambda: save(tmp_path / "file" / "best"), tmp_path / "file" / "best", "Not a directory")
+
+
+def test_an_old_one_that_cannot_be_removed_is_told(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save(step_folder(tmp_path, step))
+
+    def refuse(self, target):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    old = step_folder(tmp_path, 1)
+    with pytest.raises(SaveError, match=f"The old checkpoint {old} could not be removed .Permission denied") as raised:
+        prune(tmp_path, 1)
+    assert raised.value.exit_code == 7
+    assert flaw(old) is None
+
+
+def test_one_whose_removal_is_cut_off_is_no_checkpoint_any_more(tmp_path, die_at):
+    for step in (1, 2):
+        save(step_folder(tmp_path, step))
+    die_at(2)  # after it was renamed
+    with pytest.raises(Killed):
+        prune(tmp_path, 1)
+    die_at(0)
+    assert checkpoints(tmp_path) == [step_folder(tmp_path, 2)]
+    clear_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [step_folder(tmp_path, 2)]
+
+
+def test_size_counts_the_bytes_of_all_tensors():
+    parts = {"weights": {"a": torch.zeros(3, 5)}, "moments": {"a": torch.zeros(7, dtype=torch.int8)}}
+    prompts = {"q": torch.zeros(2, dtype=torch.float64), "r": torch.zeros(0)}
+    assert Snapshot(**parts, prompts=prompts, state={"step": 1}).size == 60 + 7 + 16
+
+
 @pytest.mark.slow
 def test_a_process_killed_at_any_moment_leaves_whole_checkpoints_only(tmp_path):
     program = (
         "import sys, torch\n"
         "from pathlib import Path\n"
-        "from arcdist.training.checkpoint import save_checkpoint, step_folder\n"
+        "from arcdist.training.checkpoint import Snapshot, save_checkpoint, step_folder\n"
         "for step in range(1, 100000):\n"
         "    weights = {'a': torch.full((500_000,), float(step))}\n"
-        "    save_checkpoint(step_folder(Path(sys.argv[1]), step), weights, {}, {'step': step})\n"
+        "    snapshot = Snapshot(weights=weights, moments={}, prompts={}, state={'step': step})\n"
+        "    save_checkpoint(step_folder(Path(sys.argv[1]), step), snapshot)\n"
     )
     for round_ in range(3):
         root = tmp_path / str(round_)
@@ -141,7 +411,7 @@ def test_a_process_killed_at_any_moment_leaves_whole_checkpoints_only(tmp_path):
         writer.send_signal(signal.SIGKILL)
         writer.wait()
         for folder in checkpoints(root):
-            weights, _, state = load_checkpoint(folder)
-            assert folder == step_folder(root, state["step"])
-            assert (weights["a"] == state["step"]).all()
+            snapshot = load_checkpoint(folder)
+            assert folder == step_folder(root, snapshot.state["step"])
+            assert (snapshot.weights["a"] == snapshot.state["step"]).all()
         shutil.rmtree(root)

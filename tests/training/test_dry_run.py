@@ -3,8 +3,9 @@ import re
 import pytest
 
 from arcdist.config import load_config
+from arcdist.distributed import FailureWatch
 from arcdist.errors import OutOfMemoryError
-from arcdist.training import train
+from arcdist.training.run import train
 
 
 @pytest.fixture
@@ -13,7 +14,7 @@ def dry_run(clean_process, tiny_flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*flags):
-        train(load_config([*tiny_flags, "--dry_run", *flags]))
+        train(load_config([*tiny_flags, "--dry_run", *flags]), FailureWatch())
         assert list(tmp_path.iterdir()) == []  # not even a run folder
         rows = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in capsys.readouterr().out.splitlines()]
         return {row[0]: row[1] for row in rows if len(row) == 2}

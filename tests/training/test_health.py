@@ -1,3 +1,4 @@
+import json
 import logging
 import math
 
@@ -159,3 +160,67 @@ def test_a_group_without_gradient_stops_the_run_and_is_a_flag():
     with pytest.raises(HealthError, match="group_without_gradient: solver"):
         health.require_gradients({"agent": 1.0, "solver": 0.0})
     assert health.flags == ["group_without_gradient"]
+
+
+def resumed(health):
+    """A fresh judge that goes on from the state of another, by way of JSON."""
+    other = RunHealth()
+    other.load_state(json.loads(json.dumps(health.state())))
+    return other
+
+
+@pytest.mark.parametrize("every", [1, 7, 20, 50])
+def test_one_that_goes_on_from_a_state_raises_and_clears_the_same_flags(every):
+    rng = np.random.default_rng(5)
+    count = 4000 // every
+    # All four kinds of flags rise and clear again: flat, then falling; rewards and deltas; a group without gradient.
+    quarter = np.arange(count) * 4 // count
+    losses = noisy(np.where(quarter < 2, 2.0, 0.5), rng, count)
+    given = [
+        {
+            "loss": float(loss),
+            "reward": (-0.5, 0.1, 0.1, -0.5)[part],
+            "accuracy_delta": (0.0, 0.0, 0.1, 0.0)[part],
+            "gradient_norms": {"qwen": (0.0, 0.0, 1.0, 0.0)[part], "agent": 1.0},
+        }
+        for loss, part in zip(losses, quarter, strict=True)
+    ]
+    whole, pieces, seen = RunHealth(), RunHealth(), set()
+    for index, values in enumerate(given, start=1):
+        pieces = resumed(pieces)
+        flags = whole.observe(index * every, **values)
+        assert pieces.observe(index * every, **values) == flags
+        assert pieces.state() == whole.state()
+        seen |= set(flags)
+    assert seen == {"loss_flat", "reward_low", "accuracy_delta_zero", "qwen_gradient_zero"}
+
+
+def test_a_raised_flag_is_not_told_again_after_going_on_and_clears_with_its_word(caplog):
+    health = RunHealth()
+    observe(health, [1.0] * 20)
+    caplog.set_level(logging.INFO, logger="arcdist")
+    caplog.clear()
+    other = resumed(health)
+    assert other.flags == ["loss_flat"]
+    assert observe(other, [1.0] * 5, start=20)[-1] == ["loss_flat"]
+    assert caplog.records == []
+    assert observe(other, np.linspace(0.5, 0.1, 20), start=25)[-1] == []
+    (record,) = caplog.records
+    assert record.getMessage().startswith("red flag cleared at step")
+
+
+def test_flags_of_a_kind_of_their_own_are_kept_too():
+    health = RunHealth()
+    with pytest.raises(NotFiniteError):
+        health.require_finite(1, {"loss": math.nan})
+    with pytest.raises(HealthError):
+        health.require_gradients({"solver": 0.0})
+    assert resumed(health).flags == ["group_without_gradient", "loss_not_finite"]
+
+
+def test_a_gradient_is_missed_since_the_step_it_was_last_seen_in_another_run():
+    monitor, other = GradientMonitor(), GradientMonitor()
+    monitor.observe(70, {"qwen": 0.1})
+    other.load_state(json.loads(json.dumps(monitor.state())))
+    assert other.observe(169, {"qwen": 0.0}) == {}
+    assert other.observe(170, {"qwen": 0.0}) == {"qwen": 100}

@@ -1,9 +1,10 @@
+import os
 import signal
 import time
 
 import pytest
 
-from arcdist.training.interrupt import Interrupt
+from arcdist.training.interrupt import PREEMPTIONS, Interrupt
 
 
 @pytest.fixture
@@ -48,3 +49,68 @@ def test_the_handler_of_before_is_put_back_whatever_ends_the_block():
     assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+def test_what_batch_systems_send_is_known():
+    assert set(PREEMPTIONS) == {signal.SIGTERM, signal.SIGUSR1}
+
+
+@pytest.mark.parametrize("number", PREEMPTIONS)
+def test_a_batch_system_s_signal_asks_to_make_room_however_often(number, clock):
+    before = signal.getsignal(number)
+    with Interrupt() as interrupt:
+        assert (interrupt.requested, interrupt.preempted) == (False, False)
+        for moment in (100.0, 105.0):
+            clock(moment)
+            signal.raise_signal(number)
+            assert (interrupt.requested, interrupt.preempted) == (True, True)
+    assert signal.getsignal(number) is before
+
+
+def test_ctrl_c_is_no_preemption():
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert (interrupt.requested, interrupt.preempted) == (True, False)
+
+
+def test_all_handlers_of_before_are_put_back():
+    def mine(_number, _frame):
+        pass
+
+    numbers = (signal.SIGINT, *PREEMPTIONS)
+    before = {number: signal.signal(number, mine) for number in numbers}
+    try:
+        with Interrupt():
+            assert all(signal.getsignal(number) is not mine for number in numbers)
+        assert all(signal.getsignal(number) is mine for number in numbers)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture
+def launcher(monkeypatch):
+    """Be the one process of `accelerate launch`; what is returned has the launcher end."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    return lambda: monkeypatch.setattr(os, "getppid", lambda: 1)
+
+
+def test_the_end_of_its_launcher_counts_as_the_signal_that_it_did_not_hand_on(launcher):
+    with Interrupt() as interrupt:
+        assert (interrupt.requested, interrupt.preempted) == (False, False)
+        launcher()
+        assert (interrupt.requested, interrupt.preempted) == (True, True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("ACCELERATE_MIXED_PRECISION", None), ("WORLD_SIZE", "2")])
+def test_whoever_else_started_the_process_may_end(launcher, monkeypatch, name, value):
+    # A shell, say; or torchrun, which hands signals on and ends its processes itself.
+    if value is None:
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, value)
+    with Interrupt() as interrupt:
+        launcher()
+        assert (interrupt.requested, interrupt.preempted) == (False, False)

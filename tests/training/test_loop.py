@@ -1,15 +1,18 @@
 import json
 import logging
 import math
+import shutil
 import signal
 
 import pytest
 import torch
 
 from arcdist.distributed import Heartbeat
-from arcdist.errors import HealthError, NotFiniteError
+from arcdist.errors import HealthError, NotFiniteError, SaveError
 from arcdist.evaluation import Answerer, score
-from arcdist.training.checkpoint import checkpoints, load_checkpoint
+from arcdist.tracking import TrainingMetricsTracker
+from arcdist.training import saver
+from arcdist.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from arcdist.training.loop import MOST_SKIPPED_STEPS, Loop
 from arcdist.training.state import gather_moments, gather_weights
 
@@ -50,7 +53,7 @@ def test_cadence_of_log_lines_checkpoints_and_validations(make_loop, tmp_path):
     assert [record["epoch"] for record in epochs] == [0, 1, 2]
     # Every second epoch is validated, and the last one always.
     assert ["val/exact" in record for record in epochs] == [False, True, True]
-    assert load_checkpoint(tmp_path / "checkpoints" / "step_00000009")[2]["step"] == 9
+    assert load_checkpoint(tmp_path / "checkpoints" / "step_00000009").state["step"] == 9
 
 
 def test_the_last_checkpoints_are_kept(make_loop, tmp_path):
@@ -66,7 +69,8 @@ def test_a_last_step_that_is_saved_already_is_saved_once(make_loop, tmp_path):
 def test_the_last_checkpoint_is_the_run_s_end_bit_for_bit(make_loop, tmp_path):
     loop = make_loop()
     loop.run()
-    weights, _, state = load_checkpoint(tmp_path / "checkpoints" / "step_00000002")
+    snapshot = load_checkpoint(tmp_path / "checkpoints" / "step_00000002")
+    weights, state = snapshot.weights, snapshot.state
     expected = gather_weights(loop.session)
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -81,8 +85,8 @@ def test_best_is_the_checkpoint_of_the_best_epoch(make_loop, tmp_path):
     assert metrics["best"]["metric"] == "val/cell"
     assert metrics["best"]["epoch"] == best
     assert metrics["best"]["val/cell"] == cells[best]
-    state = load_checkpoint(tmp_path / "best")[2]
-    assert (state["epoch"], state["step"]) == (best, 2 * (best + 1))
+    state = load_checkpoint(tmp_path / "best").state
+    assert (state["epoch"], state["batch"], state["step"]) == (best + 1, 0, 2 * (best + 1))
 
 
 def test_an_epoch_s_scores_are_those_of_the_models_it_ends_with(make_loop, tmp_path):
@@ -157,11 +161,14 @@ def test_numbers_that_are_not_finite_end_the_run_before_they_do_harm(make_loop, 
     assert raised.value.exit_code == 5
     # The checkpoint of step 2 is still what the models are.
     root = tmp_path / "checkpoints"
-    assert [folder.name for folder in checkpoints(root)] == [f"step_{step:08d}" for step in range(1, 12)]
-    weights, moments, _ = load_checkpoint(root / "step_00000002")
+    assert [folder.name for folder in checkpoints(root)] == [f"step_{step:08d}" for step in range(1, 13)]
     expected = gather_weights(loop.session) | gather_moments(loop.session)
-    assert expected.keys() == weights.keys() | moments.keys()
-    assert all(torch.equal((weights | moments)[name], expected[name]) for name in expected)
+    for step in (2, 12):
+        snapshot = load_checkpoint(root / f"step_{step:08d}")
+        saved = {**snapshot.weights, **snapshot.moments}
+        assert expected.keys() == saved.keys()
+        assert all(torch.equal(saved[name], expected[name]) for name in expected)
+    assert snapshot.state["skipped_in_a_row"] == 0  # so that who resumes there has ten steps again
     assert read_steps(tmp_path)[-1] == {"step": 12, "epoch": 5, "flags": ["loss_not_finite"]}
 
 
@@ -177,8 +184,7 @@ def test_a_step_that_is_not_finite_is_skipped_told_and_counted(make_loop, tmp_pa
     assert told[0] == "Step 1 was skipped on all processes: agent = nan."
     assert len(told) == 10
     # The memory's gate and the interval's means know the good steps only.
-    assert loop.since_epoch.steps == 2
-    moments = load_checkpoint(checkpoints(tmp_path / "checkpoints")[-1])[1]
+    moments = load_checkpoint(checkpoints(tmp_path / "checkpoints")[-1]).moments
     assert moments["grid.agent.from_prompt.weight@step"].item() == 2.0
 
 
@@ -224,7 +230,6 @@ def test_overflows_of_a_loss_scale_are_skipped_without_a_word_and_have_no_part_i
     assert loop.session.engines.precision.loss_scale == 256.0
     assert loop.step == 4
     assert [record["step"] for record in read_steps(tmp_path)] == [3, 4]
-    assert loop.since_epoch.steps == 2
     assert read_metrics(tmp_path)["epochs"][0]["train/loss"] is not None
 
 
@@ -270,10 +275,235 @@ def test_ctrl_c_ends_the_run_with_the_next_step_of_all_processes_and_saves_it(ma
     with pytest.raises(KeyboardInterrupt):
         loop.run()
     (folder,) = checkpoints(tmp_path / "checkpoints")
-    weights, moments, state = load_checkpoint(folder)
+    snapshot = load_checkpoint(folder)
+    weights, moments, state = snapshot.weights, snapshot.moments, snapshot.state
     assert folder.name == "step_00000002"
     assert (state["step"], state["epoch"]) == (2, 0)
     expected = gather_weights(loop.session)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert moments["grid.agent.from_prompt.weight@step"].item() == 2.0
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# Two epochs of four steps. Answers and rewards change, the memory overflows, dropout draws, a line spans two steps.
+LIVELY = (
+    *("--epochs=2", "--max_batches=4", "--log_every=3", "--save_every=1", "--output.keep_last=100"),
+    *("--agent_lr=0.01", "--qwen_lr=0.003", "--optim.warmup_steps=2", "--refiner.rl_delta_scale=200"),
+    *("--solver.capacity=5", "--curriculum.memory_gate=0.5", "--qwen.lora_dropout=0.2"),
+)
+STEPS = 8
+MEASURED = {"seconds", "pairs_per_s", "tokens_per_s", "versions"}
+"""What of a state and of records is not the seed's."""
+
+
+def without_measured(value):
+    if isinstance(value, dict):
+        return {name: without_measured(entry) for name, entry in value.items() if name not in MEASURED}
+    return [without_measured(entry) for entry in value] if isinstance(value, list) else value
+
+
+def assert_same_checkpoint(folder, expected):
+    snapshot, other = load_checkpoint(folder), load_checkpoint(expected)
+    for part in ("weights", "moments", "prompts"):
+        tensors, others = getattr(snapshot, part), getattr(other, part)
+        assert tensors.keys() == others.keys()
+        for name, tensor in tensors.items():
+            assert tensor.dtype == others[name].dtype
+            assert torch.equal(tensor, others[name]), f"{folder.name}: {name}"
+    assert without_measured(snapshot.state) == without_measured(other.state)
+
+
+def assert_same_run(folder, expected):
+    """Two runs have left the same numbers, to the last bit."""
+    assert without_measured(read_steps(folder)) == without_measured(read_steps(expected))
+    assert without_measured(read_metrics(folder)) == without_measured(read_metrics(expected))
+    steps = [[path.name for path in checkpoints(run / "checkpoints")] for run in (folder, expected)]
+    assert steps[0] == steps[1]
+    for name in (*(f"checkpoints/{name}" for name in steps[0]), "best"):
+        assert_same_checkpoint(folder / name, expected / name)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Draw nothing: pictures take as long as the steps, and are drawn from numbers that are compared."""
+    monkeypatch.setattr(TrainingMetricsTracker, "draw", lambda self: self.plot_path)
+
+
+@pytest.fixture
+def whole_run(undrawn, build_tiny, tmp_path):
+    """Make a run of `LIVELY` steps in one go, and give what resumes it in other folders.
+
+    `prepare` is given each session and the number of steps that are behind it.
+    """
+
+    def loop_in(folder, flags, prepare, behind):
+        session = build_tiny(*LIVELY, *flags)
+        prepare(session, behind)
+        return Loop(session, folder, Heartbeat(folder, 0))
+
+    def make(*flags, prepare=lambda session, behind: None):
+        whole = tmp_path / "whole"
+        whole.mkdir()
+        assert loop_in(whole, flags, prepare, 0).run()
+
+        def resume(step, source=whole):
+            """What a run leaves that is killed later than after this step, and goes on from there to its end."""
+            folder = tmp_path / f"{source.name}_{step}"
+            shutil.copytree(source, folder)
+            for checkpoint in checkpoints(folder / "checkpoints")[step:]:
+                shutil.rmtree(checkpoint)
+            loop = loop_in(folder, flags, prepare, step)
+            loop.resume(load_checkpoint(checkpoints(folder / "checkpoints")[-1]))
+            assert (loop.step, loop.epoch, loop.batch) == (step, step // 4, step % 4)
+            assert loop.run()
+            return folder
+
+        return whole, resume
+
+    return make
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# One step into an epoch, in its middle, at its end (whose numbers and validation are done), one after it.
+@pytest.mark.parametrize(
+    ("every", "places"), [(1, (1, 4)), pytest.param(1, (2, 5), marks=pytest.mark.slow), (2, (3,)), (3, (2,))]
+)
+def test_a_run_that_is_resumed_anywhere_is_the_run_that_never_ended(whole_run, every, places):
+    whole, resume = whole_run(f"--qwen.every={every}")
+    assert len({record["reward/mean"] for record in read_steps(whole)}) == 3
+    assert bool(load_checkpoint(whole / "best").prompts) is (every > 1)
+    for step in places:
+        assert_same_run(resume(step), whole)
+
+
+@pytest.mark.slow
+def test_a_run_may_be_resumed_twice_in_an_epoch_and_once_more_in_the_next(whole_run):
+    whole, resume = whole_run("--qwen.every=2")
+    once = resume(1)
+    twice = resume(3, source=once)
+    thrice = resume(6, source=twice)
+    for folder in (once, twice, thrice):
+        assert_same_run(folder, whole)
+
+
+def test_steps_that_are_skipped_stay_skipped_and_counted(whole_run):
+    spoiled = (1, 3, 4, 6)
+
+    def prepare(session, behind):
+        spoil_steps(session, [step - behind for step in spoiled if step > behind], math.nan)
+
+    whole, resume = whole_run(prepare=prepare)
+    assert load_checkpoint(checkpoints(whole / "checkpoints")[-1]).state["skipped"] == len(spoiled)
+    for step in (1, 3):
+        assert_same_run(resume(step), whole)
+
+
+@pytest.mark.slow
+def test_a_loss_scale_goes_on_where_it_was(whole_run, scale_losses):
+    def prepare(session, behind):
+        scale_losses(session.engines.precision, 1024.0)  # what a new run begins with, whatever the old one had come to
+        spoil_steps(session, [step - behind for step in (2, 6) if step > behind], math.inf)
+
+    whole, resume = whole_run(prepare=prepare)
+    assert load_checkpoint(checkpoints(whole / "checkpoints")[-1]).state["loss_scale"]["scale"] == 256.0
+    for step in (3, 6):
+        assert_same_run(resume(step), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [("--agent.ema_decay=0", "--agent.kind=conv"), ("--train.accumulation=2",)])
+def test_so_does_a_run_of_another_kind(whole_run, flags):
+    whole, resume = whole_run(*flags)
+    assert_same_run(resume(3), whole)
+
+
+def test_a_finished_run_that_is_resumed_has_nothing_to_do(whole_run):
+    whole, resume = whole_run()
+    before = files_of(whole)
+    assert files_of(resume(STEPS)) == before
+
+
+def test_a_finished_run_can_be_given_more_epochs(undrawn, make_loop, tmp_path):
+    assert make_loop("--epochs=1").run()
+    longer = make_loop("--epochs=3")
+    longer.resume(load_checkpoint(tmp_path / "checkpoints" / "step_00000002"))
+    assert longer.run()
+    assert (longer.step, longer.epoch) == (6, 3)
+    assert [record["epoch"] for record in read_metrics(tmp_path)["epochs"]] == [0, 1, 2]
+    assert [record["step"] for record in read_steps(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_a_batch_system_s_signal_saves_the_step_and_the_run_goes_on_from_there(undrawn, build_tiny, tmp_path, caplog):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    flags = (*LIVELY, "--save_every=100")
+    for folder in (whole, part):
+        folder.mkdir()
+    Loop(build_tiny(*flags), whole, Heartbeat(whole, 0)).run()
+
+    loop = Loop(build_tiny(*flags), part, Heartbeat(part, 0))
+    calls = []
+
+    def preempt(gradient):
+        calls.append(gradient)
+        if len(calls) == 2:  # in the middle of step 2: what step 3 tells every process
+            signal.raise_signal(signal.SIGTERM)
+
+    loop.session.models.agent.from_prompt.weight.register_hook(preempt)
+    with caplog.at_level(logging.WARNING, logger="arcdist"):
+        assert loop.run() is False
+    saved = part / "checkpoints" / "step_00000003"
+    assert checkpoints(part / "checkpoints") == [saved]
+    (told,) = [record.getMessage() for record in caplog.records if "make room" in record.getMessage()]
+    assert told == f"Asked to make room: step 3 is saved in {saved}. Go on with --resume."
+
+    again = Loop(build_tiny(*flags), part, Heartbeat(part, 0))
+    again.resume(load_checkpoint(saved))
+    assert again.run() is True
+    shutil.rmtree(saved)
+    assert_same_run(part, whole)
+
+
+@pytest.mark.parametrize("on_save_error", ["continue", "stop"])
+def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on_or_ends(
+    undrawn, make_loop, tmp_path, caplog, monkeypatch, on_save_error
+):
+    loop = make_loop(*LIVELY, f"--output.on_save_error={on_save_error}")
+
+    def refuse_some(folder, snapshot):
+        if snapshot.state["step"] == 2:
+            raise SaveError("The disk is full.")
+        save_checkpoint(folder, snapshot)
+
+    monkeypatch.setattr(saver, "save_checkpoint", refuse_some)
+    with caplog.at_level(logging.ERROR, logger="arcdist"):
+        if on_save_error == "continue":
+            assert loop.run()
+        else:
+            with pytest.raises(SaveError, match=r"^The disk is full\.$") as raised:
+                loop.run()
+            assert raised.value.exit_code == 7
+    told = [record.getMessage() for record in caplog.records]
+    saved = [int(folder.name.removeprefix("step_")) for folder in checkpoints(tmp_path / "checkpoints")]
+    if on_save_error == "continue":
+        assert saved == [1, 3, 4, 5, 6, 7, 8]
+        assert told == ["NOT SAVED: The disk is full. Training goes on."]
+    else:
+        # All processes learn of it with step 3 or, where it was still being written then, with step 4.
+        assert set(saved) <= {1, 3}
+        assert told == ["NOT SAVED: The disk is full."]
+
+
+def test_a_run_does_not_end_well_without_its_last_checkpoint(undrawn, make_loop, tmp_path, monkeypatch):
+    loop = make_loop("--save_every=100")
+
+    def refuse(folder, snapshot):
+        raise SaveError("The disk is full.")
+
+    monkeypatch.setattr(saver, "save_checkpoint", refuse)
+    with pytest.raises(SaveError, match="The disk is full"):
+        loop.run()
+    assert loop.step == 2

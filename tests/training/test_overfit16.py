@@ -5,7 +5,8 @@ import json
 import pytest
 
 from arcdist.config import load_config
-from arcdist.training import train
+from arcdist.distributed import FailureWatch
+from arcdist.training.run import train
 
 
 @pytest.mark.slow
@@ -14,7 +15,7 @@ def test_overfit16_learns_nine_of_ten_training_queries(tmp_path):
     loaded = load_config(["--recipe", "overfit16", "--output_dir", str(tmp_path / "run")])
     assert loaded.config.data.max_tasks == 16
     assert loaded.config.data.max_side == 10
-    train(loaded)
+    assert train(loaded, FailureWatch()) == 0
     epochs = json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"]
     assert epochs[-1]["epoch"] == loaded.config.train.epochs - 1
     assert epochs[-1]["train/exact"] >= 0.9

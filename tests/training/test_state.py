@@ -7,7 +7,7 @@ from arcdist.errors import ConfigError
 from arcdist.evaluation import Answerer, score
 from arcdist.training.checkpoint import load_checkpoint, save_checkpoint
 from arcdist.training.curriculum import DynamicMemoryThreshold
-from arcdist.training.state import describe, gather_moments, gather_weights, load_weights, replicated
+from arcdist.training.state import gather_moments, gather_weights, load_weights, restore, take_snapshot
 from arcdist.training.step import StepSettings, train_step
 
 
@@ -42,15 +42,16 @@ def assert_equal(left, right):
 @pytest.mark.parametrize("flags", [(), ("--agent.kind=conv", "--agent.ema_decay=0", "--qwen.fuse=concat-linear")])
 def test_weights_go_through_a_checkpoint_into_another_run_bit_for_bit(tmp_path, build_tiny, flags):
     trained = steps(build_tiny(*flags))
-    save_checkpoint(tmp_path / "a", gather_weights(trained), gather_moments(trained), {"step": 2})
-    weights, moments, _ = load_checkpoint(tmp_path / "a")
-    assert_equal(moments, gather_moments(trained))
+    save_checkpoint(tmp_path / "a", take_snapshot(trained, {}))
+    snapshot = load_checkpoint(tmp_path / "a")
+    assert_equal(snapshot.moments, gather_moments(trained))
 
     other = build_tiny(*flags, "--seed=1")
     assert scores(other) != scores(trained)
     # The frozen base is the seed's, and no part of a checkpoint: it comes from where the model comes from.
     other.models.qwen.body.load_state_dict(trained.models.qwen.body.state_dict())
-    load_weights(other, weights)
+    restore(other, snapshot)
+    assert_equal(gather_moments(other), gather_moments(trained))
     assert_equal(gather_weights(other), gather_weights(trained))
     assert len(other.models.solver.memory) == 8
     assert scores(other) == scores(trained)
@@ -120,27 +121,18 @@ def test_weights_of_another_configuration_are_refused(build_tiny, part):
         load_weights(session, weights | {f"{part}.nonsense": torch.zeros(3)})
 
 
-def test_state_is_plain_numbers(build_tiny):
-    config = build_tiny("--seed=5").config
-    state = describe(config, step=12, epoch=3, memory_average={"average": 0.25})
-    assert json.loads(json.dumps(state)) == state
-    assert (state["step"], state["epoch"], state["seed"]) == (12, 3, 5)
-    assert state["memory_gate"] == {"average": 0.25}
+def test_state_is_plain_numbers_and_says_what_it_is_the_state_of(build_tiny):
+    session = steps(build_tiny("--seed=5", "--qwen.every=3"))
+    state = take_snapshot(session, {"step": 12}).state
+    state = json.loads(json.dumps(state))
+    assert state["step"] == 12
+    assert state["steps_of_schedules"] == {"qwen": 2, "grid": 2, "refiner": 2}
+    assert state["loss_scale"] == {"scale": 1.0, "good_steps": 0}
+    assert state["averaged_agent"] == {"updates": 2}
+    assert state["random_streams"]["seed"] == 5
+    assert state["config"]["train.seed"] == 5
+    batches = enumerate(session.training.loader(0, session.device, 2))
+    assert state["prompts"] == {query: number for number, batch in batches for query in batch.ids}
+    assert state["processes"] == 1
     assert state["versions"]["torch"] == torch.__version__
     assert set(state["versions"]) == {"torch", "accelerate", "transformers", "peft"}
-
-
-def test_what_is_replicated_is_what_is_gathered_where_it_is(build_tiny):
-    session = steps(build_tiny())
-    found = {name: list(tensors) for name, tensors in replicated(session).items()}
-    assert list(found) == ["qwen", "agent", "solver", "efe", "refiner", "averaged_agent"]
-    weights = gather_weights(session)
-    prefixes = {name: f"grid.{name}." if name in ("agent", "solver", "efe") else f"{name}." for name in found}
-    for name, tensors in found.items():
-        gathered = [value for key, value in weights.items() if key.startswith(prefixes[name])]
-        assert len(tensors) == len(gathered) > 0
-        for tensor, value in zip(tensors, gathered, strict=True):
-            assert torch.equal(tensor, value), name
-    # Not copies: a change of a weight shows, and one of the memory.
-    assert any(tensor is session.models.agent.from_prompt.weight for tensor in found["agent"])
-    assert any(tensor.data_ptr() == session.models.solver.memory.keys.data_ptr() for tensor in found["solver"])

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -153,6 +154,8 @@ def launched(shared_folder: Path) -> Callable[..., Run]:
 
     `config` is the name of a file in `accelerate_configs/` or a path; `program` one of `programs/` here, in place of
     `launch/train.py`; `machines` launchers, all on this machine, share the `processes`; `environment` is set besides.
+    With `killed_after`, a run and a step, it goes on in a copy of that run's folder, as one leaves it that is killed
+    before its next checkpoint.
     """
 
     def launch(
@@ -162,16 +165,19 @@ def launched(shared_folder: Path) -> Callable[..., Run]:
         program: str | None = None,
         machines: int = 1,
         environment: tuple[tuple[str, str], ...] = (),
+        killed_after: tuple[Run, int] | None = None,
     ) -> Run:
         if "zero" in config and importlib.util.find_spec("deepspeed") is None:
             pytest.skip("DeepSpeed is not installed.")
-        asked = repr((config, processes, flags, program, machines, environment))
+        asked = repr((config, processes, flags, program, machines, environment, killed_after))
         name = f"{Path(config).stem}_{processes}_{blake2b(asked.encode(), digest_size=4).hexdigest()}"
         folder = shared_folder / name
         with FileLock(shared_folder / f"{name}.lock"):
             if not (folder / "ended.json").exists():
                 (folder / "notes").mkdir(parents=True, exist_ok=True)
                 (folder / "tiny.yaml").write_text(TINY_RUN)
+                if killed_after:
+                    copy_as_of(*killed_after, folder / "run")
                 file = config if config.endswith(".yaml") else str(CHECKOUT / "accelerate_configs" / f"{config}.yaml")
                 port = free_port()
                 commands = [
@@ -180,6 +186,7 @@ def launched(shared_folder: Path) -> Callable[..., Run]:
                         *("--num_processes", str(processes), *flags_of_machine(machine, machines, port)),
                         str(PROGRAMS / f"{program}.py" if program else TRAIN),
                         *("--config", str(folder / "tiny.yaml"), "--output_dir", str(folder / "run"), *flags),
+                        *(("--resume",) if killed_after else ()),
                     ]
                     for machine in range(machines)
                 ]
@@ -200,6 +207,16 @@ def run_commands(shared_folder: Path) -> Callable[..., Run]:
         return Run(**json.loads((folder / "ended.json").read_text()))
 
     return run
+
+
+def copy_as_of(run: Run, step: int, folder: Path) -> None:
+    """Copy a run's folder without the checkpoints after a step; its other files know of what came later."""
+    assert run.codes == [0] * len(run.codes), run.err
+    shutil.copytree(run.folder, folder)
+    for checkpoint in (folder / "checkpoints").glob("step_*"):
+        if int(checkpoint.name.removeprefix("step_")) > step:
+            shutil.rmtree(checkpoint)
+    assert (folder / "checkpoints" / f"step_{step:08d}").is_dir()
 
 
 def run_to_the_end(commands: list[list[str]], folder: Path, environment: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from arcdist.models.embedded import TINY, embedded_config
+from arcdist.training.checkpoint import FILES, MANIFEST
 
 pytestmark = pytest.mark.slow
 
@@ -63,11 +64,7 @@ def test_rank_0_alone_writes_and_speaks(several):
     assert files == zero | {
         *("config.yaml", "training.log", "steps.jsonl", "metrics.json", "metrics_plot.png"),
         *(f"heartbeats/rank_{rank:05d}.json" for rank in range(ranks)),
-        *(
-            f"{place}/{name}"
-            for place in ("checkpoints/step_00000020", "best")
-            for name in ("weights.safetensors", "moments.safetensors", "state.json")
-        ),
+        *(f"{place}/{name}" for place in ("checkpoints/step_00000020", "best") for name in (*FILES, MANIFEST)),
     }
     assert [record["step"] for record in several.steps()] == list(range(1, 21))
     # DeepSpeed prints one line of its own, of an extension that it has built.

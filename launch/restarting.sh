@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Train through crashes: where a process of the run ends, however that happens, the launcher starts all of them again,
+# three times at most, and the run goes on from its newest whole checkpoint. From the root of the checkout:
+#
+#     launch/restarting.sh runs/night --num_processes 4 -- --recipe qwen2.5-1.5b
+#
+# What stands before -- goes to accelerate launch, what follows it to launch/train.py. Typed again after a power failure
+# or a pre-emption, the same line goes on too.
+set -euo pipefail
+
+run=${1:?the run folder, such as runs/night}
+shift
+launcher=()
+while [[ $# -gt 0 && $1 != -- ]]; do
+    launcher+=("$1")
+    shift
+done
+shift || true
+
+exec accelerate launch --config_file "${CONFIG_FILE:-accelerate_configs/zero2.yaml}" --max_restarts "${RESTARTS:-3}" \
+    "${launcher[@]}" launch/train.py --output_dir "$run" --resume auto "$@"
