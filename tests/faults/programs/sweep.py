@@ -1,0 +1,110 @@
+"""Saves a new best and a checkpoint once for each operation that this takes, with a fault at it: what is left of each.
+
+Is given what faults do, and after each how many checkpoints are kept; writes a JSON list to standard output. Each save
+happens in a process forked for it, which spares it the imports.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from faults import Fault, Faults
+
+from arcdist.errors import ArcdistError
+from arcdist.training import checkpoint
+from arcdist.training.checkpoint import Snapshot, checkpoints, flaw, load_checkpoint, save_checkpoint, step_folder
+from arcdist.training.resume import find_start
+from arcdist.training.saver import Saver
+
+checkpoint._PIECE = 200  # several writes a file
+
+
+def snapshot(step: int) -> Snapshot:
+    weights = {"weight": torch.full((50,), float(step))}
+    return Snapshot(weights=weights, moments={"weight@exp_avg": torch.ones(40)}, prompts={}, state={"step": step})
+
+
+def save(run: Path, step: int, keep_last: int) -> str:
+    """Save a new best and a checkpoint, as a run does; what went wrong."""
+    saver = Saver(keep_last)
+    saver.save(snapshot(step), [run / "best", step_folder(run / "checkpoints", step)])
+    saver.wait()
+    return saver.take_failure()
+
+
+def save_in_new_process(run: Path, step: int, keep_last: int, fault: Fault) -> int:
+    """The wait status of a process that saves: 0, or of exit code 1 where that fails; it tells `RUN.told` more."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    faults = Faults(run, fault)
+    faults.install()
+    said = save(run, step, keep_last)
+    run.with_suffix(".told").write_text(json.dumps({"operations": faults.operations, "said": said}))
+    os._exit(1 if said else 0)
+
+
+def whole_step(folder: Path) -> int | None:
+    """The step of a checkpoint; none where it is not whole."""
+    return load_checkpoint(folder).state["step"] if flaw(folder) is None else None
+
+
+def look(run: Path) -> list[int | None]:
+    """Steps of the newest checkpoint and of the best."""
+    newest = checkpoints(run / "checkpoints")[-1:]
+    return [whole_step(newest[0]) if newest else None, whole_step(run / "best")]
+
+
+def look_as_resuming(run: Path) -> list[int | None]:
+    """The same once a resumed run has put the folder in order."""
+    try:
+        start = find_start(str(run), "newest")
+    except ArcdistError:
+        return [None, whole_step(run / "best")]
+    start.lock.release()
+    return [int(json.loads(start.files["state.json"])["step"]), whole_step(run / "best")]
+
+
+def sweep(place: Path, do: str, keep_last: int) -> list[dict[str, Any]]:
+    before, now = place / "before", 3 * (keep_last + 1)
+    for step in range(3, now, 3):
+        save_checkpoint(step_folder(before / "checkpoints", step), snapshot(step))
+    save_checkpoint(before / "best", snapshot(now - 3))
+
+    shutil.copytree(before, place / "run_0")
+    save_in_new_process(place / "run_0", now, keep_last, Fault())
+    operations = json.loads((place / "run_0.told").read_text())["operations"]
+    outcomes = []
+    for number, operation in enumerate(operations, start=1):
+        run = place / f"run_{number}"
+        shutil.copytree(before, run)
+        status = save_in_new_process(run, now, keep_last, Fault(do=do, at=number))
+        told = run.with_suffix(".told")
+        outcome = {
+            "do": do,
+            "keep_last": keep_last,
+            "operation": operation,
+            "status": status,
+            "said": json.loads(told.read_text())["said"] if told.exists() else "",
+            "left": look(run),
+            "resumed": look_as_resuming(run),
+        }
+        save(run, now, keep_last)
+        outcome["again"] = look(run)
+        outcome["files"] = sorted(path.name for path in (*run.glob("*"), *run.glob("checkpoints/*")))
+        outcomes.append(outcome)
+    return outcomes
+
+
+# What a disk forgets is put in here; that it is slow to remember is not wanted.
+memory = Path("/dev/shm")
+outcomes = []
+for do, keep_last in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as place:
+        outcomes += sweep(Path(place), do, int(keep_last))
+sys.stdout.write(json.dumps(outcomes))
