@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from arcdist.config.resumed import NEWEST
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Option:
@@ -47,7 +49,7 @@ TRAIN = Program(
             metavar="PATH|auto",
             sentence="Go on from a checkpoint, or from the newest whole one of a run folder; of --output_dir where no "
             "path is given. `auto` starts a run where there is none yet.",
-            if_bare="newest",
+            if_bare=NEWEST,
         ),
     },
 )

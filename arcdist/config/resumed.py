@@ -1,6 +1,17 @@
-"""The configuration of the run that a command line resumes: what it stands on where it names no other."""
+"""Which run a command line resumes, and its configuration: what the line stands on where it names no other."""
 
 from pathlib import Path
+
+NEWEST, AUTO = "newest", "auto"
+"""What `--resume` may be given beside a path: nothing, and the word for schedulers."""
+
+_RUNS = Path("runs")
+
+
+def newest_run() -> Path | None:
+    """The newest run in `runs/` that has a checkpoint, whole or not; none if there is none."""
+    runs = sorted(_RUNS.glob("arcdist_*"), reverse=True)
+    return next((run for run in runs if any((run / "checkpoints").glob("step_" + "[0-9]" * 8))), None)
 
 
 def config_of_run(resume: str | None, directory: str | None) -> Path | None:
@@ -12,12 +23,12 @@ def config_of_run(resume: str | None, directory: str | None) -> Path | None:
     """
     if resume is None:
         return None
-    if resume not in ("newest", "auto"):
+    if resume not in (NEWEST, AUTO):
         path = Path(resume).expanduser()
         places = [path, path.parent, path.parent.parent]
     elif directory is not None:
         places = [Path(directory).expanduser()]
     else:
-        runs = sorted(Path("runs").glob("arcdist_*"), reverse=True)
-        places = [folder for folder in runs if any((folder / "checkpoints").glob("step_*"))]
+        run = newest_run()
+        places = [run] if run else []
     return next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)

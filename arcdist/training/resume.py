@@ -11,6 +11,7 @@ from filelock import BaseFileLock
 
 from arcdist.config import Config
 from arcdist.config.keys import flatten
+from arcdist.config.resumed import AUTO, NEWEST, newest_run
 from arcdist.errors import ConfigError, DataError
 from arcdist.tracking.run_folder import DEFAULT_ROOT, held, make_run_folder, own, taken_by
 from arcdist.training.checkpoint import (
@@ -23,9 +24,6 @@ from arcdist.training.checkpoint import (
 )
 
 _logger = logging.getLogger(__name__)
-
-NEWEST, AUTO = "newest", "auto"
-"""What `--resume` may be given beside a path: nothing, and the word for schedulers."""
 
 _MAY_CHANGE = (
     *("output.", "distributed.", "train.epochs", "train.accumulation", "train.device", "train.cpu_threads"),
@@ -82,7 +80,10 @@ def _of_folder(directory: str | None, resume: str) -> Start:
     if directory is None:
         if resume == AUTO:
             raise ConfigError("--resume auto needs to know the run's folder: give it with --output_dir FOLDER.")
-        folder = _newest_run()
+        newest = newest_run()
+        if newest is None:
+            raise ConfigError(f"No run in {DEFAULT_ROOT}/ has a checkpoint to resume from: name one with --output_dir.")
+        folder = newest
     else:
         folder = Path(directory).expanduser()
     if checkpoints(folder / "checkpoints"):
@@ -156,13 +157,6 @@ def _newest_of(run: Path, lock: BaseFileLock) -> Start:
         f"None of the checkpoints in {root} is whole: `launch/checkpoint.py list {run}` says what is wrong with each. "
         f"Start a new run with another --output_dir."
     )
-
-
-def _newest_run() -> Path:
-    runs = [folder for folder in sorted(DEFAULT_ROOT.glob("arcdist_*")) if checkpoints(folder / "checkpoints")]
-    if not runs:
-        raise ConfigError(f"No run in {DEFAULT_ROOT}/ has a checkpoint to resume from: name one with --output_dir.")
-    return runs[-1]
 
 
 def set_aside_later_ones(folder: Path, step: int) -> None:
