@@ -23,6 +23,18 @@ def make_loop(build_tiny, tmp_path):
     return lambda *flags: Loop(build_tiny(*flags), tmp_path, Heartbeat(tmp_path, 0))
 
 
+def signal_in_step(loop, number, what):
+    """Have this process receive a signal in the middle of a step, counted from 1."""
+    calls = []
+
+    def receive(gradient):
+        calls.append(gradient)
+        if len(calls) == number:
+            signal.raise_signal(what)
+
+    loop.session.models.agent.from_prompt.weight.register_hook(receive)
+
+
 def read_steps(folder):
     return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
 
@@ -264,14 +276,7 @@ def test_the_first_step_that_counts_is_the_one_whose_gradients_are_checked(make_
 
 def test_ctrl_c_ends_the_run_with_the_next_step_of_all_processes_and_saves_it(make_loop, tmp_path):
     loop = make_loop("--max_batches=5", "--save_every=100")
-    calls = []
-
-    def interrupt(gradient):
-        calls.append(gradient)
-        if len(calls) == 1:  # in the middle of step 1: what step 2 tells every process
-            signal.raise_signal(signal.SIGINT)
-
-    loop.session.models.agent.from_prompt.weight.register_hook(interrupt)
+    signal_in_step(loop, 1, signal.SIGINT)  # which step 2 tells every process
     with pytest.raises(KeyboardInterrupt):
         loop.run()
     (folder,) = checkpoints(tmp_path / "checkpoints")
@@ -445,14 +450,7 @@ def test_a_batch_system_s_signal_saves_the_step_and_the_run_goes_on_from_there(u
     Loop(build_tiny(*flags), whole, Heartbeat(whole, 0)).run()
 
     loop = Loop(build_tiny(*flags), part, Heartbeat(part, 0))
-    calls = []
-
-    def preempt(gradient):
-        calls.append(gradient)
-        if len(calls) == 2:  # in the middle of step 2: what step 3 tells every process
-            signal.raise_signal(signal.SIGTERM)
-
-    loop.session.models.agent.from_prompt.weight.register_hook(preempt)
+    signal_in_step(loop, 2, signal.SIGTERM)  # which step 3 tells every process
     with caplog.at_level(logging.WARNING, logger="arcdist"):
         assert loop.run() is False
     saved = part / "checkpoints" / "step_00000003"
