@@ -17,6 +17,7 @@ agent: {hidden_dim: 16, max_steps: 2}
 solver: {capacity: 32}
 train: {epochs: 1, max_batches: 2, batch_size: 4, device: cpu, cpu_threads: 1}
 output: {log_every: 1, save_every: 1}
+tracking: {wandb: disabled}
 """
 
 

@@ -1,7 +1,7 @@
 """The one configuration of a run: a tree of frozen dataclasses, and how a command line becomes one."""
 
 from arcdist.config.load import LoadedConfig, load_config, recipe_names
-from arcdist.config.program import TRAIN, Option, Program
+from arcdist.config.program import TRAIN, Arguments, Option, Program
 from arcdist.config.schema import (
     AgentConfig,
     AugmentConfig,
@@ -23,6 +23,7 @@ from arcdist.config.yaml_text import format_config, save_config
 __all__ = [
     "TRAIN",
     "AgentConfig",
+    "Arguments",
     "AugmentConfig",
     "Config",
     "CurriculumConfig",

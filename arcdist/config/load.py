@@ -50,6 +50,8 @@ class LoadedConfig:
     """Those of the program's own flags without a value that were given, without their dashes."""
     options: Mapping[str, str]
     """The values of those that take one and were given, as text."""
+    arguments: tuple[str, ...]
+    """The words that belong to no flag, where the program takes such."""
 
     @property
     def print_config(self) -> bool:
@@ -76,10 +78,12 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
         ConfigError: An unknown key, recipe or file, a value of a wrong type, or values that contradict each other.
     """
     keys = config_keys()
+    arguments, argv = _set_apart(argv, program)
     flags = _read_flags(argv, keys, program)
     recipe, file = flags.pop("recipe", None), flags.pop("config", None)
     switches = frozenset(name for name in program.switches if flags.pop(name, False))
     options = {name: flags.pop(name) for name in program.options if name in flags}
+    _check_counts(options, program)
     resumed = None
     if recipe is None and file is None:
         resumed = config_of_run(options.get("resume"), flags.get("output.dir"))
@@ -104,7 +108,12 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
             values[name] = _typed(types, keys[name], given)
             sources[name] = source
     return LoadedConfig(
-        config=_checked(values, sources), sources=sources, recipe=recipe, switches=switches, options=options
+        config=_checked(values, sources),
+        sources=sources,
+        recipe=recipe,
+        switches=switches,
+        options=options,
+        arguments=arguments,
     )
 
 
@@ -141,15 +150,18 @@ def _parser(keys: Mapping[str, Key], program: Program, *, as_text: bool = False)
     """A parser of every flag, which converts values to the keys' types or, `as_text`, only tells them apart."""
     own = "".join(f" [{_usage(name, option)}]" for name, option in program.options.items())
     own += "".join(f" [--{name}]" for name in program.switches)
+    words = "" if program.arguments is None else f"[{program.arguments.metavar} ...] "
     parser = ArgumentParser(
         prog=program.name,
-        usage=f"%(prog)s [--recipe NAME] [--config FILE] [--KEY VALUE ...]{own}",
+        usage=f"%(prog)s {words}[--recipe NAME] [--config FILE] [--KEY VALUE ...]{own}",
         description=f"{program.purpose} Defaults < recipe < file < flags; every key below may stand in a YAML file as "
         "well.",
         exit_on_error=False,
         allow_abbrev=False,
         print_config=None,
     )
+    if program.arguments is not None:  # For help alone: they are set apart from what is parsed.
+        parser.add_argument_group(program.arguments.metavar, program.arguments.sentence)
     parser.add_argument(
         "--recipe",
         type=str,
@@ -182,6 +194,19 @@ def _usage(name: str, option: Option) -> str:
     return f"--{name} {option.metavar}" if option.if_bare is None else f"--{name} [{option.metavar}]"
 
 
+def _set_apart(argv: Sequence[str], program: Program) -> tuple[tuple[str, ...], Sequence[str]]:
+    """The words that belong to no flag, wherever they stand, and the others; argparse would want them in one place."""
+    if program.arguments is None:
+        return (), argv
+    arguments: list[str] = []
+    flags: list[str] = []
+    awaits_value = False
+    for word in argv:
+        (flags if awaits_value or word.startswith("-") else arguments).append(word)
+        awaits_value = word.startswith("--") and "=" not in word and word[2:] not in program.switches
+    return tuple(arguments), flags
+
+
 def _read_flags(argv: Sequence[str], keys: Mapping[str, Key], program: Program) -> dict[str, Any]:
     """What `argv` gives, by option name or dotted key: values as text, switches as True."""
     parser = _parser(keys, program, as_text=True)
@@ -197,6 +222,12 @@ def _read_flags(argv: Sequence[str], keys: Mapping[str, Key], program: Program) 
         return vars(parser.parse_args(list(argv), defaults=False).as_flat())
     except argparse.ArgumentError as error:
         raise ConfigError(f"The command line: {error}. Write --KEY VALUE or --KEY=VALUE.") from error
+
+
+def _check_counts(options: Mapping[str, str], program: Program) -> None:
+    for name, text in options.items():
+        if program.options[name].is_count and not (text.isdecimal() and int(text) > 0):
+            raise ConfigError(f"--{name} is {text!r}: choose a whole number of at least 1.")
 
 
 def _typed(types: ArgumentParser, key: Key, given: Given) -> object:

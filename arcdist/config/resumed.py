@@ -9,9 +9,13 @@ _RUNS = Path("runs")
 
 
 def newest_run() -> Path | None:
-    """The newest run in `runs/` that has a checkpoint, whole or not; none if there is none."""
-    runs = sorted(_RUNS.glob("arcdist_*"), reverse=True)
-    return next((run for run in runs if any((run / "checkpoints").glob("step_" + "[0-9]" * 8))), None)
+    """The run in `runs/` that has saved last, by the clock of the disk; none if none has."""
+    saved = {
+        run: max(place.stat().st_mtime_ns for place in places)
+        for run in _RUNS.glob("*")
+        if (run / "config.yaml").is_file() and (places := [*(run / "checkpoints").glob("step_*"), *run.glob("best")])
+    }
+    return max(saved, key=lambda run: (saved[run], run.name), default=None)
 
 
 def config_of_run(resume: str | None, directory: str | None) -> Path | None:

@@ -375,6 +375,27 @@ class OutputConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """Where a run can be watched and compared, beside its own folder."""
+
+    wandb: Literal["offline", "online", "disabled"] | None = None
+    """W&B: `offline` keeps all in the run folder for `wandb sync`; none means online with a key, else offline."""
+    wandb_project: str = "arcdist"
+    """W&B project."""
+    wandb_entity: str | None = None
+    """W&B user or team; none means the key's own."""
+    upload_best: bool = False
+    """Whether `best/` goes to W&B as an artifact, each time there is a new one."""
+    tensorboard: bool = False
+    """Whether the numbers are written for TensorBoard as well, into `tensorboard/` of the run folder."""
+    shown_queries: int = 16
+    """Validation queries whose grids are kept for each validation; the same in each run on the same data."""
+
+    def __post_init__(self) -> None:
+        _require(self.shown_queries >= 0, f"tracking.shown_queries is {self.shown_queries}: choose 0 (none) or more.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """One run, whole: every number that a user may choose."""
 
@@ -390,6 +411,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         for key, width in (

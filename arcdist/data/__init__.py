@@ -9,7 +9,7 @@ from arcdist.data.features import FEATURE_NAMES, grid_summary, transformation_fe
 from arcdist.data.leaks import LeakReport, check_leaks
 from arcdist.data.queries import Query, build_queries, read_queries
 from arcdist.data.shares import Deal, Dealer, Share
-from arcdist.data.sources import Origin, read_tasks
+from arcdist.data.sources import Origin, read_tasks, select_tasks
 from arcdist.data.tasks import MAX_SIDE, NUM_COLORS, Pair, Task, parse_task, tasks_digest
 from arcdist.data.text import GridTokenizer, embedded_tokenizer, from_pretrained_tokenizer
 
@@ -43,6 +43,7 @@ __all__ = [
     "parse_task",
     "read_queries",
     "read_tasks",
+    "select_tasks",
     "tasks_digest",
     "transformation_features",
     "working_area",

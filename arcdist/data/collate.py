@@ -51,7 +51,7 @@ class Collator:
 
     def __call__(self, queries: Sequence[Query], epoch: int = 0) -> QueryBatch:
         """Augment and collate queries as they are seen in an epoch."""
-        drawn = [self._draw(query, epoch) for query in queries]
+        drawn = [self.draw(query, epoch) for query in queries]
         seen = [augmentation.apply_query(query) for augmentation, query in zip(drawn, queries, strict=True)]
         return QueryBatch(
             ids=tuple(query.id for query in queries),
@@ -59,7 +59,8 @@ class Collator:
             targets=_targets([query.target for query in seen]),
         )
 
-    def _draw(self, query: Query, epoch: int) -> Augmentation:
+    def draw(self, query: Query, epoch: int = 0) -> Augmentation:
+        """Give the augmentation that a query is seen under in an epoch."""
         rng = stream(self._seed, "augment", epoch, query.id)
         return draw_augmentation(rng, **self._symmetries, num_pairs=len(query.context))
 

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
@@ -76,7 +76,16 @@ def read_tasks(source: str, split: Split = "training", max_side: int = 30, max_t
         tasks[raw.id] = parse_task(*raw)
     if not tasks:
         raise DataError(f"{source} holds no tasks: {_ACCEPTED}.")
-    kept = sorted((task for task in tasks.values() if task.longest_side <= max_side), key=lambda task: task.id)
+    return select_tasks(sorted(tasks.values(), key=lambda task: task.id), source, max_side, max_tasks)
+
+
+def select_tasks(tasks: Sequence[Task], source: str, max_side: int, max_tasks: int | None) -> list[Task]:
+    """What a run uses of the tasks of a source, which are sorted by id; see `read_tasks`.
+
+    Raises:
+        DataError: no task is left.
+    """
+    kept = [task for task in tasks if task.longest_side <= max_side]
     if not kept:
         raise DataError(
             f"{source}: each of its {len(tasks)} tasks has a side longer than data.max_side = {max_side}: "

@@ -10,6 +10,7 @@ from torch import Tensor
 from arcdist.data import OUTSIDE, QueryBatch
 from arcdist.distributed.exchange import add_up
 from arcdist.evaluation.answers import answer, fit_canvas, grade
+from arcdist.evaluation.book import AnswerBook
 from arcdist.models import ARCPromptGuidedAgent, PermanentSolver, PromptOutput, QwenHybridPrompt
 from arcdist.rl import Answer, PolicyRefinedAgent
 
@@ -27,7 +28,9 @@ class Answerer:
 
 
 @torch.no_grad()
-def score(models: Answerer, batches: Iterable[tuple[QueryBatch, bool]]) -> dict[str, float]:
+def score(
+    models: Answerer, batches: Iterable[tuple[QueryBatch, bool]], book: AnswerBook | None = None
+) -> dict[str, float]:
     """Mean scores over all queries of all processes whose target is known, as shares between 0 and 1.
 
     `val/exact`, `val/cell`, `val/size`: the refined answer, the solver's weight included; `val/accuracy_delta`: share
@@ -38,6 +41,7 @@ def score(models: Answerer, batches: Iterable[tuple[QueryBatch, bool]]) -> dict[
         models: answer the queries.
         batches: this process's, each with whether it counts; one that does not is padding, answered because other
             processes may need this one's part in it. Every process has as many, and one at least.
+        book: takes note of how each query is answered.
     """
     sums: dict[str, Tensor] = {}
     modules = (models.qwen, models.agent, models.solver)
@@ -46,7 +50,7 @@ def score(models: Answerer, batches: Iterable[tuple[QueryBatch, bool]]) -> dict[
         module.eval()
     for batch, counts in batches:
         known = (batch.targets.target != OUTSIDE).flatten(1).any(1) & counts
-        scored = _grades(models, batch) | {"queries": torch.ones_like(known)}
+        scored = _grades(models, batch, known, book if counts else None) | {"queries": torch.ones_like(known)}
         for name, values in scored.items():
             total = (values * known).float().sum()
             sums[name] = sums[name] + total if name in sums else total
@@ -57,7 +61,7 @@ def score(models: Answerer, batches: Iterable[tuple[QueryBatch, bool]]) -> dict[
     return {name: total / max(1.0, queries) for name, total in zip(sums, means, strict=False)}
 
 
-def _grades(models: Answerer, batch: QueryBatch) -> dict[str, Tensor]:
+def _grades(models: Answerer, batch: QueryBatch, known: Tensor, book: AnswerBook | None) -> dict[str, Tensor]:
     inputs, targets = batch.inputs, batch.targets
     prompt, control = models.read(inputs.tokens, inputs.token_mask, inputs.features)
     refined = models.refiner.refine_prompt(prompt, control, inputs.summary, deterministic=True).refined
@@ -66,10 +70,12 @@ def _grades(models: Answerer, batch: QueryBatch) -> dict[str, Tensor]:
     after = models.agent(inputs, refined, context)
     proposal = models.solver(prompt, inputs, batch.ids)
 
-    first, final = (
-        grade(answer(output, inputs, targets, proposal.weigh(output.final_logits)), targets)
-        for output in (before, after)
-    )
+    first = grade(answer(before, inputs, targets, proposal.weigh(before.final_logits)), targets)
+    logits = proposal.weigh(after.final_logits)
+    said = answer(after, inputs, targets, logits)
+    final = grade(said, targets)
+    if book is not None:
+        book.note(batch, known, final, after, said.size, logits)
     copied = fit_canvas(inputs.query, *targets.target.shape[1:])
     floor = grade(Answer(grid=copied, size=inputs.query_size, reconstruction=inputs.query), targets)
     return {

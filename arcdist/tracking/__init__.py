@@ -1,8 +1,12 @@
 """Where a run's numbers, lines and pictures go. Nothing flows back from here into training."""
 
+from arcdist.tracking.grids import ARC_COLORS, Example, draw_grids, plot_examples, queries_figure, query_figure
 from arcdist.tracking.log import console, log_table, no_log, open_log
 from arcdist.tracking.metrics import Record, TrainingMetricsTracker
-from arcdist.tracking.plots import ARC_COLORS, Example, draw_grids, plot_examples, plot_metrics
+from arcdist.tracking.mirror import Mirrors, check_mirrors, open_mirrors
+from arcdist.tracking.pace import MovingPace
+from arcdist.tracking.phases import PhaseLines
+from arcdist.tracking.plots import panel_figure, plot_metrics
 from arcdist.tracking.progress import ProgressBar
 from arcdist.tracking.run_folder import discard_run_folder, make_run_folder
 from arcdist.tracking.table import epoch_table
@@ -10,9 +14,13 @@ from arcdist.tracking.table import epoch_table
 __all__ = [
     "ARC_COLORS",
     "Example",
+    "Mirrors",
+    "MovingPace",
+    "PhaseLines",
     "ProgressBar",
     "Record",
     "TrainingMetricsTracker",
+    "check_mirrors",
     "console",
     "discard_run_folder",
     "draw_grids",
@@ -21,6 +29,10 @@ __all__ = [
     "make_run_folder",
     "no_log",
     "open_log",
+    "open_mirrors",
+    "panel_figure",
     "plot_examples",
     "plot_metrics",
+    "queries_figure",
+    "query_figure",
 ]

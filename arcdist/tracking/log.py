@@ -2,6 +2,8 @@
 
 import io
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,8 +21,12 @@ _FILE_WIDTH = 100
 
 @cache
 def console() -> Console:
-    """The console on stderr that log lines, progress bar and tables share, so that none overwrites another."""
-    return Console(stderr=True)
+    """The console on stderr that log lines, progress bar and tables share, so that none overwrites another.
+
+    What a notebook runs as `!command` is given a terminal that cannot move its cursor: it is none.
+    """
+    below_a_notebook = "JPY_PARENT_PID" in os.environ
+    return Console(stderr=True, force_terminal=False if below_a_notebook else None)
 
 
 @contextmanager
@@ -30,7 +36,7 @@ def open_log(run_dir: Path, quiet: bool = False) -> Iterator[logging.Logger]:
     On a terminal lines are coloured and stay above the progress bar; elsewhere they are plain. `quiet` keeps the
     console to warnings. An error that leaves the block is noted in the file: the caller shows it on the console.
     """
-    file = logging.FileHandler(run_dir / "training.log", encoding="utf-8")
+    file = _LogFile(run_dir / "training.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     screen = _console_handler()
     screen.addFilter(lambda record: not getattr(record, "file_only", False))
@@ -77,10 +83,22 @@ def log_table(table: RenderableType, quiet: bool = False) -> None:
     """Show a table on the console, unless `quiet`, and write it into `training.log` as text."""
     if not quiet:
         console().print(table)
+    _logger.info("\n%s", table_text(table).rstrip("\n"), extra=_FILE_ONLY)
+
+
+def table_text(table: RenderableType) -> str:
+    """A table as lines of plain text, as they stand in a file."""
     text = io.StringIO()
     Console(file=text, width=_FILE_WIDTH, color_system=None).print(table)
-    lines = "\n".join(line.rstrip() for line in text.getvalue().splitlines())
-    _logger.info("\n%s", lines, extra=_FILE_ONLY)
+    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
+
+
+class _LogFile(logging.FileHandler):
+    """A file that may miss lines while its disk is full; the console has them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # logging's own name
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
 
 
 def _console_handler() -> logging.Handler:

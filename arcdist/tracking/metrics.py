@@ -3,13 +3,20 @@
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from arcdist.errors import DataError
 from arcdist.tracking.atomic import replacing
 from arcdist.tracking.plots import plot_metrics
+from arcdist.tracking.validation import (
+    Validation,
+    read_validations,
+    validation_path,
+    validation_paths,
+    write_validation,
+)
 
 Record: TypeAlias = Mapping[str, float | int | str | Sequence[str] | None]
 """Numbers by name. Python floats only: what is still a tensor has not been waited for."""
@@ -21,7 +28,7 @@ class TrainingMetricsTracker:
     """Writes a run's numbers as they come, and knows the best epoch.
 
     Numbers that are not finite are stored as null, so that every line and file is valid JSON. A tracker on a folder
-    that holds such files goes on from them.
+    that holds such files goes on from them. What a full disk does not take is told, and written once there is room.
     """
 
     def __init__(
@@ -37,14 +44,34 @@ class TrainingMetricsTracker:
         self.plot_path = run_dir / "metrics_plot.png"
         self.best_metric = best_metric
         self.tie_metric = tie_metric
+        self._folder = run_dir
         self._writes = writes
-        self._steps = _read_steps(self.steps_path) if writes and self.steps_path.exists() else []
-        self._epochs = _read_epochs(self.metrics_path) if writes and self.metrics_path.exists() else []
+        self._unwritten: dict[Path, Callable[[], None]] = {}
+        self._steps: list[dict[str, Any]] = []
+        self._epochs: list[dict[str, Any]] = []
+        if writes and self.steps_path.exists():
+            _drop_unfinished_line(self.steps_path)
+            self._steps = read_steps(self.steps_path)
+        if writes and self.metrics_path.exists():
+            self._epochs = read_metrics(self.metrics_path)["epochs"]
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
         """The records of the epochs so far, in their order."""
         return list(self._epochs)
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """The logged steps so far; none where this tracker does not write."""
+        return list(self._steps)
+
+    def validations(self) -> tuple[Validation, ...]:
+        """The validations so far, by epoch; none where this tracker does not write.
+
+        Raises:
+            DataError: a file in `validation/` is broken.
+        """
+        return read_validations(self._folder) if self._writes else ()
 
     @property
     def best(self) -> dict[str, Any]:
@@ -64,38 +91,82 @@ class TrainingMetricsTracker:
         self._epochs = [dict(record) for record in epochs]
         if not self._writes:
             return
-        with replacing(self.steps_path) as partial:
-            partial.write_text("".join(_line(record) for record in self._steps), encoding="utf-8")
+        self._write_steps()
         if self._epochs:
             self._write_epochs()
         else:
             self.metrics_path.unlink(missing_ok=True)
+        known = {validation_path(self._folder, epoch["epoch"]) for epoch in self._epochs}
+        for path in validation_paths(self._folder):
+            if path not in known:
+                path.unlink()
 
     def log_step(self, record: Record) -> None:
         """Append a logged step (with its `step` and `epoch`) to `steps.jsonl`."""
-        step = _finite(record)
-        if self._writes:
-            with self.steps_path.open("a", encoding="utf-8") as lines:
-                lines.write(_line(step))
+        if not self._writes:
+            return
+        step = finite(record)
         self._steps.append(step)
+        # A line that was cut off by a full disk is followed by none: the file is then written anew.
+        behind = self.steps_path in self._unwritten
+        self._write(self.steps_path, self._write_steps if behind else lambda: self._append(step))
 
     def log_epoch(self, record: Record) -> bool:
         """Put an epoch (with its `epoch`) into `metrics.json`, in place of an earlier record of it.
 
         Returns True if this epoch is now the best one.
         """
-        epoch = _finite(record)
+        epoch = finite(record)
         others = [other for other in self._epochs if other["epoch"] != epoch["epoch"]]
         self._epochs = sorted([*others, epoch], key=lambda other: other["epoch"])
-        if self._writes:
-            self._write_epochs()
+        self._write(self.metrics_path, self._write_epochs)
         return bool(self.best) and self.best["epoch"] == epoch["epoch"]
+
+    def log_validation(self, validation: Validation) -> None:
+        """Keep how each query was answered, in `validation/`."""
+        path = validation_path(self._folder, validation.epoch)
+        self._write(path, lambda: write_validation(self._folder, validation))
 
     def draw(self) -> Path:
         """Draw `metrics_plot.png` anew and return its path."""
-        if self._writes:
-            plot_metrics({"epochs": self._epochs, "best": self.best}, self._steps, self.plot_path)
+        metrics = {"epochs": self._epochs, "best": self.best}
+        self._write(self.plot_path, lambda: self._draw(metrics))
         return self.plot_path
+
+    def _draw(self, metrics: Mapping[str, Any]) -> None:
+        try:
+            plot_metrics(metrics, self._steps, self.plot_path)
+        except OSError:
+            raise
+        except Exception as error:  # A picture is not worth a run.
+            _logger.warning("%s could not be drawn (%s: %s).", self.plot_path, type(error).__name__, error)
+
+    def _write(self, path: Path, write: Callable[[], None]) -> None:
+        """Write a file, and first what could not be written before; a disk that is full ends no run."""
+        if not self._writes:
+            return
+        for place, again in {**self._unwritten, path: write}.items():
+            try:
+                again()
+            except OSError as error:
+                if place not in self._unwritten:
+                    _logger.error(
+                        "NOT WRITTEN: %s (%s). It is kept in memory and written as soon as there is room. "
+                        "Training goes on.",
+                        place,
+                        error.strerror or error,
+                    )
+                self._unwritten[place] = self._write_steps if place == self.steps_path else again
+            else:
+                self._unwritten.pop(place, None)
+
+    def _append(self, step: Mapping[str, Any]) -> None:
+        with self.steps_path.open("a", encoding="utf-8") as lines:
+            lines.write(_line(step))
+
+    def _write_steps(self) -> None:
+        with replacing(self.steps_path) as partial:
+            partial.write_text("".join(_line(record) for record in self._steps), encoding="utf-8")
 
     def _write_epochs(self) -> None:
         with replacing(self.metrics_path) as partial:
@@ -113,22 +184,35 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
 
 
-def _finite(record: Record) -> dict[str, Any]:
+def finite(record: Record) -> dict[str, Any]:
+    """A record as it is stored: numbers that are not finite are null."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
     }
 
 
-def _read_steps(path: Path) -> list[dict[str, Any]]:
-    """Every whole line. A last line without its end was cut off with the process that wrote it, and goes."""
+def _drop_unfinished_line(path: Path) -> None:
+    """A last line without its end was cut off with the process that wrote it, and goes."""
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         _logger.warning("%s: dropped an unfinished last line.", path)
         with replacing(path) as partial:
             partial.write_bytes(whole)
+
+
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """Every whole line of a `steps.jsonl`; the last one may be being written.
+
+    Raises:
+        DataError: a line is broken, or the file cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     steps = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         try:
             steps.append(json.loads(line))
         except ValueError as error:
@@ -136,11 +220,18 @@ def _read_steps(path: Path) -> list[dict[str, Any]]:
     return steps
 
 
-def _read_epochs(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> dict[str, Any]:
+    """A `metrics.json`: `epochs`, a list of records, and `best`, one of them or empty.
+
+    Raises:
+        DataError: it is broken, or cannot be read.
+    """
     try:
-        epochs: list[dict[str, Any]] = json.loads(path.read_bytes())["epochs"]
+        content = json.loads(path.read_bytes())
+        return {"epochs": [dict(epoch) for epoch in content["epochs"]], "best": dict(content.get("best", {}))}
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f'{path} is not a metrics file ({error!r}): it needs {{"epochs": [...]}}; mend it or move it away.'
         ) from error
-    return epochs

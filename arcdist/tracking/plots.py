@@ -1,35 +1,19 @@
-"""The pictures of a run: how it went in four panels, and grids in ARC's own colours.
+"""How a run went, in panels of curves: four of them as one picture, or any of the eight alone.
 
 Matplotlib is used through figure objects only, which need no display and leave no global state.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Integer
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from arcdist.tracking.atomic import replacing
-
-ARC_COLORS = (
-    "#000000",
-    "#0074D9",
-    "#FF4136",
-    "#2ECC40",
-    "#FFDC00",
-    "#AAAAAA",
-    "#F012BE",
-    "#FF851B",
-    "#7FDBFF",
-    "#870C25",
-)
-"""The ten colours of ARC's own pages, by number."""
 
 # Okabe & Ito's palette (2008), told apart with every kind of colour vision; its yellow is too pale for white paper.
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
@@ -51,27 +35,26 @@ TERM_COLORS = {
     "prompt": PURPLE,
 }
 _MOST_MARKED_POINTS = 25
+_LEGEND_ROW = 16.0
+"""Points of height that a row of a legend takes above its panel."""
 
 Records: TypeAlias = Sequence[Mapping[str, Any]]
-Grid: TypeAlias = Integer[np.ndarray, "_ _"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Example:
-    """A scored query: grids of colours 0 to 9."""
+class Curves:
+    """The numbers that curves are drawn from; those that are missing or null are left out."""
 
-    name: str
-    query: Grid
-    prediction: Grid
-    target: Grid
+    epochs: Records
+    """The records of `metrics.json`."""
+    best: Mapping[str, Any]
+    """The best of them, and `metric`, its measure; may be empty."""
+    steps: Records
+    """The objects of `steps.jsonl`."""
 
-    @property
-    def verdict(self) -> str:
-        """How the prediction compares with the target, in words."""
-        if self.prediction.shape != self.target.shape:
-            return "wrong size"
-        wrong = int((self.prediction != self.target).sum())
-        return "solved" if wrong == 0 else f"{wrong} of {self.target.size} cells wrong"
+
+Panel: TypeAlias = Callable[[Axes, Curves], None]
+"""Draws on axes of its own: title, curves, legend."""
 
 
 def plot_metrics(metrics: Mapping[str, Any], steps: Records, path: Path) -> None:
@@ -80,77 +63,138 @@ def plot_metrics(metrics: Mapping[str, Any], steps: Records, path: Path) -> None
     `metrics` is the content of `metrics.json`, `steps` the objects of `steps.jsonl`. Losses are drawn over the logged
     steps, or over the epochs where fewer than two steps were logged. Values that are missing or null are left out.
     """
-    epochs, best = metrics["epochs"], metrics["best"]
-    losses, over, loss_key = (steps, "step", "loss") if len(steps) >= 2 else (epochs, "epoch", "train/loss")
-    figure = Figure(figsize=(12, 8), dpi=100, layout="constrained")
-    (loss, accuracy), (exact, terms) = figure.subplots(2, 2)
+    run = Curves(epochs=metrics["epochs"], best=metrics["best"], steps=steps)
+    figure = Figure(figsize=(12, 8), dpi=100)
+    panels = (draw_loss, draw_accuracy, draw_exact, draw_terms)
+    for axes, panel in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        panel(axes, run)
+    # A layout engine draws all of it a second time, for the same margins.
+    figure.subplots_adjust(left=0.055, right=0.985, bottom=0.06, top=0.91, wspace=0.14, hspace=0.43)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
 
-    loss.set_title("Training loss")
-    _draw_smoothed(loss, losses, over, loss_key)
 
-    accuracy.set_title("Validation accuracy")
+def panel_figure(panel: Panel, run: Curves) -> Figure:
+    """One panel as a figure of 6 x 4 inches."""
+    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
+    panel(figure.subplots(), run)
+    return figure
+
+
+def draw_loss(axes: Axes, run: Curves) -> None:
+    """The combined loss, with its running mean."""
+    records, over, loss, _ = _losses(run)
+    _draw_noisy(axes, records, over, loss, "loss", BLUE, pale=SKY)
+    _finish(axes, "Training loss", over)
+
+
+def draw_accuracy(axes: Axes, run: Curves) -> None:
+    """Right cells, sizes and grids of each validation, and the cells that copying the input gets right."""
     for key, label, color in (
         ("val/cell", "cells", BLUE),
         ("val/size", "grid sizes", GREEN),
         ("val/exact", "exact grids", VERMILION),
     ):
-        _draw_line(accuracy, epochs, "epoch", key, label, color)
-    _draw_line(accuracy, epochs, "epoch", "floor/copy_cell", "cells, copying the input", SKY, dashed=True)
-    accuracy.set_ylim(-0.02, 1.02)
+        _draw_line(axes, run.epochs, "epoch", key, label, color)
+    _draw_line(axes, run.epochs, "epoch", "floor/copy_cell", "cells, copying the input", SKY, dashed=True)
+    axes.set_ylim(-0.02, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
+    _finish(axes, "Validation accuracy", "epoch")
 
-    exact.set_title("Perfect-grid rate")
-    _draw_line(exact, epochs, "epoch", "train/exact", "training", ORANGE)
-    _draw_line(exact, epochs, "epoch", "val/exact", "validation", VERMILION)
-    _draw_line(exact, epochs, "epoch", "floor/copy_exact", "validation, copying the input", BLACK, dashed=True)
+
+def draw_exact(axes: Axes, run: Curves) -> None:
+    """Exact grids in training and validation, the best epoch, and what copying the input solves."""
+    epochs, best = run.epochs, run.best
+    _draw_line(axes, epochs, "epoch", "train/exact", "training", ORANGE)
+    _draw_line(axes, epochs, "epoch", "val/exact", "validation", VERMILION)
+    _draw_line(axes, epochs, "epoch", "floor/copy_exact", "validation, copying the input", BLACK, dashed=True)
     if best.get("val/exact") is not None:
-        exact.plot(
+        axes.plot(
             best["epoch"], best["val/exact"], "*", color=VERMILION, markersize=16, markeredgecolor="white", zorder=3,
             label=f"best epoch by {best['metric']}",
         )  # fmt: skip
-    highest = max((float(np.max(line.get_ydata())) for line in exact.get_lines()), default=0.0)
-    exact.set_ylim(-0.02 * max(highest, 0.01), 1.1 * max(highest, 0.01))
+    highest = max((float(np.max(line.get_ydata())) for line in axes.get_lines()), default=0.0)
+    axes.set_ylim(-0.02 * max(highest, 0.01), 1.1 * max(highest, 0.01))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=None))
+    _finish(axes, "Perfect-grid rate", "epoch")
 
-    terms.set_title("Loss components (unweighted EFE terms)")
+
+def draw_terms(axes: Axes, run: Curves) -> None:
+    """The seven terms of the EFE loss, as running means."""
+    records, over, _, window = _losses(run)
     for term, color in TERM_COLORS.items():
-        _draw_line(terms, losses, over, f"efe/{term}", term, color)
-    terms.set_yscale("symlog", linthresh=0.01)
-    terms.set_ylim(bottom=0.0)
-
-    for axes, unit in ((loss, over), (accuracy, "epoch"), (exact, "epoch"), (terms, over)):
-        axes.set_xlabel(unit)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(color="#DDDDDD", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_lines():
-            axes.legend(fontsize="small", framealpha=0.85, ncols=2 if axes is terms else 1)
-    for axes in (accuracy, exact):
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=None))
-    _save(figure, path)
+        _draw_noisy(axes, records, over, f"efe/{term}", term, color)
+    axes.set_yscale("symlog", linthresh=0.01)
+    axes.set_ylim(bottom=0.0)
+    _finish(axes, "Loss components (unweighted EFE terms)", f"{over}{window}", columns=4)
 
 
-def draw_grids(row: Sequence[Axes], grids: Sequence[Grid], titles: Sequence[str]) -> None:
-    """Draw a row of grids (colours 0 to 9) with cells of one size, each on its axes under its title."""
-    height = max(grid.shape[0] for grid in grids)
-    width = max(grid.shape[1] for grid in grids)
-    for axes, grid, title in zip(row, grids, titles, strict=True):
-        axes.pcolormesh(grid, cmap=ListedColormap(ARC_COLORS), vmin=-0.5, vmax=9.5, edgecolors="#555555", linewidth=0.6)
-        axes.set(xlim=(-0.05, width + 0.05), ylim=(height + 0.05, -0.05), aspect="equal")
-        axes.set_axis_off()
-        axes.set_title(title, fontsize="medium")
+def draw_reward(axes: Axes, run: Curves) -> None:
+    """The mean reward of the refinements, and 0, where they neither help nor harm."""
+    _draw_noisy(axes, run.steps, "step", "reward/mean", "mean reward", PURPLE, pale=PURPLE)
+    if axes.get_lines():
+        axes.axhline(0.0, color=BLACK, linestyle="--", linewidth=1.2, label="no gain")
+    _finish(axes, "Reward of the refiner", "step", columns=3)
 
 
-def plot_examples(examples: Sequence[Example], path: Path) -> None:
-    """Draw a PNG with a row for each of at least one example: input, prediction, target."""
-    figure = Figure(figsize=(7.5, 2.7 * len(examples)), dpi=100, layout="constrained")
-    rows = figure.subplots(len(examples), 3, squeeze=False)
-    for row, example in zip(rows, examples, strict=True):
-        draw_grids(
-            list(row),
-            (example.query, example.prediction, example.target),
-            (f"input\n{example.name}", f"prediction\n{example.verdict}", "target\n"),
-        )
-    _save(figure, path)
+def draw_gradient(axes: Axes, run: Curves) -> None:
+    """Qwen's gradient norm before clipping."""
+    _draw_noisy(axes, run.steps, "step", "grad_norm/qwen", "norm before clipping", GREEN, pale=GREEN)
+    if any((np.asarray(line.get_ydata()) > 0).any() for line in axes.get_lines()):
+        axes.set_yscale("log", nonpositive="mask")
+    _finish(axes, "Qwen's gradient", "step")
+
+
+def draw_pace(axes: Axes, run: Curves) -> None:
+    """Training queries a second, validation and saving left out."""
+    _draw_noisy(axes, run.steps, "step", "pairs_per_s", "queries a second", ORANGE, pale=ORANGE)
+    axes.set_ylim(bottom=0.0)
+    _finish(axes, "Pace", "step")
+
+
+def draw_learning_rates(axes: Axes, run: Curves) -> None:
+    """The learning rates, those that are the same throughout as one line."""
+    names = sorted({name for step in run.steps for name in step if name.startswith("lr/")})
+    lines: dict[tuple[tuple[float, ...], ...], list[str]] = {}
+    for name in names:
+        x, y = map(tuple, _series(run.steps, "step", name))
+        if any(y):
+            lines.setdefault((x, y), []).append(name.removeprefix("lr/"))
+    colors = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, BLACK, SKY)
+    for index, ((x, y), sharing) in enumerate(lines.items()):
+        axes.plot(x, y, color=colors[index % 7], linestyle="-" if index < 7 else ":", label=", ".join(sharing))
+    if lines:
+        axes.set_yscale("log", nonpositive="mask")
+        # At the end of a cosine a rate is next to nothing.
+        lowest, highest = (pick(rate for _, y in lines for rate in y if rate > 0) for pick in (min, max))
+        axes.set_ylim(bottom=max(lowest / 2, 1e-4 * highest))
+    _finish(axes, "Learning rates", "step", columns=3)
+
+
+def _losses(run: Curves) -> tuple[Records, str, str, str]:
+    """Records with losses, what they lie over, the key of the combined one, and what a running mean is over."""
+    if len(run.steps) < 2:
+        return run.epochs, "epoch", "train/loss", ""
+    width = len(_series(run.steps, "step", "loss")[0]) // 20
+    return run.steps, "step", "loss", f" (running means of {width} logged steps)" if width >= 2 else ""
+
+
+def _finish(axes: Axes, title: str, unit: str, *, columns: int = 2) -> None:
+    """Title, legend and axes; the legend stands above the panel, where it hides no curve."""
+    axes.set_xlabel(unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    rows = -(-len(axes.get_lines()) // columns)
+    axes.set_title(title, loc="left", y=1.0, pad=6 + _LEGEND_ROW * max(1, rows), fontweight="bold", fontsize=12)
+    if rows:
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2, ncols=columns, frameon=False,
+            fontsize="medium", handlelength=1.6, columnspacing=1.4, labelspacing=0.3,
+        )  # fmt: skip
+    else:
+        axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", va="center", color="#555555")
 
 
 def _series(records: Records, over: str, key: str) -> tuple[list[float], list[float]]:
@@ -171,19 +215,18 @@ def _draw_line(
     axes.plot(x, y, marker=marker, markersize=5, color=color, linestyle="--" if dashed else "-", label=label)
 
 
-def _draw_smoothed(axes: Axes, records: Records, over: str, key: str) -> None:
-    """The values, pale where a running mean over a twentieth of them is drawn on top."""
+def _draw_noisy(
+    axes: Axes, records: Records, over: str, key: str, label: str, color: str, *, pale: str | None = None
+) -> None:
+    """The running mean over a twentieth of the values where that is two at least; beneath it in `pale`, the values."""
     x, y = _series(records, over, key)
     width = len(x) // 20
     if width < 2:
-        _draw_line(axes, records, over, key, "loss", BLUE)
+        _draw_line(axes, records, over, key, label, color)
         return
-    axes.plot(x, y, color=SKY, linewidth=0.8, alpha=0.7, label="loss")
     mean = np.convolve(y, np.full(width, 1 / width), mode="valid")
     start = (width - 1) // 2
-    axes.plot(x[start : start + len(mean)], mean, color=BLUE, linewidth=2, label=f"mean of {width} logged steps")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")
+    if pale is not None:
+        axes.plot(x, y, color=pale, linewidth=0.8, alpha=0.6, label=label)
+        label = f"running mean of {width} logged steps"
+    axes.plot(x[start : start + len(mean)], mean, color=color, linewidth=2, label=label)

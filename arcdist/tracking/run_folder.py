@@ -15,12 +15,15 @@ DEFAULT_ROOT = Path("runs")
 """Where runs go that are given no folder."""
 
 RUN_CONTENT = (
-    *("config.yaml", "deepspeed.json", "training.log", "steps.jsonl", "metrics.json", "metrics_plot.png"),
-    *("heartbeats", "checkpoints", "best"),
+    *("config.yaml", "run.json", "deepspeed.json", "training.log", "steps.jsonl", "metrics.json", "metrics_plot.png"),
+    *("heartbeats", "validation", "checkpoints", "best", "wandb", "tensorboard", "profile"),
 )
 """What a run writes: a folder that holds any of it belongs to a run."""
 
-_BEFORE_THE_FIRST_STEP = ("config.yaml", "deepspeed.json", "training.log", "heartbeats")
+_BEFORE_THE_FIRST_STEP = (
+    *("config.yaml", "run.json", "deepspeed.json", "training.log"),
+    *("heartbeats", "wandb", "tensorboard", "profile"),
+)
 _LOCK = ".lock"
 
 
@@ -79,8 +82,10 @@ def held(lock: BaseFileLock) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        if lock.is_locked:  # else it was given free, and the file there is another run's
+            with suppress(OSError):  # of a disk that is read-only by now
+                Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
 
 def taken_by(folder: Path) -> list[str]:
@@ -93,19 +98,23 @@ def taken_by(folder: Path) -> list[str]:
 
 def discard_run_folder(folder: Path) -> None:
     """Take back a run that never began, so that the mended one may have its folder; other files in there stay."""
-    _clear(folder)
-    for name in (_LOCK, "steps.jsonl"):  # The latter is there where another run was to be continued.
-        (folder / name).unlink(missing_ok=True)
+    for name in RUN_CONTENT:  # Some of it is there where another run was to be continued.
+        _remove(folder / name)
+    (folder / _LOCK).unlink(missing_ok=True)
     with suppress(OSError):  # not empty, or somebody else's
         folder.rmdir()
 
 
 def _clear(folder: Path) -> None:
     for name in _BEFORE_THE_FIRST_STEP:
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name, ignore_errors=True)
-        else:
-            (folder / name).unlink(missing_ok=True)
+        _remove(folder / name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _fresh_folder(attempt: int = 1) -> Path:

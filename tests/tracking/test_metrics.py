@@ -1,11 +1,14 @@
+import errno
 import json
 import logging
 import math
+from pathlib import Path
 
 import pytest
 
 from arcdist.errors import DataError
 from arcdist.tracking import TrainingMetricsTracker
+from arcdist.tracking.validation import Validation, read_validations
 
 
 def lines(path):
@@ -193,3 +196,62 @@ def test_one_that_does_not_write_goes_on_without_a_file(tmp_path):
     epochs[0]["val/exact"] = 0.0  # somebody else's
     assert tracker.best["val/exact"] == 0.3
     assert list(tmp_path.iterdir()) == []
+
+
+class Disk:
+    """A disk that is full while it is told to be: everything but what is written in memory fails."""
+
+    def __init__(self, monkeypatch):
+        self.is_full = False
+        real = Path.open
+
+        def open_unless_full(path, mode="r", *arguments, **options):
+            if self.is_full and mode != "r" and mode != "rb":
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            return real(path, mode, *arguments, **options)
+
+        monkeypatch.setattr(Path, "open", open_unless_full)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    return Disk(monkeypatch)
+
+
+def test_a_full_disk_ends_no_run_and_loses_no_number(tmp_path, disk, caplog):
+    tracker = TrainingMetricsTracker(tmp_path)
+    tracker.log_step({"step": 1, "epoch": 0})
+    disk.is_full = True
+    for step in (2, 3):
+        tracker.log_step({"step": step, "epoch": 0})
+    assert tracker.log_epoch({"epoch": 0, "val/exact": 0.5})
+    tracker.log_validation(Validation(epoch=0, step=3, results={}, shown=()))
+    assert [record["step"] for record in lines(tmp_path / "steps.jsonl")] == [1]
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 3  # once a file
+    assert told[0].startswith(f"NOT WRITTEN: {tmp_path / 'steps.jsonl'} (No space left on device).")
+
+    disk.is_full = False
+    tracker.log_step({"step": 4, "epoch": 1})
+    assert [record["step"] for record in lines(tmp_path / "steps.jsonl")] == [1, 2, 3, 4]
+    assert json.loads((tmp_path / "metrics.json").read_text())["epochs"] == [{"epoch": 0, "val/exact": 0.5}]
+    assert [validation.step for validation in read_validations(tmp_path)] == [3]
+    tracker.log_step({"step": 5, "epoch": 1})
+    assert [record["step"] for record in lines(tmp_path / "steps.jsonl")] == [1, 2, 3, 4, 5]
+    assert len(caplog.records) == 3
+
+
+def test_half_a_line_that_a_full_disk_took_is_no_part_of_the_file(tmp_path, monkeypatch):
+    tracker = TrainingMetricsTracker(tmp_path)
+    tracker.log_step({"step": 1, "epoch": 0})
+
+    def half(step):
+        with tracker.steps_path.open("a") as steps:
+            steps.write('{"step": 2, "ep')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tracker, "_append", half)
+        tracker.log_step({"step": 2, "epoch": 0})
+    tracker.log_step({"step": 3, "epoch": 0})
+    assert [record["step"] for record in lines(tmp_path / "steps.jsonl")] == [1, 2, 3]

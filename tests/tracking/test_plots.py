@@ -3,8 +3,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from arcdist.tracking import ARC_COLORS, Example, plot_examples, plot_metrics
-from arcdist.tracking.plots import BLUE, TERM_COLORS, VERMILION
+from arcdist.tracking import panel_figure, plot_metrics, plots
+from arcdist.tracking.plots import BLUE, TERM_COLORS, VERMILION, Curves
 
 
 def drawn(image, color):
@@ -48,20 +48,72 @@ def test_a_run_without_numbers_still_gets_its_panels(tmp_path):
     assert imread(tmp_path / "plot.png").shape[:2] == (800, 1200)
 
 
-def test_examples_show_every_colour_of_arc(tmp_path):
-    query = np.arange(10, dtype=np.uint8).reshape(2, 5)
-    plot_examples([Example(name="a:test:0", query=query, prediction=query[:1], target=query)], tmp_path / "grids.png")
-    image = imread(tmp_path / "grids.png")
-    left, middle, _ = np.array_split(image, 3, axis=1)
-    for number, color in enumerate(ARC_COLORS):
-        assert drawn(left, color) > 500
-        assert (drawn(middle, color) > 500) == (number < 5)
+RATES = ("lora", "prompt_projection", "control_mlp", "agent", "task_vectors", "solver", "efe", "refiner")
+PANELS = [value for name, value in vars(plots).items() if name.startswith("draw_")]
 
 
-@pytest.mark.parametrize(
-    ("prediction", "verdict"),
-    [([[1, 2], [3, 4]], "solved"), ([[1, 0], [3, 0]], "2 of 4 cells wrong"), ([[1, 2]], "wrong size")],
-)
-def test_verdict(prediction, verdict):
-    target = np.array([[1, 2], [3, 4]])
-    assert Example(name="a", query=target, prediction=np.array(prediction), target=target).verdict == verdict
+def axes_of(panel, *, epochs=(), best=None, steps=()):
+    (axes,) = panel_figure(panel, Curves(epochs=epochs, best=best or {}, steps=steps)).axes
+    return axes
+
+
+def lines_of(axes):
+    return {line.get_label(): line.get_ydata().tolist() for line in axes.get_lines()}
+
+
+def test_there_are_eight_panels():
+    assert len(PANELS) == 8
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_without_numbers_says_so(panel):
+    axes = axes_of(panel, steps=[{"step": 1, "epoch": 0, "flags": ["loss_not_finite"]}])
+    assert [text.get_text() for text in axes.texts] == ["nothing recorded"]
+    assert axes.get_legend() is None
+    assert axes.get_title(loc="left") != ""
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_neither_title_nor_legend_lies_on_the_curves_or_off_the_picture(panel):
+    steps = [
+        {"step": step, "loss": 1.0, "reward/mean": 0.1, "grad_norm/qwen": 0.1, "pairs_per_s": 1e5 + step}
+        | {f"efe/{term}": 1.0 for term in TERM_COLORS}
+        | {f"lr/{name}": float(index) for index, name in enumerate(RATES, start=1)}
+        for step in range(1, 80)
+    ]
+    records = [epoch_record(0), epoch_record(1)]
+    figure = panel_figure(
+        panel, Curves(epochs=records, best={"metric": "val/accuracy_delta", **records[1]}, steps=steps)
+    )
+    assert tuple(figure.get_size_inches()) == (6.0, 4.0)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    panel_box = axes.get_window_extent()
+    legend = axes.get_legend().get_window_extent()
+    title = axes._left_title.get_window_extent()
+    # The room below the title's letters may hold the legend's empty border.
+    assert panel_box.y1 <= legend.y0 + 1 < legend.y1 <= title.y0 + 3 < title.y1 <= 400
+    assert legend.x1 <= 600
+    assert panel_box.height > 220
+
+
+def test_a_running_mean_is_over_a_twentieth_and_in_the_middle_of_its_steps():
+    steps = [{"step": 10 * index, "loss": float(index)} for index in range(60)]
+    lines = axes_of(plots.draw_loss, steps=steps).get_lines()
+    assert [line.get_label() for line in lines] == ["loss", "running mean of 3 logged steps"]
+    assert lines[0].get_ydata().tolist() == [step["loss"] for step in steps]
+    assert lines[1].get_xdata().tolist() == [step["step"] for step in steps[1:-1]]
+    assert lines[1].get_ydata() == pytest.approx([float(index) for index in range(1, 59)])
+
+
+def test_learning_rates_that_are_the_same_share_a_line():
+    steps = [{"step": step, "lr/lora": 1e-3 / step, "lr/mlp": 1e-3 / step, "lr/agent": 1e-2} for step in (1, 2, 4)]
+    assert lines_of(axes_of(plots.draw_learning_rates, steps=steps)) == {
+        "agent": [1e-2] * 3, "lora, mlp": [1e-3, 5e-4, 2.5e-4]
+    }  # fmt: skip
+
+
+def test_a_gradient_that_is_never_there_is_drawn_as_zero():
+    axes = axes_of(plots.draw_gradient, steps=[{"step": step, "grad_norm/qwen": 0.0} for step in (1, 2)])
+    assert lines_of(axes) == {"norm before clipping": [0.0, 0.0]}
+    assert axes.get_yscale() == "linear"

@@ -62,6 +62,8 @@ def test_a_run_that_was_ended_before_its_first_step_leaves_its_folder_free(tmp_p
         (tmp_path / name).write_text("")
     (tmp_path / "heartbeats").mkdir()
     (tmp_path / "heartbeats" / "rank_00000.json").write_text("{}")
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile" / "memory_snapshot.pickle").write_text("")  # Out of memory in the first step.
     assert make_run_folder(tmp_path) == tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

