@@ -12,12 +12,15 @@ if __name__ == "__main__":
 
 from arcdist.config import Option, Program, load_config
 from arcdist.distributed import FailureWatch, run_guarded
-from arcdist.errors import ConfigError
 
 BENCH = Program(
     name="bench.py",
     purpose="Train a number of steps, print pace, memory and the share of the device's rate; no file is written.",
-    options={"steps": Option(metavar="N", sentence="Steps to time, after 5 to warm up; 50 where it is not given.")},
+    options={
+        "steps": Option(
+            metavar="N", sentence="Steps to time, after 5 to warm up; 50 where it is not given.", is_count=True
+        )
+    },
 )
 
 
@@ -28,16 +31,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str], watch: FailureWatch) -> None:
     loaded = load_config(argv, BENCH)
-    steps = loaded.options.get("steps", "50")
-    if not (steps.isdecimal() and int(steps) > 0):
-        raise ConfigError(f"--steps is {steps!r}: choose a whole number of at least 1.")
     config = loaded.config
     from arcdist.distributed.exchange import part
     from arcdist.training.benchmark import benchmark
     from arcdist.training.memory_limit import explained_out_of_memory
 
-    with watch, explained_out_of_memory(config.train.batch_size):
-        benchmark(config, int(steps))
+    with watch, explained_out_of_memory(config):
+        benchmark(config, int(loaded.options.get("steps", "50")))
         part()
 
 

@@ -10,12 +10,12 @@ set -euo pipefail
 
 run=${1:?the run folder, such as runs/night}
 shift
-launcher=()
+# Never empty: bash before 4.4, which macOS has, takes an empty array for one that is not set.
+launcher=(--config_file "${CONFIG_FILE:-accelerate_configs/zero2.yaml}" --max_restarts "${RESTARTS:-3}")
 while [[ $# -gt 0 && $1 != -- ]]; do
     launcher+=("$1")
     shift
 done
 shift || true
 
-exec accelerate launch --config_file "${CONFIG_FILE:-accelerate_configs/zero2.yaml}" --max_restarts "${RESTARTS:-3}" \
-    "${launcher[@]}" launch/train.py --output_dir "$run" --resume auto "$@"
+exec accelerate launch "${launcher[@]}" launch/train.py --output_dir "$run" --resume auto "$@"

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Num, Shaped
 from torch import Tensor, distributed
 
+from arcdist.regions import region
+
 # N rows over all processes, n rows of this one, F shape of a row.
 
 
@@ -21,7 +23,8 @@ def add_up(named: Mapping[str, Num[Tensor, "..."]]) -> dict[str, Num[Tensor, "..
     """
     sums = torch.cat([value.detach().float().reshape(-1) for value in named.values()])
     if several_processes():
-        distributed.all_reduce(sums)
+        with region("communication"):
+            distributed.all_reduce(sums)
     parts = sums.split([value.numel() for value in named.values()])
     return {name: part.view(value.shape) for (name, value), part in zip(named.items(), parts, strict=True)}
 
@@ -32,7 +35,8 @@ def add_up_in_place(tensors: Sequence[Tensor]) -> None:
     if not (several_processes() and tensors):
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    distributed.all_reduce(flat)
+    with region("communication"):
+        distributed.all_reduce(flat)
     parts = flat.split([tensor.numel() for tensor in tensors])
     torch._foreach_copy_(list(tensors), [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
 
@@ -57,7 +61,8 @@ def gather_rows(rows: Shaped[Tensor, " n *F"], counts: Sequence[int]) -> Shaped[
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
     received = [torch.empty_like(padded) for _ in counts]
-    distributed.all_gather(received, padded)
+    with region("communication"):
+        distributed.all_gather(received, padded)
     return torch.cat([part[:count] for part, count in zip(received, counts, strict=True)])
 
 

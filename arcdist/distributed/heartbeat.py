@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +38,8 @@ class Heartbeat:
         self.path = folder / "heartbeats" / f"rank_{rank:05d}.json"
         self._who = {"rank": rank, "host": socket.gethostname(), "pid": os.getpid()}
         self._activity = _Activity("starting", None, _now())
+        self.observer: Callable[[str, float], object] | None = None
+        """Told about every second what this process is doing, and for how many seconds; in the writing thread."""
 
     def doing(self, what: str, step: int | None = None) -> None:
         """Say what this process is about to do, and in which step if that has changed. Nothing is written yet."""
@@ -86,6 +88,10 @@ class Heartbeat:
             # A disk that is full for a while is no reason to end a run: what cannot do without it says so itself.
             with suppress(OSError):
                 self._write()
+            if self.observer is not None and not stopping:
+                activity = self._activity
+                with suppress(OSError, ValueError):  # as is a console that is gone
+                    self.observer(activity.doing, (_now() - activity.since).total_seconds())
 
     def _write(self) -> None:
         activity = self._activity

@@ -51,7 +51,7 @@ def try_longest_batch(config: Config, platform: Platform) -> Fit:
         NotFiniteError: its losses or gradients are not finite.
         ArcdistError: as for a run.
     """
-    with nullcontext() if is_main() else no_log(), explained_out_of_memory(config.train.batch_size):
+    with nullcontext() if is_main() else no_log(), explained_out_of_memory(config):
         session = build_session(config, platform)
         longest = longest_batch(session)
         _step_once(session, longest)

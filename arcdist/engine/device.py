@@ -31,6 +31,11 @@ def choose_device(train: TrainConfig) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """What a device is, such as `NVIDIA H200` or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
 def _of_several(device: torch.device, name: str) -> torch.device:
     if device.type == "mps" or ":" in name:
         raise ConfigError(

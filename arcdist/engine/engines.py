@@ -8,6 +8,7 @@ from torch import Tensor
 
 from arcdist.engine.interface import Engine
 from arcdist.engine.precision import Precision
+from arcdist.regions import region
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,12 +30,14 @@ class Engines:
 
     def gradient_norms(self) -> dict[str, Float[Tensor, ""]]:
         """Norms of all groups of all engines."""
-        return {name: norm for engine in self.by_name().values() for name, norm in engine.gradient_norms().items()}
+        with region("optimizer"):
+            return {name: norm for engine in self.by_name().values() for name, norm in engine.gradient_norms().items()}
 
     def step(self) -> None:
         """Update all."""
-        for engine in self.by_name().values():
-            engine.step()
+        with region("optimizer"):
+            for engine in self.by_name().values():
+                engine.step()
         self.precision.update(finite=True)
 
     def skip(self) -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from arcdist.config import Config
+from arcdist.engine.device import device_name
 from arcdist.training.session import build_session
 from arcdist.training.state import take_snapshot
 from arcdist.training.trial import run_steps, worst_peak_bytes
@@ -39,7 +40,7 @@ def benchmark(config: Config, steps: int) -> None:
     used = pace.flops / pace.seconds / processes
 
     table = Table(box=box.SIMPLE_HEAD, show_header=False, title=f"{pace.steps} steps of {config.train.batch_size}")
-    device = torch.cuda.get_device_name(session.device) if session.device.type == "cuda" else str(session.device)
+    device = device_name(session.device)
     table.add_row("device", f"{processes} × {device}, precision {config.train.precision}")
     table.add_row("pace", f"{pace.queries / pace.seconds:,.1f} pairs/s, {pace.tokens / pace.seconds:,.0f} tokens/s")
     table.add_row("peak memory of a process", f"{worst_peak_bytes(session.device) / 2**30:.2f} GiB")

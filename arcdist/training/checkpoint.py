@@ -7,6 +7,7 @@ taken from a file that differs. It holds tensors (safetensors) and JSON, never p
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from arcdist.errors import DataError, SaveError
 from arcdist.training.manifest import Entry, manifest_text, read_manifest
+from arcdist.training.state_file import read_state
+from arcdist.training.write_error import unwritable
 
 WEIGHTS, MOMENTS, PROMPTS, STATE = "weights.safetensors", "moments.safetensors", "prompts.safetensors", "state.json"
 MANIFEST = "manifest.json"
@@ -56,12 +59,17 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     Raises:
         SaveError: it could not be written; what stood there before still does.
     """
+    save_files(folder, _contents(snapshot))
+
+
+def save_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """The same for a checkpoint that was read: its files by name, as `read_files` gives them."""
     partial = _beside(folder, "partial")
     try:
         _clear(partial)
         partial.mkdir(parents=True)
         entries = {}
-        for name, content in _contents(snapshot).items():
+        for name, content in contents.items():
             entries[name] = Entry.of(content)
             _write(partial / name, content)
         _write(partial / MANIFEST, manifest_text(entries).encode())
@@ -72,11 +80,9 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):
             mend(folder)
-        free = shutil.disk_usage(next(place for place in folder.parents if place.exists())).free
-        raise SaveError(
-            f"The checkpoint {folder} could not be written ({error.strerror or error}): it needs "
-            f"{_in_mb(snapshot.size)}, and {_in_mb(free)} are free there. Make room, or lower --output.keep_last."
-        ) from error
+        needed = sum(map(len, contents.values()))
+        told = unwritable(f"The checkpoint {folder}", folder, error, needed, for_room="lower --output.keep_last")
+        raise SaveError(told) from error
 
 
 def _contents(snapshot: Snapshot) -> dict[str, bytes]:
@@ -169,10 +175,7 @@ def parse_files(contents: Mapping[str, bytes], folder: Path) -> Snapshot:
             tensors[name] = load(contents[name])
         except (ValueError, SafetensorError) as error:
             raise DataError(f"{folder / name} is no safetensors file ({error}): choose another checkpoint.") from error
-    try:
-        state = json.loads(contents[STATE])
-    except ValueError as error:
-        raise DataError(f"{folder / STATE} is no state of a run ({error}): choose another checkpoint.") from error
+    state = read_state(contents[STATE], folder / STATE)
     return Snapshot(weights=tensors[WEIGHTS], moments=tensors[MOMENTS], prompts=tensors[PROMPTS], state=state)
 
 
@@ -190,9 +193,14 @@ def step_folder(root: Path, step: int) -> Path:
     return root / f"step_{step:08d}"
 
 
+def is_numbered(folder: Path) -> bool:
+    """Whether a checkpoint is one of a series, by its name."""
+    return re.fullmatch(r"step_\d{8}", folder.name) is not None
+
+
 def checkpoints(root: Path) -> list[Path]:
     """The checkpoints under a folder, whole or not, the oldest first."""
-    return sorted(root.glob("step_" + "[0-9]" * 8))
+    return sorted(filter(is_numbered, root.glob("step_*")))
 
 
 def prune(root: Path, keep_last: int) -> None:
@@ -210,11 +218,20 @@ def prune(root: Path, keep_last: int) -> None:
         ) from error
 
 
+def set_aside(folder: Path, root: Path) -> Path:
+    """Rename a checkpoint to a name under `root` that no run goes on from by itself; the new place."""
+    aside = (root / f"aside_{number}_{folder.name}" for number in range(1, 10**6))
+    return folder.rename(next(place for place in aside if not place.exists()))
+
+
 def _clear(folder: Path) -> None:
     """Remove a folder, which is no longer called a checkpoint while its files go."""
     if folder.exists():
         if not folder.name.startswith("."):
-            folder = folder.rename(_beside(folder, "removed"))
+            removed = _beside(folder, "removed")
+            if removed.exists():  # since a process was killed
+                shutil.rmtree(removed)
+            folder = folder.rename(removed)
         shutil.rmtree(folder)
 
 
@@ -235,7 +252,3 @@ def _force_to_disk(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _in_mb(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"

@@ -1,8 +1,6 @@
 """A checkpoint as files for others: a PEFT adapter, the agent, and what else an answer takes. No pickled object."""
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +15,14 @@ from torch import Tensor
 
 from arcdist.config import Config, format_config
 from arcdist.config.keys import build, flatten
-from arcdist.errors import ConfigError, DataError, SaveError
-from arcdist.training.checkpoint import Snapshot, flaw, load_checkpoint
-from arcdist.training.inspection import checkpoints_of_run, is_checkpoint, no_checkpoint
+from arcdist.errors import ConfigError, DataError
+from arcdist.models.base_identity import Base, read_base
+from arcdist.training.checkpoint import STATE, Snapshot, is_numbered, parse_files, read_files
+from arcdist.training.durable import write_folder
+from arcdist.training.inspection import inspect
 from arcdist.training.model_card import Facts, model_card
+from arcdist.training.places import BEST, checkpoints_of_run, is_checkpoint, moved, no_checkpoint, read_unchanged
+from arcdist.training.state_file import read_state
 
 _BODY = "qwen.body."
 _PEFT = "base_model.model."
@@ -32,6 +34,13 @@ _REST = {
     "refiner.": "refiner.",
 }
 """Prefixes of weights in a checkpoint, and in `rest.safetensors`."""
+
+_NEEDED = {
+    **dict.fromkeys(("step", "epoch", "batch", "processes"), int),
+    **dict.fromkeys(("config", "base", "versions"), dict),
+    "epochs": list,
+}
+"""What an export takes from the state."""
 
 _PURPOSES = {
     "adapter/": "PEFT adapter",
@@ -67,15 +76,15 @@ def export(path: Path, target: Path) -> None:
     target = target.expanduser()
     _require_free(target)
     choice = choose(path)
-    try:
-        snapshot = load_checkpoint(choice.folder)
-    except DataError as error:
-        raise DataError(f"{error} Export another checkpoint: `launch/checkpoint.py list` shows them.") from error
+    place, snapshot = _load(choice.folder)
     files = contents(snapshot)
     write_folder(target, files)
     console = Console()
-    for broken in choice.passed_over:
-        console.print(f"Passed over: {broken}", soft_wrap=True, highlight=False, markup=False)
+    remarks = [f"Passed over: {broken}" for broken in choice.passed_over]
+    if place != choice.folder:
+        remarks.append(moved(choice.folder, place))
+    for remark in remarks:
+        console.print(remark, soft_wrap=True, highlight=False, markup=False)
     done = f"Exported {choice.folder}, step {snapshot.state['step']}, to {target}:"
     console.print(done, soft_wrap=True, highlight=False, markup=False)
     console.print(_table(files))
@@ -94,23 +103,41 @@ def choose(path: Path) -> Choice:
     if not places:
         raise ConfigError(no_checkpoint(path))
     for place in places:
-        if place.name == "best":
+        if place.name == BEST:
             return Choice(folder=place)
     broken: list[str] = []
     # What was set aside is older, in the run's own order, than what it has saved since.
-    steps = [place for place in places if place.name.startswith("step_")]
+    steps = [place for place in places if is_numbered(place)]
     for place in reversed(steps or places):
-        wrong = flaw(place)
-        if wrong is None:
+        inspection = inspect(place)
+        if inspection and inspection.flaw is None:
             return Choice(folder=place, passed_over=tuple(broken))
-        broken.append(wrong)
+        broken.append(f"{place}: {inspection.flaw if inspection else 'it was removed meanwhile.'}")
     raise DataError(f"None of the checkpoints in {path} is whole: {broken[0]}")
+
+
+def _load(folder: Path) -> tuple[Path, Snapshot]:
+    """Where a checkpoint lies, and what is in it."""
+    try:
+        found = read_unchanged(folder, _parse)
+    except DataError as error:
+        raise DataError(f"{error} Export another checkpoint: `launch/checkpoint.py list` shows them.") from error
+    if found is None:
+        raise DataError(f"{folder} was removed meanwhile: export another checkpoint.")
+    return found
+
+
+def _parse(place: Path) -> Snapshot:
+    files = read_files(place)
+    read_state(files[STATE], place / STATE, _NEEDED)
+    return parse_files(files, place)
 
 
 def contents(snapshot: Snapshot) -> dict[str, bytes]:
     """The files of an export by their path in its folder."""
     weights, state = snapshot.weights, snapshot.state
     config = config_of(state)
+    base = read_base(state["base"], config.qwen)
     adapter = {
         _PEFT + name.removeprefix(_BODY).replace(".default.", "."): value
         for name, value in weights.items()
@@ -122,12 +149,12 @@ def contents(snapshot: Snapshot) -> dict[str, bytes]:
     facts = Facts(
         config=config,
         state=state,
-        base=_base(config),
+        base=base,
         averaged=bool(average),
         without_control_mlp=not any(name.startswith("control_mlp.") for name in rest),
     )
     return {
-        "adapter/adapter_config.json": _adapter_config(config, adapter),
+        "adapter/adapter_config.json": _adapter_config(config, adapter, base),
         "adapter/adapter_model.safetensors": _tensors(adapter),
         "agent.safetensors": _tensors(agent),
         "agent.json": _json(agent_arguments(config, agent)),
@@ -160,44 +187,12 @@ def agent_arguments(config: Config, agent: Mapping[str, Tensor]) -> dict[str, An
     }
 
 
-def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
-    """Write files by their path in a folder, which is whole as soon as it has its name.
-
-    Raises:
-        SaveError: it could not be written, and is as it was.
-    """
-    place = target.resolve()
-    partial = place.with_name(f".{place.name}.partial")
-    try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        for name, content in files.items():
-            (partial / name).parent.mkdir(exist_ok=True)
-            with (partial / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        partial.rename(place)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        existing = next(folder for folder in place.parents if folder.exists())
-        needed, free = sum(map(len, files.values())), shutil.disk_usage(existing).free
-        raise SaveError(
-            f"{target} could not be written ({error.strerror or error}): it needs {decimal(needed)}, and "
-            f"{decimal(free)} are free there. Make room, or export to another folder."
-        ) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
 def _require_free(target: Path) -> None:
-    if not target.exists():
-        return
-    if target.resolve() == Path.cwd():
-        raise ConfigError(f"{target} is the folder you are in, which would be replaced: export to another folder.")
     try:
+        if not target.exists():
+            return
+        if target.resolve() == Path.cwd():
+            raise ConfigError(f"{target} is the folder you are in, which would be replaced: export to another folder.")
         taken = next(target.iterdir(), None)
     except OSError as error:
         raise ConfigError(f"{target} is no folder that can be read ({error.strerror}): export to another.") from error
@@ -205,7 +200,7 @@ def _require_free(target: Path) -> None:
         raise ConfigError(f"{target} exists and is not empty (it holds {taken.name}): export to another folder.")
 
 
-def _adapter_config(config: Config, adapter: Mapping[str, Tensor]) -> bytes:
+def _adapter_config(config: Config, adapter: Mapping[str, Tensor], base: Base) -> bytes:
     qwen = config.qwen
     targets = list(qwen.lora_targets)
     if targets == ["all-linear"]:
@@ -213,8 +208,8 @@ def _adapter_config(config: Config, adapter: Mapping[str, Tensor]) -> bytes:
         targets = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in adapter})
     lora = LoraConfig(
         task_type="FEATURE_EXTRACTION",
-        # Random weights must not be mistaken for those of the model whose shape they have.
-        base_model_name_or_path=None if qwen.init == "random" else _base(config),
+        # Random weights must not be mistaken for those of the model whose shape they have, nor a folder for a name.
+        base_model_name_or_path=base.name if base.kind in ("hub", "folder") else None,
         r=qwen.lora_r,
         lora_alpha=qwen.lora_alpha,
         lora_dropout=qwen.lora_dropout,
@@ -222,11 +217,6 @@ def _adapter_config(config: Config, adapter: Mapping[str, Tensor]) -> bytes:
         inference_mode=True,
     )
     return _json({key: sorted(value) if isinstance(value, set) else value for key, value in lora.to_dict().items()})
-
-
-def _base(config: Config) -> str:
-    """The base's name, or its folder as any program finds it."""
-    return str(Path(config.qwen.model).expanduser())
 
 
 def _without(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

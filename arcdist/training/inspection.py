@@ -1,25 +1,34 @@
 """Which checkpoints there are, and whether each is as it was written. Nothing is changed, and a run may go on."""
 
-import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
+from safetensors import SafetensorError, safe_open
 
 from arcdist.errors import ConfigError, DataError
-from arcdist.training.checkpoint import FILES, MANIFEST, STATE, checkpoints, read_files
+from arcdist.training.checkpoint import FILES, MANIFEST, MOMENTS, PROMPTS, STATE, WEIGHTS, is_numbered, read_files
+from arcdist.training.places import (
+    checkpoints_of_run,
+    dead_link,
+    is_checkpoint,
+    lies_at,
+    moved,
+    no_checkpoint,
+    no_folder,
+    read_unchanged,
+)
+from arcdist.training.state_file import read_state
 
-_NAME = re.compile(r"step_\d{8}|best|aside_\d+_step_\d{8}")
 _STYLES = {"whole": "green", "broken": "bold red"}
+_POSITION = {"step": int, "epoch": int, "batch": int}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +36,9 @@ class Inspection:
     """What a checkpoint turned out to be. Where it is broken, its position in the run is not known."""
 
     folder: Path
+    """What it is called."""
+    place: Path
+    """Where it was read: its folder, unless it was being replaced."""
     step: int | None
     """Batches trained on."""
     epoch: int | None
@@ -35,8 +47,8 @@ class Inspection:
     """Batches of this epoch."""
     size: int
     """Bytes of its files."""
-    written: datetime
-    """In local time."""
+    written: datetime | None
+    """In local time; none where no file says."""
     flaw: str | None
     """What is wrong, naming the file; none where it is whole."""
 
@@ -54,7 +66,7 @@ def show_run(path: Path) -> None:
 
     Raises:
         ConfigError: there is no checkpoint of a run.
-        DataError: the newest one is broken.
+        DataError: the newest one is broken, or the run cannot be read.
     """
     places = checkpoints_of_run(path)
     if not places:
@@ -66,10 +78,12 @@ def show_run(path: Path) -> None:
     for inspection in found:
         if inspection.flaw:
             _say(console, f"{inspection.folder.name}: {inspection.flaw}")
+        if inspection.place != inspection.folder:
+            _say(console, moved(inspection.folder, inspection.place))
     whole = [inspection.folder for inspection in found if not inspection.flaw]
     if not whole:
         raise DataError("None of the checkpoints is whole: start a new run with another --output_dir.")
-    steps = [folder.name for folder in whole if folder.name.startswith("step_")]
+    steps = [folder.name for folder in whole if is_numbered(folder)]
     goes_on = f"--resume goes on from {steps[-1]}" if steps else f"--resume {whole[0]} goes on from that one"
     newest = _newest(found)
     if newest.flaw:
@@ -85,7 +99,7 @@ def verify(paths: Sequence[Path]) -> None:
 
     Raises:
         ConfigError: one is neither; none is inspected then.
-        DataError: a checkpoint is broken.
+        DataError: a checkpoint is broken, or a folder cannot be read.
     """
     places = [place for path in paths for place in _checkpoints_at(path)]
     console = Console()
@@ -94,6 +108,8 @@ def verify(paths: Sequence[Path]) -> None:
         if inspection := inspect(place):
             found.append(inspection)
             _say(console, _line(inspection))
+            if inspection.place != inspection.folder:
+                _say(console, f"        {moved(inspection.folder, inspection.place)}")
     broken = [inspection for inspection in found if inspection.flaw]
     if broken:
         raise DataError(f"Broken: {len(broken)} of {len(found)}. Resume from a whole one, and export that.")
@@ -101,76 +117,63 @@ def verify(paths: Sequence[Path]) -> None:
 
 def inspect(folder: Path) -> Inspection | None:
     """Read a checkpoint whole and compare it with its checksums; none where it has gone meanwhile."""
-    while True:
-        try:
-            before = folder.stat()
-        except FileNotFoundError:
+    place, flaw = folder, None
+    position: Mapping[str, int] = {}
+    try:
+        found = read_unchanged(folder, _read_position)
+        if found is None:
             return None
-        inspection = _inspect(folder)
-        if inspection.flaw is None:
-            return inspection
-        with suppress(FileNotFoundError):
-            # A run that goes on removes its oldest checkpoint and puts a new best in the place of the old one.
-            if folder.stat().st_ino == before.st_ino:
-                return inspection
-
-
-def checkpoints_of_run(path: Path) -> list[Path]:
-    """What is called a checkpoint in a run folder, or in its `checkpoints/`: by step, then the best, then set aside.
-
-    Empty for anything else.
-    """
-    run = path.parent if path.name == "checkpoints" and not (path / "checkpoints").is_dir() else path
-    root = run / "checkpoints"
-    best = [run / "best"] if (run / "best").is_dir() else []
-    return [*checkpoints(root), *best, *sorted(place for place in root.glob("aside_*") if _NAME.fullmatch(place.name))]
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is meant to be a checkpoint, be it whole or not."""
-    return path.is_dir() and any((path / name).exists() for name in (MANIFEST, *FILES))
+        place, position = found
+    except DataError as error:
+        with suppress(DataError):
+            place = lies_at(folder) or folder
+        # The reader knows which folder it is.
+        flaw = str(error).replace(f"{folder}/", "")
+    return Inspection(
+        folder=folder,
+        place=place,
+        step=position.get("step"),
+        epoch=position.get("epoch"),
+        batch=position.get("batch"),
+        size=sum(_sizes(place)),
+        written=_written(place),
+        flaw=flaw,
+    )
 
 
 def _checkpoints_at(path: Path) -> list[Path]:
-    is_one = is_checkpoint(path) or (path.is_dir() and _NAME.fullmatch(path.name))
-    places = [path] if is_one else checkpoints_of_run(path)
+    places = [path] if is_checkpoint(path) else checkpoints_of_run(path)
     if not places:
         raise ConfigError(no_checkpoint(path))
     return places
 
 
-def no_checkpoint(path: Path) -> str:
-    """Why a path that was given for a checkpoint is none."""
-    if not path.is_dir():
-        return f"{path}: there is no such folder. Give that of a checkpoint, such as runs/NAME/best, or that of a run."
-    return f"{path} is neither a checkpoint (it has no {MANIFEST}) nor a run folder that holds some."
-
-
 def _no_run(path: Path) -> str:
-    if not path.is_dir():
-        return f"{path}: there is no such folder. Give that of a run, such as runs/NAME."
+    if told := no_folder(path, "of a run, such as runs/NAME"):
+        return told
     if is_checkpoint(path):
         return f"{path} is a checkpoint, not a run: give the run's folder, or use `checkpoint.py verify {path}`."
     return f"{path} holds no checkpoint, neither checkpoints/step_… nor best/: give the folder of a run that saved one."
 
 
-def _inspect(folder: Path) -> Inspection:
-    state: dict[str, Any] = {}
-    flaw = None
+def _read_position(place: Path) -> Mapping[str, int]:
+    """Where in its run a whole checkpoint was taken. A file may be what was written, and yet not what it should be."""
+    if target := dead_link(place):
+        raise DataError(f"{place / MANIFEST} cannot be read: the checkpoint is a link to {target}, which is not there.")
+    contents = read_files(place)
+    for name in (WEIGHTS, MOMENTS, PROMPTS):
+        _require_tensors(place / name)
+    state = read_state(contents[STATE], place / STATE, _POSITION)
+    return {name: state[name] for name in _POSITION}
+
+
+def _require_tensors(path: Path) -> None:
+    """The header alone is read: it says what tensors there are, and has to account for every byte."""
     try:
-        state = json.loads(read_files(folder)[STATE])
-    except DataError as error:
-        # The reader knows which folder it is.
-        flaw = str(error).replace(f"{folder}/", "")
-    return Inspection(
-        folder=folder,
-        step=state.get("step"),
-        epoch=state.get("epoch"),
-        batch=state.get("batch"),
-        size=sum(_sizes(folder)),
-        written=datetime.fromtimestamp(_modified(folder)),
-        flaw=flaw,
-    )
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is no safetensors file ({error}).") from error
 
 
 def _sizes(folder: Path) -> Iterator[int]:
@@ -179,16 +182,16 @@ def _sizes(folder: Path) -> Iterator[int]:
             yield (folder / name).stat().st_size
 
 
-def _modified(folder: Path) -> float:
+def _written(folder: Path) -> datetime | None:
     for path in (folder / MANIFEST, folder):
         with suppress(OSError):
-            return path.stat().st_mtime
-    return 0.0
+            return datetime.fromtimestamp(path.stat().st_mtime)
+    return None
 
 
 def _newest(found: Sequence[Inspection]) -> Inspection:
     """The last step; where there is none, the best."""
-    steps = [inspection for inspection in found if inspection.folder.name.startswith("step_")]
+    steps = [inspection for inspection in found if is_numbered(inspection.folder)]
     return steps[-1] if steps else found[0]
 
 
@@ -205,7 +208,7 @@ def _table(found: Sequence[Inspection]) -> Table:
             inspection.folder.name,
             *("–" if number is None else str(number) for number in position),
             decimal(inspection.size),
-            f"{inspection.written:%Y-%m-%d %H:%M}",
+            "–" if inspection.written is None else f"{inspection.written:%Y-%m-%d %H:%M}",
             Text(inspection.verdict, style=_STYLES[inspection.verdict]),
         )
     return lines

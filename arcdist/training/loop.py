@@ -4,7 +4,6 @@ Every process runs it and knows the same numbers; process 0 alone writes and spe
 """
 
 import logging
-import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,21 +11,36 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from arcdist.distributed import Heartbeat
-from arcdist.distributed.exchange import hear_from_first
+from arcdist.distributed.exchange import add_up
 from arcdist.distributed.replicas import check_replicas
 from arcdist.errors import ArcdistError, SaveError
-from arcdist.evaluation import Answerer, score
-from arcdist.models.base_identity import base_identity
-from arcdist.models.embedded import TINY
-from arcdist.tracking import ProgressBar, TrainingMetricsTracker
-from arcdist.training.checkpoint import Snapshot, step_folder
+from arcdist.evaluation import AnswerBook, Answerer, score
+from arcdist.models.base_identity import base_identity, has_random_weights
+from arcdist.regions import DATA, STEP, each_in_region, region
+from arcdist.tracking import Mirrors, MovingPace, ProgressBar, Record, TrainingMetricsTracker
+from arcdist.tracking.validation import Validation
+from arcdist.training.checkpoint import Snapshot
+from arcdist.training.checkpointing import Checkpointing
+from arcdist.training.cost import Cost
 from arcdist.training.curriculum import DynamicMemoryThreshold, SizeWarmupCurriculum
 from arcdist.training.health import RunHealth
 from arcdist.training.interrupt import Interrupt
 from arcdist.training.interval import Interval
+from arcdist.training.profile import StepProfiler
 from arcdist.training.query_set import DealtBatch
-from arcdist.training.saver import Saver
+from arcdist.training.records import (
+    as_validation,
+    by_part,
+    epoch_record,
+    epoch_summary,
+    judged,
+    not_finite,
+    progress_note,
+    step_record,
+)
 from arcdist.training.session import Session
 from arcdist.training.state import replicated, restore, take_snapshot
 from arcdist.training.step import StepReport, StepSettings, train_step
@@ -40,12 +54,18 @@ MOST_SKIPPED_STEPS = 10
 class Loop:
     """Runs a session to its end; what changes from step to step is here and in the models."""
 
-    def __init__(self, session: Session, folder: Path, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self, session: Session, folder: Path, heartbeat: Heartbeat, run_id: str = "", *, profiled_steps: int = 0
+    ) -> None:
         output, curriculum = session.config.output, session.config.curriculum
         self.session = session
         self.config = session.config
         self.folder = folder
+        self.run_id = run_id
         self.heartbeat = heartbeat
+        self.mirrors = Mirrors(())
+        self.profiled_steps = profiled_steps if session.is_main else 0
+        self.pace = MovingPace()
         self.tracker = TrainingMetricsTracker(folder, output.best_metric, writes=session.is_main)
         self.health = RunHealth()
         self.size_curriculum = SizeWarmupCurriculum(
@@ -54,14 +74,13 @@ class Loop:
         self.memory_gate = DynamicMemoryThreshold(
             curriculum.memory_threshold_start, curriculum.memory_threshold_alpha, curriculum.memory_gate
         )
-        self.saver = Saver(output.keep_last)
+        self.checkpointing = Checkpointing(folder, output, writes=session.is_main, best_saved=self._show_best)
+        self.cost = Cost(session.accelerator.num_processes)
         self.epoch = 0
         self.batch = 0
         self.step = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
-        self.saved_step: int | None = None
-        self.best_is_new = False
         self.gradients_checked = False
         self.since_log = Interval()
         self.since_epoch = Interval()
@@ -71,10 +90,9 @@ class Loop:
     def _name_base(self) -> Future[dict[str, str]]:
         """In a thread: checksums of large models take seconds, and are not wanted before the first checkpoint."""
         qwen, seed = self.config.qwen, self.config.train.seed
-        is_random = qwen.init == "random" or qwen.model == TINY
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="base")
         body = self.session.models.qwen.body.config
-        named = pool.submit(base_identity, body, qwen.model, random=is_random, seed=seed)
+        named = pool.submit(base_identity, body, qwen.model, random=has_random_weights(qwen), seed=seed)
         pool.shutdown(wait=False)
         return named
 
@@ -103,11 +121,14 @@ class Loop:
         self.health.load_state(state["health"])
         self.since_log.load_state(state["since_log"])
         self.since_epoch.load_state(state["since_epoch"])
+        if "cost" in state:  # Checkpoints of older versions lack it.
+            self.cost.load_state(state["cost"])
+        self.checkpointing.saved_step = self.step
         self.tracker.go_on_from(self.step, state["epochs"])
-        self.saved_step = self.step
 
     def _state(self) -> dict[str, Any]:
         return {
+            "run_id": self.run_id,
             "step": self.step,
             "epoch": self.epoch,
             "batch": self.batch,
@@ -118,12 +139,16 @@ class Loop:
             "health": self.health.state(),
             "since_log": self.since_log.state(),
             "since_epoch": self.since_epoch.state(),
+            "cost": self.cost.state(),
             "epochs": self.tracker.epochs,
             "base": self.base,
         }
 
-    def run(self) -> bool:
+    def run(self, mirrors: Mirrors | None = None) -> bool:
         """Train all epochs; whether they were, and the run was not preempted before.
+
+        Args:
+            mirrors: show the run's numbers elsewhere; process 0's.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, with a whole checkpoint of the last step on disk.
@@ -133,35 +158,51 @@ class Loop:
             SaveError: a checkpoint could not be written, and the configuration or the end of the run asks for it.
         """
         quiet = not self.session.is_main
-        with Interrupt() as interrupt, ProgressBar(self.total_steps, done=self.step, quiet=quiet) as progress:
+        self.cost.start()
+        self.mirrors = mirrors or self.mirrors
+        self._catch_up()
+        ahead, device = self.total_steps - self.step, self.session.device
+        profiler = StepProfiler(self.folder, self.profiled_steps, ahead, device)
+        with Interrupt() as interrupt, ProgressBar(self.total_steps, done=self.step, quiet=quiet) as progress, profiler:
+            self.heartbeat.observer = progress.tell_phase
             while self.epoch < self.config.train.epochs:
-                if self.batch == self.session.steps_per_epoch:  # The run to go on from was refused there.
+                if self.batch == self.session.steps_per_epoch:  # The run to go on from was refused or stopped there.
                     self._end_epoch()
+                    self._save(now=self.step == self.total_steps)
                     continue
                 self._clock = time.perf_counter()
                 batches = self.session.training.loader(
                     self.epoch, self.session.device, self.session.steps_per_epoch, start=self.batch
                 )
-                for batch in batches:
+                for batch in each_in_region(DATA, batches):
                     report = self._train_on(batch, interrupt)
-                    progress.advance(label=f"epoch {self.epoch}", note=_note(report))
+                    progress.advance(label=f"epoch {self.epoch}", note=progress_note(report, self.pace))
+                    profiler.step(self.pace.seconds)
                     if self.skipped == self.step == self.total_steps:
                         self._refuse(report)
-                    if self.batch == self.session.steps_per_epoch:
+                    ends_epoch = self.batch == self.session.steps_per_epoch
+                    # A validation may take longer than a batch system waits: whoever resumes begins with it.
+                    stop, preempted = self._asked(interrupt) if ends_epoch else (report.stop, report.preempted)
+                    if ends_epoch and not stop:
                         self._end_epoch()
-                    stops = report.stop or report.preempted
-                    self._save(now=stops or self.step == self.total_steps)
-                    if stops:
-                        return self._stop(report)
+                    self._save(now=stop or self.step == self.total_steps)
+                    if stop:
+                        return self._stop(preempted=preempted)
                     self._clock = time.perf_counter()  # Logging and saving are no part of the steps' pace.
                     self.heartbeat.doing("waiting for data")
             self._finish_saving()
         return True
 
-    def _stop(self, report: StepReport) -> bool:
+    def _asked(self, interrupt: Interrupt) -> tuple[bool, bool]:
+        """Whether some process was asked to stop, and whether to make room, as of now."""
+        asked = torch.tensor([interrupt.requested, interrupt.preempted], device=self.session.device).float()
+        stop, preempted = add_up({"asked": asked})["asked"].tolist()
+        return stop > 0, preempted > 0
+
+    def _stop(self, *, preempted: bool) -> bool:
         self._finish_saving()
-        folder = step_folder(self.folder / "checkpoints", self.step)
-        if report.preempted:
+        folder = self.checkpointing.folder_of(self.step)
+        if preempted:
             _logger.warning("Asked to make room: step %d is saved in %s. Go on with --resume.", self.step, folder)
             return False
         _logger.warning("Interrupted: step %d is saved in %s. Go on with --resume.", self.step, folder)
@@ -178,16 +219,18 @@ class Loop:
             seed=self.config.train.seed,
             stop=interrupt.requested,
             preempted=interrupt.preempted,
-            save_failed=self.saver.failed(),
+            save_failed=self.checkpointing.failed(),
         )
-        noise = session.refinement_noise(batch, self.epoch)
-        report = train_step(batch, session.models, session.engines, noise, settings)
+        with region(STEP):
+            noise = session.refinement_noise(batch, self.epoch)
+            report = train_step(batch, session.models, session.engines, noise, settings)
         self.step += 1
         self.batch += 1
         if report.save_failed:
-            self._tell_failure(fatal=self.config.output.on_save_error == "stop")
+            self.checkpointing.tell()
         self._guard(report)
         seconds = time.perf_counter() - self._clock
+        self.pace.add(report.queries, report.tokens, seconds)
         if report.finite:
             self.memory_gate.update(report.metrics["train/cell"])
             for interval in (self.since_log, self.since_epoch):
@@ -210,7 +253,7 @@ class Loop:
             if self.skipped_in_a_row >= MOST_SKIPPED_STEPS:
                 self._refuse(report)
             if not self.session.engines.precision.scales_losses:
-                _logger.warning("Step %d was skipped on all processes: %s.", self.step, _not_finite(report))
+                _logger.warning("Step %d was skipped on all processes: %s.", self.step, not_finite(report))
             return
         self.skipped_in_a_row = 0
         if not self.gradients_checked:
@@ -227,15 +270,35 @@ class Loop:
                 self._finish_saving()
         self.skipped_in_a_row = in_a_row
         with self._flags_told():
-            self.health.require_finite(self.step, _judged(report), self.skipped_in_a_row)
+            self.health.require_finite(self.step, judged(report), self.skipped_in_a_row)
 
     @contextmanager
     def _flags_told(self) -> Iterator[None]:
         try:
             yield
         except ArcdistError:
-            self.tracker.log_step({"step": self.step, "epoch": self.epoch, "flags": self.health.flags})
+            self._keep({"step": self.step, "epoch": self.epoch, "flags": self.health.flags})
             raise
+
+    def _catch_up(self) -> None:
+        if not self.mirrors:
+            return
+        steps = self.tracker.steps
+        ends_epoch = self.batch == self.session.steps_per_epoch
+        # The step after which the epoch was not ended yet is shown with the epoch's numbers.
+        waiting = [steps.pop()] if ends_epoch and steps and steps[-1]["step"] == self.step else []
+        self.mirrors.catch_up(steps, self.tracker.epochs, self.tracker.validations)
+        for record in waiting:
+            self.mirrors.log_step(record, ends_epoch=True)
+
+    def _show_best(self, folder: Path) -> None:
+        if self.config.tracking.upload_best:
+            self.mirrors.log_best(folder)
+
+    def _keep(self, record: Record) -> None:
+        with self.cost.of_tracking():
+            self.tracker.log_step(record)
+            self.mirrors.log_step(record, ends_epoch=self.batch == self.session.steps_per_epoch)
 
     def _log(self) -> None:
         means = self.since_log.means()
@@ -244,21 +307,18 @@ class Loop:
             loss=means["loss"],
             reward=means["reward/mean"],
             accuracy_delta=means["reward/d_acc"],
-            gradient_norms=_parts(self.since_log.largest_norms),
+            gradient_norms=by_part(self.since_log.largest_norms),
         )
-        norms = {name: norm for name, norm in means.items() if name.startswith("grad_norm/")}
-        parts = _parts({name.removeprefix("grad_norm/"): norm for name, norm in norms.items()})
-        rates = self.session.engines.learning_rates()
-        self.tracker.log_step(
+        record = step_record(means, self.session.engines.learning_rates())
+        self._keep(
             {
                 "step": self.step,
                 "epoch": self.epoch,
-                **{name: value for name, value in means.items() if name not in norms},
-                **{f"grad_norm/{name}": norm for name, norm in parts.items()},
-                **{f"lr/{name}": rate for name, rate in rates.items()},
+                **record,
                 "size_weight": self._size_weight(),
                 "memory_threshold": self.memory_gate.threshold,
                 "skipped_steps": self.skipped,
+                **self.cost.record(),
                 "flags": flags,
             }
         )
@@ -267,7 +327,7 @@ class Loop:
             self.step,
             means["efe/total"],
             means["reward/mean"],
-            parts["qwen"],
+            record["grad_norm/qwen"],
             means["mask_ratio"],
             means["pairs_per_s"],
         )
@@ -277,24 +337,25 @@ class Loop:
         return self.size_curriculum.weight(self.step / self.session.steps_per_epoch)
 
     def _end_epoch(self) -> None:
-        means = self.since_epoch.means()
-        record: dict[str, float | int] = {
-            "epoch": self.epoch,
-            "train/loss": means.get("loss", math.nan),
-            **{name: value for name, value in means.items() if name.startswith(("train/", "efe/", "reward/"))},
-            "pairs_per_s": means["pairs_per_s"],
-            **{f"solver/{name}": value for name, value in self.session.models.solver.statistics().items()},
-        }
+        memory = self.session.models.solver.statistics()
+        record: dict[str, float | int] = {"epoch": self.epoch, "step": self.step}
+        record |= epoch_record(self.since_epoch.means(), memory)
         last = self.epoch + 1 == self.config.train.epochs
-        validate = last or (self.epoch + 1) % self.config.output.validate_every == 0
-        if validate:
-            record |= self._validate()
-        self.best_is_new = self.tracker.log_epoch(record) and validate
-        self.tracker.draw()
-        _logger.info("epoch %d: %s", self.epoch, _summary(record))
+        validation = None
+        if last or (self.epoch + 1) % self.config.output.validate_every == 0:
+            scores, validation = self._validate()
+            record |= scores
+        record |= self.cost.record()
+        with self.cost.of_tracking():
+            if validation is not None:
+                self.tracker.log_validation(validation)
+            self.checkpointing.best_is_new = self.tracker.log_epoch(record) and validation is not None
+            plot = self.tracker.draw()
+            self.mirrors.log_epoch(self.step, record, validation, plot)
+        _logger.info("epoch %d: %s", self.epoch, epoch_summary(record))
         self.epoch, self.batch, self.since_epoch = self.epoch + 1, 0, Interval()
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self) -> tuple[dict[str, float], Validation]:
         self.heartbeat.doing("validating")
         session, models = self.session, self.session.models
         answerer = Answerer(
@@ -304,75 +365,25 @@ class Loop:
             solver=models.solver,
             refiner=models.refiner,
         )
+        shown, steps = self.config.tracking.shown_queries, self.config.agent.max_steps
+        book = AnswerBook(session.validation.ids, shown, steps, session.device)
         with session.engines.autocast():
-            return score(
+            scores = score(
                 answerer,
                 (
                     (queries, not share.is_padding)
                     for batch in session.validation.loader(0, session.device)
                     for queries, share in zip(batch.queries, batch.shares, strict=True)
                 ),
+                book,
             )
+        with self.cost.of_tracking():
+            return scores, as_validation(book.read(), epoch=self.epoch, step=self.step)
 
     def _save(self, *, now: bool) -> None:
-        """Begin to save where a checkpoint or a new best is due, or `now`; what is saved already is not again."""
-        # The best first: who resumes from a checkpoint after that epoch does not write it again.
-        folders = [self.folder / "best"] if self.best_is_new else []
-        due = now or self.step % self.config.output.save_every == 0
-        if due and self.saved_step != self.step:
-            folders.append(step_folder(self.folder / "checkpoints", self.step))
-        if not folders:
-            return
         self.heartbeat.doing("saving")
-        # Every process has a part in what is gathered; the first one writes it, while training goes on.
-        snapshot = take_snapshot(self.session, self._state())
-        self.saver.wait()
-        self._tell_failure(fatal=self.config.output.on_save_error == "stop")
-        if self.session.is_main:
-            if self.saved_step is None:
-                _logger.info("A checkpoint takes %.1f MB.", snapshot.size / 1e6)
-            self.saver.save(snapshot, folders)
-        self.saved_step, self.best_is_new = self.step if due else self.saved_step, False
+        self.checkpointing.save(self.step, lambda: take_snapshot(self.session, self._state()), now=now)
 
     def _finish_saving(self) -> None:
-        """Wait until all is on disk; a run must not end without its last checkpoint as if it had one."""
         self.heartbeat.doing("finishing the checkpoint")
-        self.saver.wait()
-        self._tell_failure(fatal=True)
-
-    def _tell_failure(self, *, fatal: bool) -> None:
-        failure = hear_from_first(self.saver.take_failure())
-        if failure:
-            _logger.error("NOT SAVED: %s%s", failure, "" if fatal else " Training goes on.")
-        if failure and fatal:
-            raise SaveError(failure)
-
-
-def _judged(report: StepReport) -> dict[str, float]:
-    return {"loss": report.metrics["loss"], **report.group_norms}
-
-
-def _not_finite(report: StepReport) -> str:
-    """What of a step is not finite, and where it began as far as that is known."""
-    bad = ", ".join(f"{name} = {value}" for name, value in _judged(report).items() if not math.isfinite(value))
-    ranks = ", ".join(map(str, report.not_finite_on))
-    return f"{bad} (from rank {ranks})" if ranks else bad
-
-
-def _parts(norms: dict[str, float]) -> dict[str, float]:
-    """Norms of parameter groups as norms of the parts that users know: all of Qwen's groups are one."""
-    owner = {"lora": "qwen", "prompt_projection": "qwen", "control_mlp": "qwen", "task_vectors": "agent"}
-    squares: dict[str, float] = {}
-    for name, norm in norms.items():
-        part = owner.get(name, name)
-        squares[part] = squares.get(part, 0.0) + norm**2
-    return {part: math.sqrt(square) for part, square in squares.items()}
-
-
-def _note(report: StepReport) -> str:
-    return f"loss {report.metrics['loss']:.3f}, exact {report.metrics['train/exact']:.0%}"
-
-
-def _summary(record: dict[str, float | int]) -> str:
-    shown = ("train/loss", "train/exact", "val/exact", "val/cell", "val/size", "val/accuracy_delta")
-    return ", ".join(f"{name} {record[name]:.4f}" for name in shown if name in record)
+        self.checkpointing.finish()

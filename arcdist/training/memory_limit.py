@@ -2,22 +2,31 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
 
 import torch
 
+from arcdist.config import Config
+from arcdist.distributed import world_size
 from arcdist.errors import OutOfMemoryError
+from arcdist.training.memory_snapshot import VIEWER, forget_allocations, remember_allocations, write_snapshot
 
 # What the CPU's allocator, the CUDA driver and cuBLAS say; they have no error type of their own.
 _SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+_KNOBS = 3
 
 
 @contextmanager
-def explained_out_of_memory(batch_size: int) -> Iterator[None]:
+def explained_out_of_memory(config: Config, folder: Path | None = None) -> Iterator[None]:
     """Turn the device's and the host's out-of-memory errors into one that names what to change.
+
+    With the folder of a run, what held a GPU's memory is left there for PyTorch's viewer.
 
     Raises:
         OutOfMemoryError: in their place.
     """
+    remembers = folder is not None and remember_allocations()
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -26,8 +35,43 @@ def explained_out_of_memory(batch_size: int) -> Iterator[None]:
             raise
         # Python's own error says nothing.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        knobs = "; ".join(f"{place}. {knob}" for place, knob in enumerate(islice(_knobs(config), _KNOBS), start=1))
+        snapshot = write_snapshot(folder) if folder is not None and remembers else None
+        held = f" What held the GPU's memory: {snapshot}, to be opened at {VIEWER}." if snapshot else ""
         raise OutOfMemoryError(
-            f"Out of memory ({reason}). In this order: double --train.accumulation or halve --batch_size (now "
-            f"{batch_size}), set --qwen.gradient_checkpointing true, lower --data.max_side; --dry_run shows the peak "
-            f"of the longest batch."
+            f"Out of memory ({reason}). In this order: {knobs}. --dry_run shows the peak of the longest batch.{held}"
         ) from error
+    finally:
+        if remembers:
+            forget_allocations()
+
+
+def _knobs(config: Config) -> Iterator[str]:
+    """What can still be changed, by how much it helps for what it costs."""
+    train, side, width = config.train, config.data.max_side, config.agent.hidden_dim
+    of_process = -(-train.batch_size // world_size())
+    in_pass = -(-of_process // train.accumulation)
+    if in_pass > 1:
+        twice = 2 * train.accumulation
+        fewer = -(-of_process // min(twice, of_process))
+        yield (
+            f"--train.accumulation {min(twice, of_process)} (now {train.accumulation}), or half of --batch_size (now "
+            f"{train.batch_size}): activations of {fewer} queries at a time in place of {in_pass}"
+        )
+    if not config.qwen.gradient_checkpointing:
+        yield (
+            "--qwen.gradient_checkpointing true: of Qwen's layers, the activations of one at a time in place of all, "
+            "in about a third more time"
+        )
+    if side > 1:
+        lower = max(1, 2 * side // 3)
+        yield (
+            f"--data.max_side {lower} (now {side}), fewer tasks: at most {lower**2} cells, and so tokens, a grid in "
+            f"place of {side**2}"
+        )
+    if train.precision == "no":
+        yield "--train.precision bf16, where the device has it: half the bytes of most activations"
+    if config.qwen.dtype == "float32":
+        yield "--qwen.dtype bfloat16: half the bytes of Qwen's frozen weights"
+    yield f"a smaller --agent.hidden_dim (now {width}): the grid modules' activations go with it"
+    yield "a smaller --qwen.model"

@@ -4,20 +4,30 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from platform import python_version
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from arcdist.config import Config
-from arcdist.models.embedded import TINY
+from arcdist.models.base_identity import Base
 
 _SCORES = (
     ("exact grids", "val/exact", "floor/copy_exact"),
     ("cells", "val/cell", "floor/copy_cell"),
     ("grid sizes", "val/size", None),
 )
+
+_WEIGHTS = {
+    "hub": "pretrained weights from the Hugging Face Hub",
+    "folder": "pretrained weights from the folder `{}`",
+    "random": "random weights",
+    "unknown": "pretrained weights, from a folder or from the Hugging Face Hub: the checkpoint does not say",
+}
+_NOTES = {
+    "folder": "  # or where a copy of that folder lies",
+    "unknown": "  # the run's folder of that name, or the Hub's model",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,8 +38,8 @@ class Facts:
     """Of the run."""
     state: Mapping[str, Any]
     """Of the checkpoint."""
-    base: str
-    """A name on the Hugging Face Hub, or where a local folder was found."""
+    base: Base
+    """That the adapter belongs to."""
     averaged: bool
     """Whether the agent's weights are the average of the run's last ones."""
     without_control_mlp: bool
@@ -38,7 +48,8 @@ class Facts:
 
 def model_card(facts: Facts) -> str:
     """The card in Markdown, with the metadata of the Hub in front."""
-    base = facts.base if _is_on_hub(facts) else None
+    # A name that may be a folder's would lead to whatever model a stranger has put under it.
+    base = facts.base.name if facts.base.kind == "hub" else None
     metadata = ModelCardData(base_model=base, library_name="peft", tags=["arc-agi", "arcdist", "lora"])
     parts = (_what(facts), _files(facts), _training(facts), _scores(facts), _loading(facts), _versions(facts), _LICENSE)
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(parts)
@@ -79,17 +90,18 @@ def _training(facts: Facts) -> str:
     if data.max_tasks is not None:
         tasks += f", the first {data.max_tasks} tasks"
     where = "the tasks trained on" if data.validation_source is None else f"`{data.validation_source}`"
-    done = f"{state['step']:,} of {train.batch_size} queries; {state['epoch']} whole epochs"
+    done = f"{_counted(state['step'], 'step')} of up to {_counted(train.batch_size, 'query', 'queries')} each; "
+    done += _counted(state["epoch"], "whole epoch")
     if state["batch"]:
-        done += f" and {state['batch']:,} steps of the next"
-    weights = "random weights" if _is_random(facts.config) else "pretrained weights"
+        done += f" and {_counted(state['batch'], 'step')} of the next"
+    weights = _WEIGHTS[facts.base.kind].format(facts.base.name)
     return "## Training\n\n" + _table(
         ("", ""),
         (
             ("tasks", tasks),
             ("validation", f"the test pairs of {where}"),
-            ("steps", done),
-            ("base", f"`{qwen.model}`, {weights}, {qwen.dtype}, SHA-256 `{state['base']['sha256']}`"),
+            ("length", done),
+            ("base", f"`{qwen.model}`, {weights}, {qwen.dtype}, SHA-256 `{facts.base.sha256}`"),
             ("adapter", f"rank {qwen.lora_r}, alpha {qwen.lora_alpha}, dropout {qwen.lora_dropout}"),
             ("precision", f"`{train.precision}`"),
             ("seed, processes", f"{train.seed}, {state['processes']}"),
@@ -112,15 +124,15 @@ def _scores(facts: Facts) -> str:
 
 
 def _loading(facts: Facts) -> str:
-    qwen, name = facts.config.qwen, json.dumps(facts.base)
-    if _is_random(facts.config):
+    qwen, name = facts.config.qwen, json.dumps(facts.base.name)
+    if facts.base.kind == "random":
         imports, base = (
             "from arcdist.models.qwen_body import load_body",
             f'base, _ = load_body({name}, "random", torch.{qwen.dtype}, seed={facts.config.train.seed})',
         )
     else:
         imports = "from transformers import AutoModel"
-        base = f"base = AutoModel.from_pretrained({name}, dtype=torch.{qwen.dtype})"
+        base = f"base = AutoModel.from_pretrained({name}, dtype=torch.{qwen.dtype}){_NOTES.get(facts.base.kind, '')}"
     return f"""\
 ## Loading
 
@@ -169,14 +181,8 @@ license is its own and covers what is derived from it, and so does that of the t
 """
 
 
-def _is_random(config: Config) -> bool:
-    return config.qwen.init == "random" or config.qwen.model == TINY
-
-
-def _is_on_hub(facts: Facts) -> bool:
-    """As far as a name tells: the Hub's have at most one slash, and no folder of that name lies here."""
-    place = Path(facts.base)
-    return not (_is_random(facts.config) or place.is_absolute() or place.is_dir() or len(place.parts) > 2)
+def _counted(count: int, one: str, several: str = "") -> str:
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
 def _percent(share: float | None) -> str:

@@ -14,6 +14,7 @@ from arcdist.data import QueryBatch
 from arcdist.distributed.exchange import gather_rows
 from arcdist.engine import Engine
 from arcdist.models import PromptOutput
+from arcdist.regions import region
 from arcdist.training.models import Models
 from arcdist.training.query_set import DealtBatch
 
@@ -40,7 +41,8 @@ class Reading:
             return
         read = self.graph or _read(qwen, self.queries, self.rows, self.dropout_seed)
         gradient = gradient[self.rows]
-        qwen.backward(read.prompt, gradient if self.counts else torch.zeros_like(gradient), is_last=is_last)
+        with region("Qwen backward"):
+            qwen.backward(read.prompt, gradient if self.counts else torch.zeros_like(gradient), is_last=is_last)
 
 
 def read_prompts(
@@ -97,7 +99,7 @@ def keep_prompts(models: Models, batch: DealtBatch, readings: Sequence[Reading],
 
 def _read(qwen: Engine, queries: QueryBatch, rows: Int[Tensor, " M"], dropout_seed: int) -> PromptOutput:
     inputs = queries.inputs
-    with _dropout_drawn_from(dropout_seed, inputs.tokens.device):
+    with region("Qwen forward"), _dropout_drawn_from(dropout_seed, inputs.tokens.device):
         return qwen(inputs.tokens[rows], inputs.token_mask[rows], inputs.features[rows])
 
 

@@ -1,38 +1,34 @@
-"""Where a run goes on from: which checkpoint, in which folder, and whether the configuration still fits."""
+"""Where a run goes on from: which checkpoint, in which folder."""
 
+import json
 import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import BaseFileLock
 
-from arcdist.config import Config
-from arcdist.config.keys import flatten
 from arcdist.config.resumed import AUTO, NEWEST, newest_run
+from arcdist.distributed.environment import is_restart
 from arcdist.errors import ConfigError, DataError
 from arcdist.tracking.run_folder import DEFAULT_ROOT, held, make_run_folder, own, taken_by
 from arcdist.training.checkpoint import (
     MANIFEST,
+    STATE,
     checkpoints,
     clear_leftovers,
+    flaw,
     mend,
+    parse_files,
     read_files,
+    save_files,
+    set_aside,
     step_folder,
 )
+from arcdist.training.places import is_checkpoint, no_checkpoint
 
 _logger = logging.getLogger(__name__)
-
-_MAY_CHANGE = (
-    *("output.", "distributed.", "train.epochs", "train.accumulation", "train.device", "train.cpu_threads"),
-    *("qwen.gradient_checkpointing", "data.source", "data.validation_source"),
-)
-"""What changes nothing that is computed, or what it is computed for longer. Data are compared by their content."""
-
-_WITH_A_WARNING = ("train.precision", "qwen.dtype", "qwen.model", "optim.", "reward.", "curriculum.", "efe.")
-"""What a user may want to change on the way; the curve has a bend there. Another base is told by its checksum."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +49,21 @@ class Start:
     """What the user has to know of how it was found, for the log, which is not open yet."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """A whole checkpoint."""
+
+    folder: Path
+    files: Mapping[str, bytes]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> int:
+        """Steps that it was taken after."""
+        step: int = json.loads(self.files[STATE])["step"]
+        return step
+
+
 def find_start(directory: str | None, resume: str | None) -> Start:
     """The run folder and the checkpoint that a command line asks for. Only the process that writes files calls this.
 
@@ -66,6 +77,8 @@ def find_start(directory: str | None, resume: str | None) -> Start:
     """
     if resume is None:
         return _from_the_first_step(directory)
+    if not resume:
+        raise ConfigError("--resume is given an empty path: name a checkpoint or a run, or leave the value out.")
     if resume in (NEWEST, AUTO):
         return _of_folder(directory, resume)
     return _of_path(Path(resume).expanduser(), directory)
@@ -86,8 +99,8 @@ def _of_folder(directory: str | None, resume: str) -> Start:
         folder = newest
     else:
         folder = Path(directory).expanduser()
-    if checkpoints(folder / "checkpoints"):
-        return _newest_of(folder, own(folder))
+    if _has_checkpoints(folder):
+        return _go_on_in(folder)
     if resume == NEWEST:
         raise ConfigError(
             f"{folder} has no checkpoint to resume from: leave out --resume to start a run, or write --resume auto "
@@ -105,72 +118,137 @@ def _of_folder(directory: str | None, resume: str) -> Start:
 
 
 def _of_path(path: Path, directory: str | None) -> Start:
-    if not path.exists():
-        raise ConfigError(
-            f"--resume {path}: there is no such folder. Give that of a checkpoint, such as "
-            f"runs/NAME/checkpoints/step_00000050, or that of a run."
-        )
-    if checkpoints(path / "checkpoints"):
-        return _fork(_newest_of(path, own(path)), path, directory)
-    if not (path / MANIFEST).exists() and not checkpoints(path.parent):
-        raise ConfigError(
-            f"--resume {path} is neither a checkpoint (it has no {MANIFEST}) nor a run folder that holds some."
-        )
-    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    if directory is None and not (run / "config.yaml").exists():
+    is_run = path.name == "checkpoints" or _has_checkpoints(path)
+    if path.name == "checkpoints":
+        path = path.parent
+    run = path if is_run else path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    stays = directory is None or Path(directory).expanduser().resolve() == run.resolve()
+    if stays and is_run and path.exists():
+        return _go_on_in(path)
+    if stays and (run / "config.yaml").exists():
+        with held(own(run)):
+            mend(path)
+    if not is_run and not is_checkpoint(path):
+        anew = f" `--output_dir {path} --resume auto` starts this run anew." if (path / "config.yaml").exists() else ""
+        raise ConfigError(f"--resume {no_checkpoint(path)}{anew}")
+    if not stays:
+        return _fork(_newest_of(run) if is_run else _named(path), run, Path(str(directory)).expanduser())
+    if not (run / "config.yaml").exists():
         raise ConfigError(f"--resume {path}: {run} is no run folder to go on in. Name one with --output_dir FOLDER.")
+    found = _named(path)
+    lock = own(run)
+    clear_leftovers(run / "checkpoints")
+    return Start(folder=run, checkpoint=path, files=found.files, lock=lock)
+
+
+def _go_on_in(run: Path) -> Start:
+    """A run's newest checkpoint, in its own folder."""
+    lock = own(run)
     try:
-        files = read_files(path)
-    except DataError as error:
-        raise DataError(f"{error} Resume from another checkpoint: `launch/checkpoint.py list` shows them.") from error
-    return _fork(Start(folder=run, checkpoint=path, files=files, lock=own(run)), run, directory)
+        mend(run / "best")
+        clear_leftovers(run / "checkpoints")
+        clear_leftovers(run)
+        found = _newest_of(run)
+    except BaseException:
+        with held(lock):
+            raise
+    return Start(folder=run, checkpoint=found.folder, files=found.files, lock=lock, warnings=found.warnings)
 
 
-def _fork(start: Start, run: Path, directory: str | None) -> Start:
-    """Go on in the run's own folder or in another one, in which its curve is continued."""
-    if directory is None or Path(directory).expanduser().resolve() == run.resolve():
-        return start
-    with held(start.lock):
-        folder = make_run_folder(directory)
-        if (run / "steps.jsonl").exists():
-            shutil.copyfile(run / "steps.jsonl", folder / "steps.jsonl")
-    return replace(start, folder=folder, lock=own(folder), is_new=True)
-
-
-def _newest_of(run: Path, lock: BaseFileLock) -> Start:
-    """The newest whole checkpoint of a run; those that are not whole are named."""
-    root = run / "checkpoints"
-    mend(run / "best")
-    clear_leftovers(root)
-    clear_leftovers(run)
-    broken: list[str] = []
-    for checkpoint in reversed(checkpoints(root)):
-        try:
-            files = read_files(checkpoint)
-        except DataError as error:
-            broken.append(f"{error} The one before it is taken.")
-        else:
-            return Start(folder=run, checkpoint=checkpoint, files=files, lock=lock, warnings=tuple(broken))
-    with held(lock):
-        pass
-    raise DataError(
-        f"None of the checkpoints in {root} is whole: `launch/checkpoint.py list {run}` says what is wrong with each. "
-        f"Start a new run with another --output_dir."
+def _fork(found: _Found, run: Path, directory: Path) -> Start:
+    """Go on in another folder, in which the run's curve is continued; the run's own is only read."""
+    if checkpoints(directory / "checkpoints"):
+        if is_restart():  # by a launcher, which repeats the command
+            return _go_on_in(directory)
+        raise ConfigError(
+            f"The output folder {directory} holds another run: go on with that one by leaving out --resume's path, "
+            f"or choose another folder with --output_dir FOLDER."
+        )
+    folder = make_run_folder(directory)
+    lock = own(folder)
+    if (run / "steps.jsonl").exists():
+        shutil.copyfile(run / "steps.jsonl", folder / "steps.jsonl")
+    if (run / "validation").exists():
+        shutil.copytree(run / "validation", folder / "validation")
+    # What is broken, or was the best later on, is no part of the curve that goes on.
+    best = _whole(run / "best")
+    if best and best.step <= found.step:
+        save_files(folder / "best", best.files)
+    # Last: from here on the folder can be resumed, whenever the run is killed.
+    save_files(step_folder(folder / "checkpoints", found.step), found.files)
+    return Start(
+        folder=folder,
+        checkpoint=found.folder,
+        files=found.files,
+        lock=lock,
+        is_new=True,
+        warnings=found.warnings,
     )
 
 
-def set_aside_later_ones(folder: Path, step: int) -> None:
+def _has_checkpoints(run: Path) -> bool:
+    """Whether there is anything of a run to go on from, or to lose."""
+    best = (run / "best", run / ".best.replaced", run / ".best.partial")
+    numbered = checkpoints(run / "checkpoints")
+    return bool(
+        numbered or any((run / "checkpoints").glob("aside_*")) or any((place / MANIFEST).exists() for place in best)
+    )
+
+
+def _newest_of(run: Path) -> _Found:
+    """The newest whole checkpoint of a run, or its best one where no other is whole; broken ones are named."""
+    root = run / "checkpoints"
+    broken: list[str] = []
+    for place in (*reversed(checkpoints(root)), run / "best"):
+        if not place.is_symlink() and not place.exists():
+            continue
+        try:
+            files = read_files(place)
+            parse_files(files, place)
+            warnings = tuple(f"{told} The one before it is taken." for told in broken)
+            return _Found(folder=place, files=files, warnings=warnings)
+        except DataError as error:
+            broken.append(str(error))
+    raise DataError(
+        f"None of the checkpoints in {root} is whole: `launch/checkpoint.py list {run}` says what is wrong with each"
+        f"{f' ({broken[0]})' if broken else ''}. "
+        f"Resume from one that was set aside by its path, or start a new run with another --output_dir."
+    )
+
+
+def _named(path: Path) -> _Found:
+    """The checkpoint that was asked for."""
+    try:
+        return _Found(folder=path, files=read_files(path))
+    except DataError as error:
+        raise DataError(f"{error} Resume from another checkpoint: `launch/checkpoint.py list` shows them.") from error
+
+
+def _whole(folder: Path) -> _Found | None:
+    try:
+        return _Found(folder=folder, files=read_files(folder))
+    except DataError:
+        return None
+
+
+def set_aside_later_ones(folder: Path, step: int) -> bool:
     """Rename a run's checkpoints after `step`, broken ones or of a path that the run now leaves, and say so.
 
-    The newest one is then always on the run's path, and no broken one is kept in a whole one's place.
+    Returns whether there is such a path.
+
+    The newest one is then always on the run's path, and no broken one is kept in a whole one's place. Nor does the best
+    one of a path that is left stay the run's; without such a path, a later best is what the run comes to once more.
     """
     root = folder / "checkpoints"
-    for checkpoint in checkpoints(root):
-        if checkpoint > step_folder(root, step):
-            aside = (root / f"aside_{number}_{checkpoint.name}" for number in range(1, 10**6))
-            free = next(place for place in aside if not place.exists())
-            checkpoint.rename(free)
-            _logger.warning("%s lies after the step to go on from: it is now called %s.", checkpoint, free.name)
+    later = [checkpoint for checkpoint in checkpoints(root) if checkpoint > step_folder(root, step)]
+    leaves_a_path = any(flaw(checkpoint) is None for checkpoint in later)
+    best = _whole(folder / "best")
+    if leaves_a_path and best and best.step > step:
+        later.append(best.folder)
+    for checkpoint in later:
+        place = set_aside(checkpoint, root)
+        _logger.warning("%s lies after the step to go on from: it is now %s.", checkpoint, place)
+    return leaves_a_path
 
 
 def _remove(path: Path) -> None:
@@ -178,57 +256,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def check_configuration(
-    config: Config, state: Mapping[str, Any], base: Mapping[str, str], data: Mapping[str, str]
-) -> None:
-    """Whether a run may go on with this configuration; what bends its curve is logged.
-
-    Args:
-        config: of this run.
-        state: of the checkpoint.
-        base: Qwen's frozen base in this run, as `base_identity` names it.
-        data: checksums of this run's tasks, by their role.
-
-    Raises:
-        ConfigError: what it may not; both values are named.
-        DataError: the state does not say what it is the state of.
-    """
-    missing = {"config", "data", "base", "step", "epoch"} - set(state)
-    if missing:
-        raise DataError(f"The checkpoint's state.json lacks {', '.join(sorted(missing))}: resume from another one.")
-    now, then = flatten(config), state["config"]
-    for name, value in now.items():
-        # JSON has no tuples. A key that is younger than the checkpoint had its default.
-        value = list(value) if isinstance(value, tuple) else value
-        if name not in then or value == then[name] or name.startswith(_MAY_CHANGE):
-            continue
-        if not name.startswith(_WITH_A_WARNING):
-            raise ConfigError(
-                f"{name} is {_shown(value)}, and the checkpoint's run has {_shown(then[name])}: a run cannot change "
-                f"it on the way. Resume with --{name} {_shown(then[name])}, or start a new run."
-            )
-        _logger.warning("%s is %s from here on, no longer %s.", name, _shown(value), _shown(then[name]))
-    for role, digest in data.items():
-        if digest != state["data"][role]:
-            raise ConfigError(
-                f"The {role} tasks are not those of the checkpoint's run (checksum {digest[:12]}, there "
-                f"{state['data'][role][:12]}): name the same ones with --data.source, or start a new run."
-            )
-    if base["sha256"] != state["base"]["sha256"]:
-        raise ConfigError(
-            f"Qwen's frozen base is {base['model']} (SHA-256 {base['sha256'][:12]}), and the checkpoint's adapters "
-            f"belong to {state['base']['model']} ({state['base']['sha256'][:12]}): give that one with --qwen.model."
-        )
-    if (steps := state["step"]) and config.train.epochs < state["epoch"]:
-        raise ConfigError(
-            f"train.epochs is {config.train.epochs}, and the checkpoint was taken in epoch {state['epoch']} (step "
-            f"{steps}): choose more."
-        )
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, list):
-        return ",".join(value)
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

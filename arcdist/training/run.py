@@ -2,25 +2,44 @@
 
 import json
 import logging
+import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 
 from arcdist.config import LoadedConfig, save_config
+from arcdist.config.keys import flatten
 from arcdist.distributed import FailureWatch, Heartbeat, is_main, rank
 from arcdist.distributed.exchange import bytes_from_first, hear_from_first, part
+from arcdist.engine.device import device_name
 from arcdist.engine.platform import Platform, start_platform
-from arcdist.errors import ArcdistError
-from arcdist.tracking import discard_run_folder, epoch_table, log_table, no_log, open_log
+from arcdist.errors import ArcdistError, ConfigError, DataError, SaveError
+from arcdist.tracking import (
+    Mirrors,
+    PhaseLines,
+    check_mirrors,
+    discard_run_folder,
+    epoch_table,
+    log_table,
+    no_log,
+    open_log,
+    open_mirrors,
+)
+from arcdist.tracking.identity import Identity, group_of, read_identity, write_identity
 from arcdist.tracking.run_folder import held
 from arcdist.training.checkpoint import FILES, Snapshot, parse_files
+from arcdist.training.compatibility import check_configuration
 from arcdist.training.dry_run import dry_run
 from arcdist.training.loop import Loop
 from arcdist.training.memory_limit import explained_out_of_memory
-from arcdist.training.resume import Start, check_configuration, find_start, set_aside_later_ones
+from arcdist.training.resume import Start, find_start, set_aside_later_ones
 from arcdist.training.session import Session, build_session
+from arcdist.versions import git_commit, versions
 
 _logger = logging.getLogger(__name__)
+
+_SECONDS_TO_LEAVE = 10.0
 
 
 def train(loaded: LoadedConfig, watch: FailureWatch) -> int:
@@ -35,8 +54,15 @@ def train(loaded: LoadedConfig, watch: FailureWatch) -> int:
         KeyboardInterrupt: after Ctrl-C; a whole checkpoint is on disk.
     """
     config = loaded.config
+    if is_main():
+        check_mirrors(config)
+    profiled = int(loaded.options.get("profile", "0"))
+    if loaded.dry_run and "resume" in loaded.options:
+        raise ConfigError("--dry_run measures what a run takes, and goes on from none: leave out --resume.")
+    if loaded.dry_run and profiled:
+        raise ConfigError("--profile writes into a run folder, and --dry_run has none: give one of them.")
     if loaded.dry_run:
-        with explained_out_of_memory(config.train.batch_size):
+        with explained_out_of_memory(config):
             dry_run(config)
         part()
         return 0
@@ -48,20 +74,26 @@ def train(loaded: LoadedConfig, watch: FailureWatch) -> int:
             for warning in start.warnings if start else ():
                 _logger.warning(warning)
             if start and start.checkpoint is None:
-                save_config(config, start.folder / "config.yaml")
+                with _writable(start.folder):
+                    save_config(config, start.folder / "config.yaml")
             platform = start_platform(config)
             shared = Path(hear_from_first(str(folder.resolve()) if folder else ""))
             snapshot = _share_snapshot(start)
         heartbeat = Heartbeat(shared, rank())
         watch.mind_silence(heartbeat.life, float(config.distributed.silence))
+        if folder:
+            heartbeat.observer = PhaseLines()
         with heartbeat.running():
-            with _gone_if_refused(start), explained_out_of_memory(config.train.batch_size):
-                session = _build(loaded, platform, folder)
-                loop = Loop(session, folder or shared, heartbeat)
-                if snapshot is not None:
-                    _resume(loop, snapshot, start)
-            with explained_out_of_memory(config.train.batch_size):
-                whole = loop.run()
+            with _gone_if_refused(start), explained_out_of_memory(config):
+                session = _build(loaded, platform, folder, heartbeat)
+                run_id = _run_id(snapshot, start)
+                with _writable(folder or shared):
+                    loop = Loop(session, folder or shared, heartbeat, run_id, profiled_steps=profiled)
+                    if snapshot is not None:
+                        _resume(loop, snapshot, start)
+                mirrors = _begin_record(loaded, session, folder, loop.run_id)
+            with explained_out_of_memory(config, folder or shared):
+                whole = _run(loop, mirrors)
         if folder and whole:
             _report(loop, folder)
     part()
@@ -81,13 +113,91 @@ def _resume(loop: Loop, snapshot: Snapshot, start: Start | None) -> None:
     base = json.loads(hear_from_first(json.dumps(loop.base)))
     check_configuration(loop.config, snapshot.state, base, loop.session.data)
     loop.resume(snapshot)
+    leaves_a_path = False
     if start:
-        set_aside_later_ones(start.folder, loop.step)
+        leaves_a_path = set_aside_later_ones(start.folder, loop.step)
         save_config(loop.config, start.folder / "config.yaml")
         _logger.info(
             "Resumed from %s: step %d, epoch %d, batch %d of %d.",
             *(start.checkpoint, loop.step, loop.epoch, loop.batch, loop.session.steps_per_epoch),
         )
+    # What W&B has of a path that is left cannot be taken back: the run is another one there from here on.
+    loop.run_id = hear_from_first(secrets.token_hex(4) if leaves_a_path else "") or loop.run_id
+
+
+def _run_id(snapshot: Snapshot | None, start: Start | None) -> str:
+    """The id of the run that goes on in its own folder; a new one for any other. The same on every process."""
+    own = ""
+    if start and snapshot and not start.is_new:
+        try:
+            own = read_identity(start.folder).id
+        except DataError:
+            own = snapshot.state.get("run_id", "")
+    return hear_from_first(own or secrets.token_hex(4))
+
+
+def _begin_record(loaded: LoadedConfig, session: Session, folder: Path | None, run_id: str) -> Mirrors:
+    """Say in the run folder what the run is, and open what shows it elsewhere; process 0 alone does."""
+    if folder is None:
+        return Mirrors(())
+    identity = _identify(loaded, session, folder, run_id)
+    with _writable(folder):
+        write_identity(folder, identity)
+    return open_mirrors(folder, identity, loaded.config, best_metric=loaded.config.output.best_metric)
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Before the first step, a folder that takes nothing is an error of one message."""
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(
+            f"The run folder {folder} cannot be written ({error.strerror}: {error.filename or folder}): make room "
+            f"there, see who may write there, or choose another with --output_dir FOLDER."
+        ) from error
+
+
+def _run(loop: Loop, mirrors: Mirrors) -> bool:
+    """Train, and close the mirrors in whichever way that ends; whether all epochs were trained."""
+    exit_code, whole = 1, False
+    try:
+        whole = loop.run(mirrors)
+        exit_code = 0
+    except ArcdistError as error:
+        exit_code = error.exit_code
+        raise
+    finally:
+        # Whoever makes room, or gives up, has no half minute for a server that does not answer.
+        loop.heartbeat.doing("closing W&B and TensorBoard")
+        mirrors.close(exit_code, seconds=None if whole else _SECONDS_TO_LEAVE)
+    if not whole:
+        # The launcher stops all processes as soon as one has ended with the exit code of a preempted run.
+        hear_from_first("closed")
+    return whole
+
+
+def _identify(loaded: LoadedConfig, session: Session, folder: Path, run_id: str) -> Identity:
+    config = flatten(loaded.config)
+    try:
+        before = read_identity(folder)
+    except DataError:
+        before = None
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Identity(
+        id=run_id,
+        name=folder.resolve().name,
+        group=group_of(config, session.data),
+        recipe=before.recipe if before else loaded.recipe,
+        source=loaded.config.data.source,
+        data=session.data,
+        device=device_name(session.device),
+        processes=session.accelerator.num_processes,
+        zero_stage=session.zero["zero_optimization"]["stage"] if session.zero else None,
+        started=before.started if before else now,
+        git_commit=git_commit(),
+        versions=versions(),
+    )
 
 
 @contextmanager
@@ -98,16 +208,19 @@ def _gone_if_refused(start: Start | None) -> Iterator[None]:
     except (ArcdistError, KeyboardInterrupt):
         if start and start.is_new:
             discard_run_folder(start.folder)
+            start.lock.release()
         raise
 
 
-def _build(loaded: LoadedConfig, platform: Platform, folder: Path | None) -> Session:
-    session = build_session(loaded.config, platform)
+def _build(loaded: LoadedConfig, platform: Platform, folder: Path | None, heartbeat: Heartbeat) -> Session:
+    session = build_session(loaded.config, platform, heartbeat.doing)
     if folder and session.zero is not None:
         text = json.dumps(session.zero, indent=2)
-        (folder / "deepspeed.json").write_text(text + "\n", encoding="utf-8")
+        with _writable(folder):
+            (folder / "deepspeed.json").write_text(text + "\n", encoding="utf-8")
         _logger.info("DeepSpeed runs Qwen with this configuration, saved in deepspeed.json:\n%s", text)
-    _logger.info("Run folder %s, recipe %s.", folder, loaded.recipe or "none")
+    recipe = f", recipe {loaded.recipe}" if loaded.recipe else ""
+    _logger.info("Run folder %s%s.", folder, recipe)
     return session
 
 
@@ -120,6 +233,7 @@ def _report(loop: Loop, folder: Path) -> None:
         "plot": loop.tracker.plot_path,
         "metrics": loop.tracker.metrics_path,
         "steps": loop.tracker.steps_path,
+        **({"profile": folder / "profile"} if (folder / "profile").exists() else {}),
         "best": folder / "best",
         "checkpoints": folder / "checkpoints",
     }

@@ -1,11 +1,11 @@
 """Checkpoints written while training goes on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from arcdist.errors import SaveError
-from arcdist.training.checkpoint import Snapshot, checkpoints, prune, save_checkpoint
+from arcdist.training.checkpoint import Snapshot, is_numbered, prune, save_checkpoint
 
 
 class Saver:
@@ -13,18 +13,25 @@ class Saver:
 
     Args:
         keep_last: checkpoints kept of a folder with several.
+        best_saved: is told each folder that is not one of several, once it is whole, in the thread that writes.
     """
 
-    def __init__(self, keep_last: int) -> None:
+    def __init__(self, keep_last: int, best_saved: Callable[[Path], None] | None = None) -> None:
         self._keep_last = keep_last
+        self._best_saved = best_saved
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
         self._writing: Future[None] | None = None
         self._failure = ""
+        self._missed: dict[Path, Snapshot] = {}
 
     def save(self, snapshot: Snapshot, folders: Sequence[Path]) -> None:
-        """Begin to write a snapshot into folders, once the one before it has been written."""
+        """Begin to write a snapshot into folders, once the one before it has been written.
+
+        What could not be written then is tried again, but for the numbered checkpoints: the new one is worth more.
+        """
         self.wait()
-        self._writing = self._pool.submit(self._write, snapshot, folders)
+        missed, self._missed = self._missed, {}
+        self._writing = self._pool.submit(self._write, {**missed, **dict.fromkeys(folders, snapshot)})
 
     def failed(self) -> bool:
         """Whether a snapshot could not be written, of which `take_failure` has not told yet. Does not wait."""
@@ -47,15 +54,19 @@ class Saver:
         except SaveError as error:
             self._failure = str(error)
 
-    def _write(self, snapshot: Snapshot, folders: Sequence[Path]) -> None:
+    def _write(self, snapshots: Mapping[Path, Snapshot]) -> None:
         failures = []
-        for folder in folders:
+        for folder, snapshot in snapshots.items():
             # A best that cannot be written costs no checkpoint, nor the other way round.
             try:
                 save_checkpoint(folder, snapshot)
-                if folder in checkpoints(folder.parent):
+                if is_numbered(folder):
                     prune(folder.parent, self._keep_last)
+                elif self._best_saved is not None:
+                    self._best_saved(folder)
             except SaveError as error:
                 failures.append(str(error))
+                if not is_numbered(folder):
+                    self._missed[folder] = snapshot
         if failures:
             raise SaveError(" ".join(failures))

@@ -1,7 +1,7 @@
 """Everything a run holds, built from its configuration in one place."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,12 +66,15 @@ class Session:
         return torch.from_numpy(np.stack(draws).astype(np.float32)).to(self.device)
 
 
-def build_session(config: Config, platform: Platform | None = None) -> Session:
+def build_session(
+    config: Config, platform: Platform | None = None, doing: Callable[[str], None] = lambda _: None
+) -> Session:
     """Read the data, check it, build models and engines.
 
     Args:
         config: of the run.
         platform: what it computes on, where that has been started already.
+        doing: is told what comes next.
 
     Raises:
         ArcdistError: of the kind that says whose mistake it is.
@@ -79,6 +82,7 @@ def build_session(config: Config, platform: Platform | None = None) -> Session:
     platform = platform or start_platform(config)
     accelerator = platform.accelerator
     check_agreement(_shared_settings(config))
+    doing("reading tasks")
     data = config.data
     origin = Origin(data.source, data.split)
     tasks = read_source(*origin, data.max_side, data.max_tasks)
@@ -115,6 +119,7 @@ def build_session(config: Config, platform: Platform | None = None) -> Session:
         scored_origin,
         len(validation),
     )
+    doing("loading weights")
     models = build_models(config, len(tasks), torch.device(accelerator.device), platform.sharding)
     train, augment = config.train, data.augment
     batches = BucketedBatches(
@@ -126,6 +131,7 @@ def build_session(config: Config, platform: Platform | None = None) -> Session:
     )
     steps_per_epoch = min(len(batches), train.max_batches or len(batches))
     zero = platform.zero_config(config, models.qwen.body.config.hidden_size)
+    doing("preparing the engines")
     engines = build_engines(accelerator, models, config, train.epochs * steps_per_epoch, zero)
     models.averaged_agent.module.to(accelerator.device)
     models.averaged_agent.restart()

@@ -1,7 +1,6 @@
 """What a checkpoint holds of a session: tensors by name, and a few numbers."""
 
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from typing import Any
 
 from torch import Tensor
@@ -12,8 +11,7 @@ from arcdist.errors import ConfigError, DistributedError
 from arcdist.random import PURPOSES
 from arcdist.training.checkpoint import Snapshot
 from arcdist.training.session import Session
-
-_PACKAGES = ("torch", "accelerate", "transformers", "peft")
+from arcdist.versions import versions
 
 
 def gather_weights(session: Session) -> dict[str, Tensor]:
@@ -99,7 +97,7 @@ def take_snapshot(session: Session, progress: Mapping[str, Any]) -> Snapshot:
         "data": session.data,
         "config": flatten(session.config),
         "processes": session.accelerator.num_processes,
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": versions(),
     }
     return Snapshot(weights=gather_weights(session), moments=gather_moments(session), prompts=prompts, state=state)
 

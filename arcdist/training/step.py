@@ -24,6 +24,7 @@ from arcdist.losses import (
     size_loss,
 )
 from arcdist.models import AgentOutput
+from arcdist.regions import region
 from arcdist.rl import RewardTotals, Transition, advantages, shaping_reward
 from arcdist.training.curriculum import DynamicMemoryThreshold
 from arcdist.training.models import Models
@@ -118,8 +119,9 @@ def train_step(
         by_reward = policy_gradient(each.score, advantage, each.weight, settings.reward.reward_weight)
         gradient = each.energy_gradient + engines.precision.loss_scale * by_reward
         each.reading.backward(engines.qwen, gradient, is_last=is_last)
-        losses = models.refiner.rl_loss(each.transition, advantage, query_weight=each.weight)
-        engines.refiner.backward(losses["total"], is_last=is_last)
+        with region("refiner"):
+            losses = models.refiner.rl_loss(each.transition, advantage, query_weight=each.weight)
+            engines.refiner.backward(losses["total"], is_last=is_last)
 
     norms = engines.gradient_norms()
     metrics = _means(totals, rewards, settings.reward)
@@ -140,10 +142,12 @@ def train_step(
         return report
 
     engines.step()
-    models.averaged_agent.update()
+    with region("optimizer"):
+        models.averaged_agent.update()
     models.efe.observe(totals["target_colors"])
     admitted = [round(count) for count in host["admitted"]]
-    remember(models.solver, batch.ids, [each.solved for each in passes], admitted, settings.number)
+    with region("solver"):
+        remember(models.solver, batch.ids, [each.solved for each in passes], admitted, settings.number)
     keep_prompts(models, batch, [each.reading for each in passes], settings.number)
     return report
 
@@ -165,52 +169,60 @@ def _answer(
         )  # [B, P], [B, P]
         border = reading.prompt.requires_grad_()  # The one tensor that crosses between the engines.
 
-        context = models.agent.read_context(inputs)
-        with torch.no_grad():
-            before = models.agent(inputs, border, context)
-        refinement = models.refiner.refine_prompt(border, reading.control, inputs.summary, noise=noise)
-        after = models.agent(inputs, refinement.refined, context)
-        proposal = models.solver(border.detach(), inputs, queries.ids)
+        with region("agent"):
+            context = models.agent.read_context(inputs)
+            with torch.no_grad():
+                before = models.agent(inputs, border, context)
+        with region("refiner"):
+            refinement = models.refiner.refine_prompt(border, reading.control, inputs.summary, noise=noise)
+        with region("agent"):
+            after = models.agent(inputs, refinement.refined, context)
+        with region("solver"):
+            proposal = models.solver(border.detach(), inputs, queries.ids)
     # The solver learns beside the agent, not in its place: were their mixture the agent's own answer, the agent would
     # leave to the memory what it could learn itself.
     final_logits = proposal.weigh(after.final_logits.detach())
 
     target, mask = canvas_target(targets, after)
-    terms = models.efe.per_query(
-        after.forward_logits,
-        after.backward_logits,
-        after.state_logits,
-        after.obs_probs,
-        after.final_logits,
-        target,
-        refinement.refined,
-        mask,
-    )
-    scores = grade(answer(after, inputs, targets, final_logits), targets)
-    rewards = shaping_reward(
-        answer(before, inputs, targets),
-        answer(after, inputs, targets),
-        targets.target,
-        inputs.query,
-        settings.reward.reward_scale,
-    )
+    with region("scores and rewards"):
+        scores = grade(answer(after, inputs, targets, final_logits), targets)
+        rewards = shaping_reward(
+            answer(before, inputs, targets),
+            answer(after, inputs, targets),
+            targets.target,
+            inputs.query,
+            settings.reward.reward_scale,
+        )
 
-    mask_ratio = 1.0 - scores.cell
-    size = size_loss(after.size_logits.unbind(1), targets.target_size)
-    solver = consistency(final_logits, target, mask)
-    reversibility = _reversibility_loss(after, inputs.query)
-    energy = (
-        hard_cell_weight(mask_ratio) * terms["total"]
-        + settings.size_weight * size
-        + solver
-        + REVERSIBILITY_WEIGHT * reversibility
-    )
+    with region("EFE and other losses"):
+        terms = models.efe.per_query(
+            after.forward_logits,
+            after.backward_logits,
+            after.state_logits,
+            after.obs_probs,
+            after.final_logits,
+            target,
+            refinement.refined,
+            mask,
+        )
+        mask_ratio = 1.0 - scores.cell
+        size = size_loss(after.size_logits.unbind(1), targets.target_size)
+        solver = consistency(final_logits, target, mask)
+        reversibility = _reversibility_loss(after, inputs.query)
+        energy = (
+            hard_cell_weight(mask_ratio) * terms["total"]
+            + settings.size_weight * size
+            + solver
+            + REVERSIBILITY_WEIGHT * reversibility
+        )
     counted = torch.full_like(rewards.reward, 0.0 if share.is_padding else 1.0)
     weight = counted / len(batch)
-    engines.grid.backward(
-        settings.reward.efe_weight * query_mean(energy, weight), is_last=index + 1 == len(batch.shares)
-    )
-    (score,) = torch.autograd.grad(refinement.log_prob.sum(), border)
+    with region("grid backward (agent, EFE, solver)"):
+        engines.grid.backward(
+            settings.reward.efe_weight * query_mean(energy, weight), is_last=index + 1 == len(batch.shares)
+        )
+    with region("refiner"):
+        (score,) = torch.autograd.grad(refinement.log_prob.sum(), border)
 
     admitted = settings.memory_gate.admits(scores.cell) & (counted > 0)
     per_query = {
@@ -277,6 +289,7 @@ def _reversibility_loss(output: AgentOutput, query: Tensor) -> Float[Tensor, " B
 
 def _to_host(named: Mapping[str, Tensor]) -> dict[str, list[float]]:
     """Read tensors in one transfer, where a step waits for the device anyway."""
-    values = torch.cat([value.detach().float().reshape(-1) for value in named.values()]).tolist()
+    with region("results to the host"):
+        values = torch.cat([value.detach().float().reshape(-1) for value in named.values()]).tolist()
     ends = torch.tensor([value.numel() for value in named.values()]).cumsum(0).tolist()
     return {name: values[end - value.numel() : end] for (name, value), end in zip(named.items(), ends, strict=True)}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from shared.measured import without_measured
 
 from arcdist.training.checkpoint import FILES, MANIFEST, checkpoints, load_checkpoint
 
@@ -64,9 +65,9 @@ def test_a_run_leaves_what_is_documented_whoever_launches_it(tmp_path, tiny_flag
     # The pace is the machine's; all else is the seed's, in every process.
     for records in steps.values():
         for record in records:
-            assert record.pop("pairs_per_s") > 0
-            assert record.pop("tokens_per_s") > 0
-    assert steps["python"] == steps["accelerate"]
+            assert all(record[name] > 0 for name in ("pairs_per_s", "tokens_per_s", "time/elapsed_s"))
+            assert record["time/device_hours"] == pytest.approx(record["time/elapsed_s"] / 3600, rel=0.01)
+    assert without_measured(steps["python"]) == without_measured(steps["accelerate"])
     assert {path.name for path in tmp_path.iterdir()} == {*LAUNCHERS, "cache"}
 
 
@@ -75,7 +76,8 @@ def assert_run_is_whole(folder, console):
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     places = ("checkpoints/step_00000003", "checkpoints/step_00000004", "best")
     assert names == {
-        *("config.yaml", "training.log", "steps.jsonl", "metrics.json", "metrics_plot.png"),
+        *("config.yaml", "run.json", "training.log", "steps.jsonl", "metrics.json", "metrics_plot.png"),
+        *("validation/epoch_00000.json", "validation/epoch_00001.json"),
         "heartbeats/rank_00000.json",
         *(f"{place}/{name}" for place in places for name in CHECKPOINT),
     }
@@ -87,7 +89,7 @@ def assert_run_is_whole(folder, console):
     assert [(record["step"], record["epoch"]) for record in steps] == [(1, 0), (2, 0), (3, 1), (4, 1)]
     documented = {
         *("step", "epoch", "loss", "mask_ratio", "size_weight", "memory_threshold", "pairs_per_s", "tokens_per_s"),
-        *("imbalance", "skipped_steps"),
+        *("imbalance", "skipped_steps", "time/elapsed_s", "time/device_hours", "time/tracking_s"),
         *(f"efe/{term}" for term in EFE_TERMS),
         *(f"reward/{name}" for name in ("mean", "std", "d_acc", "d_size", "d_color", "d_rev")),
         *(f"grad_norm/{part}" for part in ("qwen", "agent", "solver", "efe", "refiner")),
@@ -258,7 +260,7 @@ def test_models_that_do_not_fit_into_memory_are_exit_code_4(main, capsys, tmp_pa
     width = 2**50
     flags = (f"--qwen.prompt_dim={width}", f"--refiner.rl_prompt_dim={width}", f"--refiner.rl_ctrl_dim={width}")
     assert main([*tiny_flags, "--output_dir=run", *flags]) == 4
-    assert "halve --batch_size (now 4)" in the_message(capsys.readouterr().err)
+    assert "or half of --batch_size (now 4)" in the_message(capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
 
 

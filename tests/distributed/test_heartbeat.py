@@ -117,3 +117,34 @@ def test_life_is_told_in_words(tmp_path, monkeypatch):
     beat.doing("saving")
     assert beat.life() == f"saving, step 7, since 2025-03-01T12:32:05+00:00, {where}"
     assert list(tmp_path.iterdir()) == []  # it is told without a file
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_observer_is_told_what_is_being_done_and_for_how_long(tmp_path):
+    beat = Heartbeat(tmp_path, 0)
+    told = []
+    beat.observer = lambda doing, seconds: told.append((doing, seconds))
+    with beat.running():
+        beat.doing("loading weights")
+        wait_until(lambda: len({seconds for doing, seconds in told if doing == "loading weights"}) >= 2)
+        beat.doing("validating")
+        wait_until(lambda: told[-1][0] == "validating")
+    loading = [seconds for doing, seconds in told if doing == "loading weights"]
+    assert loading == sorted(loading)
+    assert 0.0 <= loading[0] < loading[-1] < 10.0
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_observer_whose_console_is_gone_ends_nothing(tmp_path):
+    beat = Heartbeat(tmp_path, 0)
+    told = []
+
+    def fail(doing, seconds):
+        told.append(doing)
+        raise BrokenPipeError
+
+    beat.observer = fail
+    with beat.running():
+        wait_until(lambda: len(told) >= 3)
+        beat.doing("saving")
+        wait_until(lambda: read(beat)["doing"] == "saving")

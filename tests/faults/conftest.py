@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 import pytest
 from filelock import FileLock
+from shared.measured import without_measured
+from shared.small_run import SMALL_RUN, STEPS_PER_EPOCH
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TRAIN = CHECKOUT / "launch" / "train.py"
@@ -26,18 +28,12 @@ PROGRAMS = Path(__file__).parent / "programs"
 OTHER_PROGRAMS = CHECKOUT / "tests" / "distributed" / "launched" / "programs"
 CONFIGS = {1: "cpu", 2: "cpu_2proc"}
 
-# 29 queries in batches of 7: five steps an epoch, and one query over.
-FAULT_RUN = """\
-data: {max_tasks: 9, max_side: 8}
-qwen: {model: "embedded:tiny", dtype: float32, lora_r: 2}
-agent: {hidden_dim: 16, max_steps: 2}
-solver: {capacity: 12}
-refiner: {rl_hidden: 32, rl_delta_scale: 200.0, rl_lr: 0.00005}
-optim: {agent_lr: 0.003, qwen_lr: 0.001, warmup_steps: 4}
-train: {epochs: 3, batch_size: 7, device: cpu, cpu_threads: 1}
-output: {log_every: 1, save_every: 3, validate_every: 3}
+FAULT_RUN = f"""\
+{SMALL_RUN}\
+train: {{epochs: 3, batch_size: 7, device: cpu, cpu_threads: 1}}
+output: {{log_every: 1, save_every: 3, validate_every: 3}}
 """
-STEPS = 15
+STEPS = 3 * STEPS_PER_EPOCH
 
 SECRETS = {
     "WANDB_API_KEY": "5ec3e7aa11bb22cc33dd44ee55ff66aa77bb88cc",
@@ -46,7 +42,6 @@ SECRETS = {
 }
 """In the environment of every run."""
 
-PACE = {"pairs_per_s", "tokens_per_s"}
 SECONDS = 120
 """No run takes as long, even beside others."""
 
@@ -238,7 +233,9 @@ def assert_ended_as(uninterrupted: Callable[[int], Path]) -> Callable[[Path, int
             for name in ("weights", "moments", "prompts"):
                 file = f"{place}/{name}.safetensors"
                 assert (run / file).read_bytes() == (expected / file).read_bytes(), file
-        assert [without_pace(record) for record in steps(run)] == [without_pace(record) for record in steps(expected)]
+        assert [without_measured(record) for record in steps(run)] == [
+            without_measured(record) for record in steps(expected)
+        ]
         assert epochs(run) == epochs(expected)
 
     return compare
@@ -257,6 +254,12 @@ def noting() -> Path:
 
 
 @pytest.fixture(scope="session")
+def failing() -> Path:
+    """A program in which a rank raises what nobody expects."""
+    return OTHER_PROGRAMS / "failing.py"
+
+
+@pytest.fixture(scope="session")
 def poisoned() -> Path:
     """A program in which numbers are not finite, in the steps that `POISON` gives."""
     return OTHER_PROGRAMS / "poisoned.py"
@@ -268,16 +271,13 @@ def epochs_of() -> Callable[[Path], list[dict[str, Any]]]:
     return epochs
 
 
-def without_pace(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in PACE}
-
-
 def steps(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
 
 
 def epochs(run: Path) -> list[dict[str, Any]]:
-    return [without_pace(record) for record in json.loads((run / "metrics.json").read_text())["epochs"]]
+    recorded: list[dict[str, Any]] = without_measured(json.loads((run / "metrics.json").read_text())["epochs"])
+    return recorded
 
 
 SWEEPS = (("kill", 1), ("kill", 2), ("lose power", 1), ("ENOSPC", 1), ("EIO", 2))

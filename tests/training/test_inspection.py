@@ -4,11 +4,14 @@ import shutil
 
 import pytest
 import torch
+from shared.rights import without_rights
 
 from arcdist.errors import ConfigError, DataError
 from arcdist.training import inspection
-from arcdist.training.checkpoint import FILES, MANIFEST, WEIGHTS, Snapshot, save_checkpoint, step_folder
-from arcdist.training.inspection import checkpoints_of_run, inspect, is_checkpoint, show_run, verify
+from arcdist.training.checkpoint import FILES, MANIFEST, STATE, WEIGHTS, Snapshot, save_checkpoint, step_folder
+from arcdist.training.inspection import inspect, show_run, verify
+from arcdist.training.manifest import Entry, manifest_text
+from arcdist.training.places import checkpoints_of_run
 
 
 def save(folder, step):
@@ -102,7 +105,7 @@ def test_a_run_may_have_a_best_one_only(run, capsys):
         ("absent", "absent: there is no such folder. Give that of a run, such as runs/NAME."),
         ("run/best", "run/best is a checkpoint, not a run: give the run's folder, or use"),
         ("empty", "empty holds no checkpoint, neither checkpoints/step_… nor best/: give the folder of a run"),
-        ("run/best/state.json", "state.json: there is no such folder."),
+        ("run/best/state.json", "state.json is a file, not a folder. Give the folder of a run, such as runs/NAME."),
     ],
 )
 def test_what_is_no_run_is_refused(run, place, message):
@@ -139,7 +142,6 @@ def test_verify_names_the_file_that_is_broken(run, capsys, name, harm):
 def test_verify_takes_a_checkpoint_that_has_lost_all_its_files_for_one(run, capsys):
     for path in (run / "best").iterdir():
         path.unlink()
-    assert not is_checkpoint(run / "best")
     with pytest.raises(DataError, match="Broken: 1 of 1"):
         verify([run / "best"])
     assert "manifest.json cannot be read: No such file or directory" in capsys.readouterr().out
@@ -181,3 +183,91 @@ def test_size_is_that_of_the_files(run):
     size = sum(path.stat().st_size for path in (run / "best").iterdir())
     assert inspect(run / "best").size == size
     assert json.loads((run / "best" / "state.json").read_text())["epoch"] == inspect(run / "best").epoch == 1
+
+
+def rewrite(folder, name, content):
+    """Put other bytes into a checkpoint as if it had been saved with them: its checksums are right."""
+    (folder / name).write_bytes(content)
+    (folder / MANIFEST).write_text(manifest_text({each: Entry.of((folder / each).read_bytes()) for each in FILES}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "flaw"),
+    [
+        (STATE, b"[]", "state.json is no state of a run: it is a list, not an object."),
+        (STATE, b"\xff\xfe\xfa", "state.json is no state of a run: it cannot be read as JSON"),
+        (STATE, b"[" * 100_000, "state.json is no state of a run: it cannot be read as JSON"),
+        (STATE, b'{"step": 3, "epoch": 1}', "state.json is no state of a run: it lacks batch."),
+        (STATE, b'{"step": "3", "epoch": 1, "batch": 0}', "state.json is no state of a run: its step is a str."),
+        *((name, b"junk", f"{name} is no safetensors file (Error while deserializing") for name in FILES[:3]),
+    ],
+)
+def test_what_was_written_and_is_not_what_it_should_be_is_broken(run, capsys, name, content, flaw):
+    rewrite(run / "best", name, content)
+    with pytest.raises(DataError, match=r"^Broken: 1 of 1\. "):
+        verify([run / "best"])
+    assert capsys.readouterr().out.startswith(f"broken  {run}/best: {flaw}")
+    found = inspect(run / "best")
+    assert (found.step, found.epoch, found.batch) == (None, None, None)
+
+
+def test_a_manifest_that_is_nested_without_end_is_broken(run, capsys):
+    (run / "checkpoints" / "step_00000004" / MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"step_00000004, is broken; --resume goes on from step_00000003\.$"):
+        show_run(run)
+    assert "\nstep_00000004: manifest.json: it is no list of checksums.\n" in capsys.readouterr().out
+
+
+def test_a_header_that_does_not_account_for_every_byte_is_told(run):
+    content = (run / "best" / WEIGHTS).read_bytes()
+    rewrite(run / "best", WEIGHTS, content[:-4])
+    assert inspect(run / "best").flaw.startswith(f"{WEIGHTS} is no safetensors file (Error while deserializing header")
+    rewrite(run / "best", WEIGHTS, content)
+    assert inspect(run / "best").flaw is None
+
+
+def test_a_link_to_nothing_is_broken_as_resume_finds_it(run, capsys):
+    (run / "checkpoints" / "step_00000009").symlink_to("nowhere")
+    with pytest.raises(DataError) as raised:
+        show_run(run)
+    assert str(raised.value) == "The newest checkpoint, step_00000009, is broken; --resume goes on from step_00000004."
+    text = capsys.readouterr().out
+    assert rows(text)[2] == ["step_00000009", "–", "–", "–", "0 bytes", "–", "broken"]
+    assert "step_00000009: manifest.json cannot be read: the checkpoint is a link to nowhere, which is not" in text
+
+
+@pytest.mark.parametrize("kind", ["partial", "replaced"])
+def test_a_best_one_that_was_cut_off_between_its_renamings_is_shown_and_where_it_lies(run, capsys, kind):
+    best, place = run / "best", run / f".best.{kind}"
+    best.rename(place)
+    told = f"{best}: its replacement was cut off, or goes on: {place} is read, and --resume puts it back.\n"
+    show_run(run)
+    text = capsys.readouterr().out
+    assert rows(text)[2][:4] == ["best", "3", "1", "0"]
+    assert rows(text)[2][6] == "whole"
+    assert text.endswith(f"\n{told}--resume goes on from step_00000004.\n")
+    for given in (run, best):
+        verify([given])
+        text = capsys.readouterr().out
+        assert f"whole   {best}: step 3, " in text
+        assert f"        {told}" in text
+    shutil.rmtree(run / "checkpoints")
+    show_run(run)
+    assert capsys.readouterr().out.endswith(f"\n--resume {best} goes on from that one.\n")
+    assert [path.name for path in run.iterdir()] == [place.name]
+
+
+def test_what_cannot_be_read_is_told_and_not_passed_over(run, capsys, monkeypatch):
+    run.parent.chmod(0o755)
+    monkeypatch.chdir(run.parent)
+    here = run.relative_to(run.parent)
+    show_run(here)
+    for folder in (here, here / "checkpoints"):
+        for tool in (show_run, lambda path: verify([path])):
+            with without_rights(folder), pytest.raises(DataError) as raised:
+                tool(here)
+            assert str(raised.value) == f"{folder} cannot be read (Permission denied): see who may read it."
+    capsys.readouterr()
+    with without_rights(here / "checkpoints" / "step_00000004"), pytest.raises(DataError, match="step_00000004, is br"):
+        show_run(here)
+    assert "\nstep_00000004: manifest.json cannot be read: Permission denied.\n" in capsys.readouterr().out

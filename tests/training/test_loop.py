@@ -6,11 +6,13 @@ import signal
 
 import pytest
 import torch
+from shared.measured import without_measured
 
 from arcdist.distributed import Heartbeat
 from arcdist.errors import HealthError, NotFiniteError, SaveError
 from arcdist.evaluation import Answerer, score
-from arcdist.tracking import TrainingMetricsTracker
+from arcdist.tracking import Mirrors, TrainingMetricsTracker
+from arcdist.tracking.validation import read_validations
 from arcdist.training import saver
 from arcdist.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from arcdist.training.loop import MOST_SKIPPED_STEPS, Loop
@@ -297,14 +299,6 @@ LIVELY = (
     *("--solver.capacity=5", "--curriculum.memory_gate=0.5", "--qwen.lora_dropout=0.2"),
 )
 STEPS = 8
-MEASURED = {"seconds", "pairs_per_s", "tokens_per_s", "versions"}
-"""What of a state and of records is not the seed's."""
-
-
-def without_measured(value):
-    if isinstance(value, dict):
-        return {name: without_measured(entry) for name, entry in value.items() if name not in MEASURED}
-    return [without_measured(entry) for entry in value] if isinstance(value, list) else value
 
 
 def assert_same_checkpoint(folder, expected):
@@ -505,3 +499,106 @@ def test_a_run_does_not_end_well_without_its_last_checkpoint(undrawn, make_loop,
     with pytest.raises(SaveError, match="The disk is full"):
         loop.run()
     assert loop.step == 2
+
+
+class Seen(Mirrors):
+    """Mirrors that keep what they are given."""
+
+    def __init__(self):
+        super().__init__(())
+        self.calls = []
+
+    def catch_up(self, steps, epochs, validations):
+        self.calls.append(("caught up", steps, epochs, validations()))
+
+    def __bool__(self):
+        return True
+
+    def log_step(self, record, *, ends_epoch):
+        self.calls.append(("step", record, ends_epoch))
+
+    def log_epoch(self, step, record, validation, plot):
+        self.calls.append(("epoch", step, record, validation, plot))
+
+    def log_best(self, folder):
+        self.calls.append(("best", load_checkpoint(folder).state["step"]))
+
+    def of(self, kind):
+        return [call[1:] for call in self.calls if call[0] == kind]
+
+
+def test_mirrors_are_given_what_the_folder_is_given(undrawn, make_loop, tmp_path):
+    loop, seen = (
+        make_loop("--epochs=2", "--output.validate_every=2", "--log_every=1", "--tracking.upload_best=true"),
+        Seen(),
+    )
+    loop.run(seen)
+    assert [kind for kind, *_ in seen.calls] == ["caught up", "step", "step", "epoch", "step", "step", "epoch", "best"]
+    assert seen.of("caught up") == [([], [], ())]
+    assert [record for record, _ in seen.of("step")] == read_steps(tmp_path)
+    assert [ends for _, ends in seen.of("step")] == [False, True, False, True]
+    assert [record for _, record, _, _ in seen.of("epoch")] == read_metrics(tmp_path)["epochs"]
+    (first, _, unvalidated, plot), (second, _, validation, _) = seen.of("epoch")
+    assert (first, second, unvalidated) == (2, 4, None)
+    assert plot == tmp_path / "metrics_plot.png"
+    assert (validation,) == read_validations(tmp_path)
+    assert seen.of("best") == [(4,)]
+
+
+def test_mirrors_of_a_resumed_run_are_given_what_was_before(undrawn, build_tiny, tmp_path):
+    flags = ("--epochs=3", "--log_every=1")
+    Loop(build_tiny(*flags), tmp_path, Heartbeat(tmp_path, 0)).run()
+    loop, seen = Loop(build_tiny(*flags), tmp_path, Heartbeat(tmp_path, 0)), Seen()
+    before, epochs, validations = read_steps(tmp_path), read_metrics(tmp_path)["epochs"], read_validations(tmp_path)
+    loop.resume(load_checkpoint(tmp_path / "checkpoints" / "step_00000004"))
+    loop.run(seen)
+    assert seen.of("caught up") == [(before[:4], epochs[:2], validations[:2])]
+    assert [record["step"] for record, _ in seen.of("step")] == [5, 6]
+
+
+def test_an_epoch_that_was_stopped_at_its_end_is_shown_with_its_last_step(undrawn, build_tiny, tmp_path):
+    flags = ("--epochs=2", "--log_every=1")
+    stopped, first = Loop(build_tiny(*flags), tmp_path, Heartbeat(tmp_path, 0)), Seen()
+    signal_in_step(stopped, 2, signal.SIGTERM)
+    assert not stopped.run(first)
+    assert (stopped.step, stopped.epoch, stopped.batch) == (2, 0, 2)
+    assert first.of("epoch") == []  # whose validation is left to whoever goes on
+    loop, seen = Loop(build_tiny(*flags), tmp_path, Heartbeat(tmp_path, 0)), Seen()
+    loop.resume(load_checkpoint(tmp_path / "checkpoints" / "step_00000002"))
+    assert loop.run(seen)
+    (steps, epochs, _) = seen.of("caught up")[0]
+    assert ([record["step"] for record in steps], epochs) == ([1], [])
+    assert [(record["step"], ends) for record, ends in seen.of("step")] == [(2, True), (3, False), (4, True)]
+    assert [step for step, *_ in seen.of("epoch")] == [2, 4]
+    assert [record["step"] for record in read_metrics(tmp_path)["epochs"]] == [2, 4]
+
+
+def test_a_checkpoint_of_an_older_version_is_resumed_from(undrawn, build_tiny, tmp_path):
+    Loop(build_tiny(), tmp_path, Heartbeat(tmp_path, 0)).run()
+    snapshot = load_checkpoint(tmp_path / "checkpoints" / "step_00000001")
+    for name in ("cost", "run_id"):
+        del snapshot.state[name]
+    loop = Loop(build_tiny(), tmp_path, Heartbeat(tmp_path, 0))
+    loop.resume(snapshot)
+    assert loop.run()
+
+
+def test_a_validation_s_results_are_its_scores(undrawn, make_loop, tmp_path):
+    make_loop("--data.max_tasks=9", "--data.max_side=8").run()
+    (validation,), (record,) = read_validations(tmp_path), read_metrics(tmp_path)["epochs"]
+    results = validation.results.values()
+    for name in ("exact", "cell"):
+        assert sum(getattr(result, name) for result in results) / len(results) == pytest.approx(record[f"val/{name}"])
+    assert len(validation.shown) == min(16, len(results))
+
+
+def test_time_that_a_run_took_goes_on_where_it_is_resumed(undrawn, build_tiny, tmp_path):
+    Loop(build_tiny("--log_every=1"), tmp_path, Heartbeat(tmp_path, 0)).run()
+    snapshot = load_checkpoint(tmp_path / "checkpoints" / "step_00000001")
+    snapshot.state["cost"] = {"seconds": 1000.0, "device_seconds": 3600.0, "tracking": 0.0}
+    loop = Loop(build_tiny("--log_every=1"), tmp_path, Heartbeat(tmp_path, 0))
+    loop.resume(snapshot)
+    loop.run()
+    last = read_steps(tmp_path)[-1]
+    assert 1000 < last["time/elapsed_s"] < 1100
+    assert last["time/device_hours"] == pytest.approx((last["time/elapsed_s"] - 1000) / 3600 + 1)

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from arcdist.errors import DataError
 from arcdist.training.manifest import FORMAT, Entry, manifest_text, read_manifest
 
-NAMES = st.text(min_size=1).filter(lambda name: not (name.startswith(".") or "/" in name or "\\" in name))
-ENTRIES = st.dictionaries(NAMES, st.binary().map(Entry.of))
+ENTRIES = st.dictionaries(st.text(), st.binary().map(Entry.of))
 TEXT = manifest_text({"weights.safetensors": Entry.of(b"weights"), "state.json": Entry.of(b"{}\n")})
 
 
@@ -73,18 +72,12 @@ def test_a_later_format_says_that_arcdist_is_too_old():
         read_manifest(text)
 
 
-@pytest.mark.parametrize("name", ["../state.json", "..", "a/b", "/etc/passwd", "a\\b", ".hidden"])
-def test_a_name_that_leads_out_of_the_folder_is_refused(name):
-    with pytest.raises(DataError, match="which is no file of a checkpoint") as raised:
-        read_manifest(manifest_text({name: Entry.of(b"")}))
-    assert repr(name) in str(raised.value)
-
-
 @pytest.mark.parametrize(
     "text",
     [
         *("", "null", "[]", "3", '"text"', "{}", "nan", "{", "\x00"),
         *('{"files": []}', '{"files": {"a": 1}}', '{"files": {"a": {"size": 1}}}', '{"format": "1", "files": {}}'),
+        *("[" * 100_000, '{"files": {"a": {"size": "1", "sha256": ""}}}'),
     ],
 )
 def test_what_is_no_manifest_is_refused(text):

@@ -2,17 +2,16 @@
 
 import json
 import logging
+import os
 import re
-from dataclasses import replace
+import shutil
 
 import pytest
 
-from arcdist.config import Config
-from arcdist.config.keys import flatten
 from arcdist.errors import ConfigError, DataError
 from arcdist.tracking.run_folder import held, own
 from arcdist.training.checkpoint import FILES, WEIGHTS, Snapshot, read_files, save_checkpoint, step_folder
-from arcdist.training.resume import check_configuration, find_start, set_aside_later_ones
+from arcdist.training.resume import find_start, set_aside_later_ones
 
 
 def save(folder, step):
@@ -79,13 +78,14 @@ def test_the_newest_checkpoint_of_the_named_folder_is_taken_with_its_files(make_
         assert start.warnings == ()
 
 
-def test_without_a_folder_the_newest_run_that_has_checkpoints_is_taken(make_run, find, tmp_path, monkeypatch):
+def test_without_a_folder_the_run_that_saved_last_is_taken_whatever_its_name(make_run, find, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, *steps in (("arcdist_20250101_000000", 9), ("arcdist_20250102_000000", 4), ("arcdist_20250103_000000",)):
-        make_run(f"runs/{name}", *steps)
-    make_run("runs/zebra", 1)  # somebody else's name
-    start = find(None, "newest")
-    assert start.checkpoint.as_posix() == "runs/arcdist_20250102_000000/checkpoints/step_00000004"
+    for when, (name, *steps) in enumerate([("zebra", 9), ("arcdist_20250102_000000", 4), ("arcdist_2026",)]):
+        run = make_run(f"runs/{name}", *steps)
+        for path in run.rglob("*"):
+            os.utime(path, (when, when))
+    (tmp_path / "runs" / "file").write_text("no run")
+    assert find(None, "newest").checkpoint.as_posix() == "runs/arcdist_20250102_000000/checkpoints/step_00000004"
 
 
 def test_without_any_run_there_is_nothing_to_resume(find, tmp_path, monkeypatch):
@@ -182,14 +182,78 @@ def test_a_broken_newest_one_is_told_and_the_one_before_it_taken(make_run, find,
     )
 
 
-def test_where_none_is_whole_nothing_is_taken_and_nothing_removed(make_run, find):
+def test_where_none_is_whole_the_best_one_is_what_is_left(make_run, find):
     run = make_run("run", 5, 20)
     for step in (5, 20):
         damage(step_folder(run / "checkpoints", step))
     for resume in ("newest", "auto"):
+        start = find(run, resume)
+        assert start.checkpoint == run / "best"
+        assert len(start.warnings) == 2
+
+
+def test_where_none_is_whole_at_all_nothing_is_taken_and_nothing_removed(make_run, find):
+    run = make_run("run", 5, 20)
+    for checkpoint in (*(step_folder(run / "checkpoints", step) for step in (5, 20)), run / "best"):
+        damage(checkpoint)
+    for resume in ("newest", "auto"):
         with pytest.raises(DataError, match=rf"^None of the checkpoints in {run}/checkpoints is whole: .*--output_dir"):
             find(run, resume)
+        assert ".lock" not in names(run)
     assert names(run / "checkpoints") == ["step_00000005", "step_00000020"]
+    assert "best" in names(run)
+
+
+@pytest.mark.parametrize("left", ["best", ".best.replaced", "aside"])
+def test_auto_never_removes_what_a_run_has_saved(make_run, find, left):
+    run = make_run("run", 5)
+    if left == "aside":
+        set_aside_later_ones(run, 0)
+        shutil.rmtree(run / "best", ignore_errors=True)
+        with pytest.raises(DataError, match="Resume from one that was set aside by its path"):
+            find(run, "auto")
+        assert names(run / "checkpoints") == ["aside_1_best", "aside_1_step_00000005"]
+        return
+    shutil.rmtree(run / "checkpoints")
+    if left != "best":
+        (run / "best").rename(run / left)
+    start = find(run, "auto")
+    assert (start.checkpoint, start.is_new) == (run / "best", False)
+
+
+def test_a_fork_that_was_killed_goes_on_in_its_own_folder(make_run, find, tmp_path, monkeypatch):
+    source = step_folder(make_run("run", 5, 20) / "checkpoints", 5)
+    start = find(tmp_path / "fork", source)
+    (tmp_path / "fork" / "config.yaml").write_text("")
+    own_one = step_folder(tmp_path / "fork" / "checkpoints", 5)
+    for resume in ("newest", "auto"):
+        assert find(tmp_path / "fork", resume).checkpoint == own_one
+    # The same command is a new fork, for which there is no room; a launcher that repeats it means the old one.
+    with pytest.raises(ConfigError, match="holds another run: go on with that one by leaving out --resume's path"):
+        find(tmp_path / "fork", source)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    again = find(tmp_path / "fork", source)
+    assert (again.folder, again.checkpoint, again.is_new) == (start.folder, own_one, False)
+
+
+def test_a_fork_only_reads_the_run_that_it_comes_from(make_run, find, tmp_path):
+    run = make_run("run", 5)
+    with held(own(run)):  # It is training, or lies where nobody may write.
+        before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+        assert find(tmp_path / "a", run).checkpoint == step_folder(run / "checkpoints", 5)
+        assert find(tmp_path / "b", run / "best").checkpoint == run / "best"
+        assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_the_folder_of_checkpoints_means_its_run(make_run, find):
+    run = make_run("run", 5, 20)
+    assert find(None, run / "checkpoints").checkpoint == step_folder(run / "checkpoints", 20)
+
+
+def test_an_empty_path_is_refused(find):
+    with pytest.raises(ConfigError, match="--resume is given an empty path"):
+        find(None, "")
 
 
 def test_a_broken_one_that_was_asked_for_is_refused_by_its_file(make_run, find):
@@ -213,6 +277,16 @@ def test_what_a_killed_process_was_at_is_mended_and_cleared(make_run, find):
     assert json.loads(read_files(run / "best")["state.json"]) == {"step": 20}
 
 
+def test_a_best_that_was_being_replaced_is_mended_where_it_is_asked_for_by_name(make_run, find):
+    run = make_run("run", 5)
+    (run / "best").rename(run / ".best.replaced")
+    start = find(None, run / "best")
+    assert (start.folder, start.checkpoint) == (run, run / "best")
+    assert ".lock" not in names(run)
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        find(None, run / "checkpoints" / "step_00000007")
+
+
 def test_in_another_folder_the_curve_is_continued_and_the_first_run_left_alone(make_run, find, tmp_path):
     run = make_run("run", 5, 20)
     before = names(run)
@@ -221,7 +295,10 @@ def test_in_another_folder_the_curve_is_continued_and_the_first_run_left_alone(m
         assert start.folder == tmp_path / name
         assert start.checkpoint.is_relative_to(run)
         assert start.is_new
-        assert names(start.folder) == ["steps.jsonl"]
+        assert names(start.folder) == ["best", "checkpoints", "steps.jsonl"]
+        (own_one,) = (start.folder / "checkpoints").iterdir()
+        assert read_files(own_one) == start.files
+        assert json.loads(read_files(start.folder / "best")["state.json"]) == {"step": 5}
         assert (start.folder / "steps.jsonl").read_text() == "steps.jsonl of run\n"
         assert start.lock.lock_file == str(start.folder / ".lock")
     assert names(run) == before
@@ -231,7 +308,15 @@ def test_in_another_folder_the_curve_is_continued_and_the_first_run_left_alone(m
 def test_a_curve_that_was_never_begun_is_not_continued(make_run, find, tmp_path):
     run = make_run("run", 5)
     (run / "steps.jsonl").unlink()
-    assert names(find(tmp_path / "other", run).folder) == []
+    assert names(find(tmp_path / "other", run).folder) == ["best", "checkpoints"]
+
+
+def test_a_best_of_later_on_or_a_broken_one_is_no_part_of_the_curve(make_run, find, tmp_path):
+    run = make_run("run", 5, 20)
+    save(run / "best", 20)
+    assert names(find(tmp_path / "a", step_folder(run / "checkpoints", 5)).folder) == ["checkpoints", "steps.jsonl"]
+    damage(run / "best")
+    assert names(find(tmp_path / "b", run).folder) == ["checkpoints", "steps.jsonl"]
 
 
 def test_another_folder_that_holds_a_run_is_refused_and_neither_stays_taken(make_run, find):
@@ -268,7 +353,7 @@ def test_later_checkpoints_are_set_aside_and_told(make_run, caplog):
         set_aside_later_ones(run, 20)
     assert names(root) == ["aside_1_step_00000030", "step_00000005", "step_00000020"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{root}/step_00000030 lies after the step to go on from: it is now called aside_1_step_00000030."
+        f"{root}/step_00000030 lies after the step to go on from: it is now {root}/aside_1_step_00000030."
     ]
     # Again and again, without losing what was set aside before.
     save(step_folder(root, 30), 31)
@@ -281,134 +366,28 @@ def test_later_checkpoints_are_set_aside_and_told(make_run, caplog):
     set_aside_later_ones(run / "missing", 5)
 
 
+def test_the_best_of_a_path_that_is_left_goes_with_it(make_run):
+    run = make_run("run", 5, 20)
+    save(run / "best", 20)
+    set_aside_later_ones(run, 20)
+    assert "best" in names(run)
+    set_aside_later_ones(run, 5)
+    assert "best" not in names(run)
+    assert names(run / "checkpoints") == ["aside_1_best", "aside_1_step_00000020", "step_00000005"]
+
+
+def test_a_best_that_the_run_comes_to_once_more_stays(make_run):
+    run = make_run("run", 5, 20)
+    save(run / "best", 20)
+    damage(step_folder(run / "checkpoints", 20))
+    set_aside_later_ones(run, 5)
+    assert names(run / "checkpoints") == ["aside_1_step_00000020", "step_00000005"]
+    assert "best" in names(run)
+
+
 def test_one_that_was_set_aside_can_be_resumed_from_by_its_path(make_run, find):
     run = make_run("run", 5, 20)
     set_aside_later_ones(run, 5)
     aside = run / "checkpoints" / "aside_1_step_00000020"
     assert (find(None, aside).folder, find(None, aside).checkpoint) == (run, aside)
     assert find(run, "newest").checkpoint == step_folder(run / "checkpoints", 5)
-
-
-BASE = {"model": "Qwen/Qwen2.5-1.5B", "sha256": "ab" * 32}
-
-MAY_CHANGE = {
-    *("output.dir", "output.log_every", "output.save_every", "output.keep_last", "output.on_save_error"),
-    *("output.preempted_exit_code", "output.validate_every", "output.best_metric"),
-    *("distributed.timeout", "distributed.silence", "distributed.replica_check_every"),
-    *("train.epochs", "train.accumulation", "train.device", "train.cpu_threads"),
-    *("qwen.gradient_checkpointing", "data.source", "data.validation_source"),
-}
-WARNS = {
-    *("train.precision", "qwen.dtype", "qwen.model"),
-    *("optim.agent_lr", "optim.qwen_lr", "optim.solver_lr_scale", "optim.efe_lr_scale", "optim.task_vector_lr_scale"),
-    *("optim.weight_decay", "optim.beta2", "optim.warmup_steps", "optim.final_lr_share", "optim.max_grad_norm"),
-}
-WARNING_SECTIONS = ("efe", "reward", "curriculum")
-
-
-DATA = {"training": "12" * 16, "validation": "34" * 16}
-
-
-def state_of(config, **changes):
-    """What a checkpoint of a run with this configuration says, once it has been JSON."""
-    state = {"config": flatten(config), "base": BASE, "data": DATA, "step": 30, "epoch": 2} | changes
-    return json.loads(json.dumps(state))
-
-
-def check(config, state, caplog, base=BASE, data=DATA):
-    caplog.clear()
-    with caplog.at_level(logging.WARNING, logger="arcdist"):
-        check_configuration(config, state, base, data)
-    return [record.getMessage() for record in caplog.records]
-
-
-def test_the_same_configuration_is_fine_and_nothing_is_told(caplog):
-    assert check(Config(), state_of(Config()), caplog) == []
-
-
-@pytest.mark.parametrize("name", flatten(Config()))
-def test_every_key_may_change_bends_the_curve_or_is_refused(caplog, name):
-    state = state_of(Config())
-    state["config"][name] = "another"
-    value = flatten(Config())[name]
-    shown = ",".join(value) if isinstance(value, tuple) else value if isinstance(value, str) else json.dumps(value)
-    if name in MAY_CHANGE:
-        assert check(Config(), state, caplog) == []
-    elif name in WARNS or name.partition(".")[0] in WARNING_SECTIONS:
-        assert check(Config(), state, caplog) == [f"{name} is {shown} from here on, no longer another."]
-    else:
-        with pytest.raises(ConfigError) as raised:
-            check(Config(), state, caplog)
-        assert str(raised.value) == (
-            f"{name} is {shown}, and the checkpoint's run has another: a run cannot change it on the way. "
-            f"Resume with --{name} another, or start a new run."
-        )
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "shown"),
-    [
-        ("data.max_tasks", None, "null"),
-        ("data.augment.colors", False, "false"),
-        ("qwen.lora_targets", ["q_proj", "v_proj"], "q_proj,v_proj"),
-        ("agent.hidden_dim", 17, "17"),
-    ],
-)
-def test_the_value_to_resume_with_is_written_as_a_flag_takes_it(caplog, name, value, shown):
-    config = Config(data=replace(Config().data, max_tasks=3))
-    with pytest.raises(ConfigError, match=rf"Resume with --{re.escape(name)} {shown}, or start"):
-        check(config, state_of(config) | {"config": state_of(config)["config"] | {name: value}}, caplog)
-
-
-def test_every_change_that_bends_the_curve_is_told(caplog):
-    state = state_of(Config())
-    state["config"] |= {"optim.agent_lr": 0.5, "train.precision": "bf16"}
-    assert len(check(Config(), state, caplog)) == 2
-
-
-def test_a_key_that_the_checkpoint_does_not_know_has_its_default(caplog):
-    state = state_of(Config())
-    del state["config"]["agent.hidden_dim"]
-    state["config"]["agent.of_old"] = 3  # nor does one that no longer exists matter
-    assert check(Config(), state, caplog) == []
-
-
-def test_another_base_is_refused_whatever_it_is_called(caplog):
-    other = {"model": "models/mine", "sha256": "cd" * 32}
-    with pytest.raises(ConfigError) as raised:
-        check(Config(), state_of(Config()), caplog, base=other)
-    assert str(raised.value) == (
-        "Qwen's frozen base is models/mine (SHA-256 cdcdcdcdcdcd), and the checkpoint's adapters belong to "
-        "Qwen/Qwen2.5-1.5B (abababababab): give that one with --qwen.model."
-    )
-    # The same base from elsewhere is the same.
-    config = Config(qwen=replace(Config().qwen, model="models/mine"))
-    told = check(config, state_of(Config()), caplog, base={"model": "models/mine", "sha256": BASE["sha256"]})
-    assert told == ["qwen.model is models/mine from here on, no longer Qwen/Qwen2.5-1.5B."]
-
-
-def test_a_state_that_does_not_say_of_what_is_refused(caplog):
-    with pytest.raises(DataError, match=r"state\.json lacks base, config, data, epoch, step: resume from another one"):
-        check(Config(), {}, caplog)
-
-
-@pytest.mark.parametrize("role", ["training", "validation"])
-def test_other_tasks_are_refused_wherever_they_lie(caplog, role):
-    with pytest.raises(ConfigError) as raised:
-        check(Config(), state_of(Config()), caplog, data=DATA | {role: "56" * 16})
-    assert str(raised.value) == (
-        f"The {role} tasks are not those of the checkpoint's run (checksum 565656565656, there {DATA[role][:12]}): "
-        f"name the same ones with --data.source, or start a new run."
-    )
-
-
-@pytest.mark.parametrize(("epochs", "fits"), [(1, False), (2, True), (9, True)])
-def test_a_run_cannot_end_before_the_epoch_that_it_is_in(caplog, epochs, fits):
-    config = Config(train=replace(Config().train, epochs=epochs))
-    if fits:
-        assert check(config, state_of(config), caplog) == []
-    else:
-        with pytest.raises(
-            ConfigError, match=r"^train\.epochs is 1, and the checkpoint was taken in epoch 2 \(step 30\)"
-        ):
-            check(config, state_of(config), caplog)

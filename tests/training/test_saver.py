@@ -124,6 +124,40 @@ def test_a_failure_does_not_keep_the_next_snapshot_from_being_written(tmp_path):
     assert load_checkpoint(tmp_path / "best").state == {"step": 2}
 
 
+def test_a_best_that_could_not_be_written_is_with_the_next_snapshot(tmp_path, monkeypatch):
+    real, failures = saver_module.save_checkpoint, [SaveError("full"), SaveError("full")]
+
+    def save_after_failures(folder, saved):
+        if failures:
+            raise failures.pop()
+        real(folder, saved)
+
+    monkeypatch.setattr(saver_module, "save_checkpoint", save_after_failures)
+    saver = Saver(keep_last=5)
+    saver.save(snapshot(1), [tmp_path / "best", step_folder(tmp_path, 1)])
+    saver.save(snapshot(2), [step_folder(tmp_path, 2)])
+    saver.wait()
+    assert load_checkpoint(tmp_path / "best").state == {"step": 1}  # as it was when it was the best
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step_00000002"]
+    # One that has been surpassed meanwhile is not tried again.
+    failures.append(SaveError("full"))
+    saver.save(snapshot(3), [tmp_path / "best"])
+    saver.save(snapshot(4), [tmp_path / "best"])
+    saver.wait()
+    assert load_checkpoint(tmp_path / "best").state == {"step": 4}
+
+
+def test_a_best_is_told_once_it_is_whole(tmp_path):
+    told = []
+    saver = Saver(keep_last=5, best_saved=lambda folder: told.append((folder, load_checkpoint(folder).state["step"])))
+    saver.save(snapshot(1), [tmp_path / "best", step_folder(tmp_path, 1)])
+    saver.save(snapshot(2), [step_folder(tmp_path, 2)])
+    (tmp_path / "file").write_text("")
+    saver.save(snapshot(3), [tmp_path / "file" / "best"])
+    saver.wait()
+    assert told == [(tmp_path / "best", 1)]
+
+
 def test_what_is_no_matter_of_the_disk_is_raised_where_it_is_waited_for(tmp_path, disk):
     saver = Saver(keep_last=5)
     disk.errors.append(TypeError("not JSON"))

@@ -22,28 +22,21 @@ import pytest
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file
+from shared.measured import MEASURED
+from shared.small_run import SMALL_RUN
 from torch import Tensor
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 TRAIN = CHECKOUT / "launch" / "train.py"
 PROGRAMS = Path(__file__).parent / "programs"
 
-# 29 queries: batches of 7 leave one query over, fewer than there are processes. With a reach of the refiner and
-# learning rates as these, answers change from the first steps on: rewards of either sign, a memory that overflows.
-# The refiner learns slowly, because Adam's first steps make whole steps of what is rounding in a gradient near 0.
-TINY_RUN = """\
-data: {max_tasks: 9, max_side: 8}
-qwen: {model: "embedded:tiny", dtype: float32, lora_r: 2}
-agent: {hidden_dim: 16, max_steps: 2}
-solver: {capacity: 12}
-refiner: {rl_hidden: 32, rl_delta_scale: 200.0, rl_lr: 0.00005}
-optim: {agent_lr: 0.003, qwen_lr: 0.001, warmup_steps: 4}
-train: {epochs: 4, batch_size: 7, device: cpu, cpu_threads: 1}
-distributed: {replica_check_every: 1}
-output: {log_every: 1, save_every: 100, validate_every: 4}
+TINY_RUN = f"""\
+{SMALL_RUN}\
+train: {{epochs: 4, batch_size: 7, device: cpu, cpu_threads: 1}}
+distributed: {{replica_check_every: 1}}
+output: {{log_every: 1, save_every: 100, validate_every: 4}}
 """
 
-PACE = {"pairs_per_s", "tokens_per_s"}
 SECONDS = 300
 """No run takes as long, even beside others."""
 
@@ -270,9 +263,9 @@ def assert_same_trajectory() -> Callable[..., None]:
         assert expected.codes == [0], expected.err
         for record, other in zip(run.steps(), expected.steps(), strict=True):
             # How level the work is depends on who shares it.
-            assert_close(record, other, tolerance, but={*PACE, "imbalance"})
+            assert_close(record, other, tolerance, but={*MEASURED, "imbalance"})
         for record, other in zip(run.epochs(), expected.epochs(), strict=True):
-            assert_close(record, other, tolerance, but=PACE)
+            assert_close(record, other, tolerance, but=MEASURED)
 
         last = expected.steps()[-1]["step"]
         (tensors, state), (others, other_state) = run.checkpoint(last), expected.checkpoint(last)

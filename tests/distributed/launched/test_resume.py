@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from shared.measured import without_measured
 
 pytestmark = pytest.mark.slow
 
@@ -13,7 +14,6 @@ SHORT = (
     *("--data.max_tasks=4", "--batch_size=3", "--epochs=2", "--qwen.every=3", "--solver.capacity=5"),
     *("--output.save_every=1", "--output.keep_last=100", "--output.log_every=1", "--output.validate_every=1"),
 )
-MEASURED = {"seconds", "pairs_per_s", "tokens_per_s", "versions"}
 
 
 @pytest.fixture
@@ -28,12 +28,6 @@ def resumed(launched):
     return lambda run, step, config, processes: launched(
         config, processes, *SHORT, program="noting", killed_after=(run, step)
     )
-
-
-def without_measured(value):
-    if isinstance(value, dict):
-        return {name: without_measured(entry) for name, entry in value.items() if name not in MEASURED}
-    return [without_measured(entry) for entry in value] if isinstance(value, list) else value
 
 
 def assert_same_to_the_last_bit(run, expected):

@@ -62,7 +62,8 @@ def test_rank_0_alone_writes_and_speaks(several):
     files = {str(path.relative_to(several.folder)) for path in several.folder.rglob("*") if path.is_file()}
     zero = {"deepspeed.json"} if (several.folder / "deepspeed.json").exists() else set()
     assert files == zero | {
-        *("config.yaml", "training.log", "steps.jsonl", "metrics.json", "metrics_plot.png"),
+        *("config.yaml", "run.json", "training.log", "steps.jsonl", "metrics.json", "metrics_plot.png"),
+        "validation/epoch_00003.json",
         *(f"heartbeats/rank_{rank:05d}.json" for rank in range(ranks)),
         *(f"{place}/{name}" for place in ("checkpoints/step_00000020", "best") for name in (*FILES, MANIFEST)),
     }
