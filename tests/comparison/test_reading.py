@@ -1,0 +1,73 @@
+"""Which reader a name is given to, and what becomes of names that none can read."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from shared.made_records import made_record
+from shared.made_runs import make_run
+
+from arcdist.comparison.reading import is_on_the_server, read_run, read_runs
+from arcdist.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def wandb_files(monkeypatch):
+    """A stand-in for the reader of W&B's files; it knows folders that hold a `.wandb` file."""
+    readers = SimpleNamespace(
+        is_wandb_folder=lambda folder: any(folder.glob("*.wandb")),
+        read_wandb_folder=lambda folder: made_record(f"from {folder.name}"),
+        read_wandb_run=lambda path: made_record(path),
+    )
+    monkeypatch.setitem(sys.modules, "arcdist.tracking.wandb_files", readers)
+    return readers
+
+
+def test_each_name_goes_to_its_reader(tmp_path, monkeypatch, wandb_files):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "run", epochs=1)
+    offline = tmp_path / "offline-run-20260102_030405-abcdefgh"
+    offline.mkdir()
+    (offline / "run-abcdefgh.wandb").write_bytes(b"")
+    assert read_run("run").identity.name == "run"
+    assert read_run(str(offline)).identity.name == f"from {offline.name}"
+    assert read_run("team/project/abcdefgh").place == "team/project/abcdefgh"
+
+
+def test_a_run_folder_is_read_without_w_and_b(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "arcdist.tracking.wandb_files", None)  # cannot be imported
+    assert read_run(str(make_run(tmp_path / "run", epochs=1))).identity.name == "run"
+
+
+def test_a_mistyped_folder_is_not_looked_for_on_the_server(tmp_path, monkeypatch, wandb_files):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "old").mkdir(parents=True)
+    assert is_on_the_server("team/project/abcdefgh")
+    assert not is_on_the_server("runs/old/mistyped")
+    assert not is_on_the_server("runs/old")
+    for path in ("/team/project/abcdefgh", "./project/abcdefgh", "../project/abcdefgh", "~/project/abcdefgh"):
+        assert not is_on_the_server(path)
+    with pytest.raises(ConfigError, match="runs/old/mistyped: there is no such folder"):
+        read_run("runs/old/mistyped")
+    with pytest.raises(ConfigError, match="runs/old is no run folder"):
+        read_run("runs/old")
+
+
+def test_what_can_be_read_is_and_the_rest_is_told(tmp_path, monkeypatch, wandb_files):
+    def no_network(path):
+        raise DataError(f"{path} cannot be read: there is no network.")
+
+    wandb_files.read_wandb_run = no_network
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "run", epochs=1)
+    make_run(tmp_path / "empty", flags=("--seed", "1"), epochs=0)
+    make_run(tmp_path / "other", flags=("--seed", "2"), epochs=1)
+    records, refused = read_runs(["run", "empty", "team/project/abcdefgh", "other", "./run"])
+    assert [record.place for record in records] == ["run", "other"]
+    run_id = json.loads((tmp_path / "run" / "run.json").read_text())["id"]
+    assert refused == [
+        "empty holds no logged step yet: wait until the run has made --output.log_every steps.",
+        "team/project/abcdefgh cannot be read: there is no network.",
+        f"./run is the same run as run ({run_id}): name each run once.",
+    ]

@@ -1,0 +1,242 @@
+"""The tables of a comparison, number by number."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shared.made_records import answers, made_record
+
+from arcdist.comparison.cost import cost_sheet
+from arcdist.comparison.differences import difference_sheet
+from arcdist.comparison.efe_shares import LAMBDAS, efe_sheet, shares_of
+from arcdist.comparison.puzzles import puzzle_sheet, puzzles
+from arcdist.comparison.runs import groups, letter_runs
+from arcdist.comparison.scores import group_sheet, score_sheet
+from arcdist.comparison.sheet import Line, Spread, show_value
+from arcdist.errors import ConfigError
+
+
+def lines(sheet):
+    return {line.key: line for line in sheet.lines}
+
+
+def test_runs_have_letters_and_names_that_tell_them_apart():
+    records = [made_record("runs/a"), made_record("runs/b")]
+    runs = letter_runs(records)
+    assert [(run.letter, run.called) for run in runs] == [("A", "A (runs/a)"), ("B", "B (runs/b)")]
+    with pytest.raises(ConfigError, match="27 runs are too many to tell apart: name at most 26"):
+        letter_runs([made_record(str(number)) for number in range(27)])
+
+
+def test_best_and_last_are_found_by_measure():
+    first = made_record(
+        "x",
+        epochs=[
+            {"val/exact": 0.1, "train/loss": 2.0, "pairs_per_s": 100.0},
+            {"val/exact": 0.3, "train/loss": 1.0, "pairs_per_s": 90.0},
+            {"val/exact": 0.2, "train/loss": 1.5, "pairs_per_s": 80.0, "floor/copy_exact": 0.01},
+            {"train/loss": math.nan},
+        ],
+    )
+    found = lines(score_sheet(letter_runs([first, made_record("y", epochs=[{"val/exact": 0.25}])])))
+    assert found["val/exact best"].values == (0.3, 0.25)
+    assert found["val/exact best"].texts == ("30.00", "25.00")
+    assert found["val/exact best"].marks == (True, False)
+    assert found["val/exact last"].values == (0.2, 0.25)
+    assert found["val/exact last"].marks == (False, True)
+    assert (found["train/loss best"].values, found["train/loss last"].values) == ((1.0, None), (1.5, None))
+    assert found["train/loss best"].texts == ("1.000", "–")
+    assert found["pairs_per_s best"].values == (100.0, None)
+    assert found["floor/copy_exact"].values == (0.01, None)
+    assert not any("val/cell" in key for key in found)
+
+
+def test_scores_on_other_tasks_are_shown_but_none_is_marked_as_better():
+    runs = letter_runs(
+        [
+            made_record("x", epochs=[{"val/exact": 0.3, "train/exact": 0.1}]),
+            made_record("y", epochs=[{"val/exact": 0.2, "train/exact": 0.2}], data={"validation": "2" * 32}),
+        ]
+    )
+    sheet = score_sheet(runs)
+    assert lines(sheet)["val/exact best"].marks == (False, False)
+    assert lines(sheet)["train/exact best"].marks == (False, True)
+    assert "different validation tasks" in sheet.note
+
+
+def test_seeds_are_told_by_mean_and_sample_deviation():
+    runs = letter_runs(
+        [
+            made_record("s0", group="base", epochs=[{"val/exact": 0.10, "pairs_per_s": 100.0}]),
+            made_record("other", epochs=[{"val/exact": 0.5}]),
+            made_record("s1", group="base", epochs=[{"val/exact": 0.20, "pairs_per_s": 104.0}]),
+            made_record("s2", group="base", epochs=[{"val/exact": 0.30}]),
+        ]
+    )
+    sheet = group_sheet(runs)
+    assert sheet.columns == ("A C D", "B")
+    exact = lines(sheet)["val/exact best"]
+    mean, other = exact.values
+    assert (mean.mean, mean.runs) == (pytest.approx(0.2), 3)
+    assert mean.deviation == pytest.approx(0.1)  # sqrt((0.01 + 0 + 0.01) / 2)
+    assert other == Spread(mean=0.5, deviation=None, runs=1)
+    assert exact.texts == ("20.00 ± 10.00", "50.00")
+    pace = lines(sheet)["pairs_per_s last"]
+    assert pace.texts == ("102.0 ± 2.8", "–")  # sqrt((4 + 4) / 1) = 2.83
+    assert [len(side.runs) for side in groups(runs)] == [3, 1]
+
+
+def test_without_repeated_runs_there_are_no_means():
+    assert group_sheet(letter_runs([made_record("x"), made_record("y")])) is None
+
+
+def test_only_what_differs_is_told():
+    runs = letter_runs(
+        [
+            made_record("x", config={"train.seed": 0, "output.dir": "x", "data.max_side": 10, "train.epochs": None}),
+            made_record(
+                "y",
+                config={
+                    "train.seed": 1,
+                    "output.dir": "y",
+                    "data.max_side": 10,
+                    "train.epochs": 3,
+                    "agent.kind": "conv",
+                },
+                git_commit="abcdef0123456789+changes",
+                zero_stage=2,
+                data={"training": "5" * 32, "validation": "1" * 32},
+                versions={"arcdist": "0.1.0", "deepspeed": "0.19.8"},
+            ),
+        ]
+    )
+    found = lines(difference_sheet(runs))
+    assert {key: line.texts for key, line in found.items()} == {
+        "train.seed": ("0", "1"),
+        "train.epochs": ("none", "3"),
+        "agent.kind": ("–", "conv"),
+        "training tasks": ("0000000000", "5555555555"),
+        "ZeRO stage": ("none", "2"),
+        "git commit": ("0123456", "abcdef0+changes"),
+        "version of deepspeed": ("–", "0.19.8"),
+    }
+
+
+def test_runs_that_are_alike_are_said_to_be():
+    sheet = difference_sheet(letter_runs([made_record("x"), made_record("y")]))
+    assert (sheet.lines, sheet.note) == ((), "Configuration, data, device and versions are the same.")
+
+
+def test_cost_is_told_by_the_device_hour():
+    times = {"time/device_hours": 0.5, "time/elapsed_s": 900.0}
+    runs = letter_runs(
+        [
+            made_record(
+                "x",
+                exact=[answers("1111"), answers("1110")],
+                best=0,
+                steps=[{"step": 1, "pairs_per_s": 10.0}, {"step": 2, "pairs_per_s": 30.0, **times}],
+                device="NVIDIA H200",
+                processes=2,
+            ),
+            made_record("old", exact=[answers("1100")], steps=[{"step": 1, "pairs_per_s": 5.0}], device="NVIDIA H200"),
+        ]
+    )
+    found = lines(cost_sheet(runs))
+    assert found["device_hours"].label == "GPU-hours"
+    assert found["device_hours"].values == (0.5, None)
+    assert found["hours"].values == (0.25, None)
+    assert found["pairs_per_s"].values == (20.0, 5.0)
+    assert found["exact_grids"].values == (3, 2)
+    assert found["exact_per_device_hour"].values == (6.0, None)
+    assert found["exact_per_device_hour"].texts == ("6.000", "–")
+
+
+def test_hours_of_mixed_devices_are_device_hours():
+    runs = letter_runs([made_record("x", device="cpu"), made_record("y", device="NVIDIA H200")])
+    assert lines(cost_sheet(runs))["exact_per_device_hour"].label == "exact per device-hour"
+
+
+def test_puzzles_in_which_runs_differ_come_first():
+    first = made_record("x", exact=[answers("11010"), answers("11000")], best=0)
+    second = made_record("y", exact=[answers("10100")])
+    runs = letter_runs([first, second, made_record("z")])
+    assert [(puzzle.id[:8], puzzle.marks) for puzzle in puzzles(runs)] == [
+        ("00000001", ("●", "·", "–")),
+        ("00000002", ("·", "●", "–")),
+        ("00000000", ("●", "●", "–")),
+        ("00000003", ("○", "·", "–")),
+    ]
+    sheet = puzzle_sheet(runs)
+    assert lines(sheet)["solved"].values == (2, 2, None)
+    assert lines(sheet)["only"].values == (1, 1, None)
+    assert "all_but" not in lines(sheet)
+    assert sheet.note == ("Of 5 queries asked of all at their last validations: 1 solved by all, 2 by some, 2 by none.")
+
+
+def test_of_three_runs_the_puzzles_that_one_alone_missed_are_counted():
+    runs = letter_runs([made_record(name, exact=[answers(name)]) for name in ("1100", "1010", "1011")])
+    found = lines(puzzle_sheet(runs))
+    assert found["solved"].values == (2, 2, 3)
+    assert found["only"].values == (1, 0, 1)
+    assert found["all_but"].values == (1, 0, 0)
+
+
+def test_shares_are_weighted_by_the_lambdas():
+    config = {"efe.lambda_risk": 2.0, "efe.lambda_amb": 0.0, "efe.lambda_step": 1.0, "efe.lambda_cons": 1.0}
+    config |= {"efe.lambda_bi": 0.5, "efe.lambda_z": 0.0, "efe.lambda_prompt": 0.0}
+    terms = {f"efe/{term}": 1.0 for term in LAMBDAS} | {"efe/bidirectional": 2.0}
+    # 2 · 1 + 0 + 1 + 1 + 0.5 · 2 + 0 + 0 = 5
+    runs = letter_runs(
+        [
+            made_record("epoch", config=config, epochs=[terms, terms], steps=[{"step": 1, **terms, "efe/risk": 9.0}]),
+            made_record("step", config=config, epochs=[{}], steps=[{"step": 1, **terms, "efe/risk": 3.5}, {"step": 2}]),
+            made_record("none", epochs=[terms]),
+        ]
+    )
+    found = lines(efe_sheet(runs))
+    assert found["risk"].values == (0.4, 0.7, None)
+    assert found["ambiguity"].values == (0.0, 0.0, None)
+    assert found["bidirectional"].values == (0.2, 0.1, None)
+    assert found["risk"].texts == ("40.00", "70.00", "–")
+
+
+@given(
+    st.fixed_dictionaries({term: st.floats(0, 1e6) for term in LAMBDAS}),
+    st.fixed_dictionaries({term: st.floats(0, 100) for term in LAMBDAS}),
+)
+def test_shares_add_up_to_one(terms, weights):
+    shares = shares_of(terms, weights)
+    if shares is None:
+        assert sum(weights[term] * terms[term] for term in terms) == 0
+    else:
+        assert math.isclose(sum(shares.values()), 1.0)
+        assert all(0 <= share <= 1 for share in shares.values())
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.12345, "percent", "12.35"),
+        (1234.5, "number", "1234"),
+        (102.0, "number", "102.0"),
+        (0.5238, "number", "0.5238"),
+        (999.96, "number", "1000"),
+        (3, "number", "3"),
+        (True, "text", "true"),
+        (0.0001, "text", "0.0001"),
+        (("a", "b"), "text", '["a", "b"]'),
+        (None, "number", "–"),
+        (Spread(mean=0.5, deviation=0.123, runs=2), "number", "0.5000 ± 0.12"),
+        (Spread(mean=1500.0, deviation=23.4, runs=2), "number", "1500 ± 23"),
+        (Spread(mean=100.0, deviation=2.0, runs=2), "number", "100.0 ± 2.0"),
+    ],
+)
+def test_values_as_they_are_shown(value, unit, text):
+    assert show_value(value, unit) == text
+
+
+def test_a_value_that_all_share_is_not_the_best():
+    assert Line(key="k", label="k", values=(1.0, 1.0, None), better="higher").marks == (False, False, False)
+    assert Line(key="k", label="k", values=(1.0, 2.0, None), better="lower").marks == (True, False, False)
