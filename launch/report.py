@@ -1,0 +1,52 @@
+"""A run as one page of HTML that opens without a network: `python launch/report.py RUN`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+if __name__ == "__main__":
+    # Python puts this script's folder on the path, where a script hides the package of its name (`evaluate`).
+    # The checkout's root belongs there instead: the package beside the script is the one that runs.
+    folder = Path(__file__).resolve().parent
+    sys.path[:] = [str(folder.parent), *(entry for entry in sys.path if entry != str(folder))]
+
+from arcdist.distributed import run_guarded
+from arcdist.errors import ConfigError
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose mistakes are told in one line, like those of every program here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"The command line: {message}. `{self.prog} --help` says what there is.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what the command line asks for and return the exit code."""
+    return run_guarded("report.py", lambda _: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    given = _parser().parse_args(argv)
+    # Imported here, so that help and mistakes in the command line need not wait for Matplotlib.
+    from arcdist.report import write_report
+
+    path = write_report(given.run, given.output)
+    print(f"The report of {given.run}: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="report.py",
+        description="Write a page about a run: what it was, its health, curves, predictions, hardest tasks and cost. "
+        "It is one file of HTML and opens without a network; the run may still go on.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="A run folder.")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="Where the page goes; RUN/report.html without it.")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
