@@ -21,6 +21,7 @@ from arcdist.config.keys import config_keys, config_sections
 from arcdist.config.load import SHORT_FLAGS
 from arcdist.data import FEATURE_NAMES, build_queries, parse_task, read_tasks
 from arcdist.losses import EFELoss
+from arcdist.preview import PREVIEW, read_wanted
 from arcdist.tracking.run_folder import RUN_CONTENT
 from arcdist.training import health
 from arcdist.training.checkpoint import FILES, MANIFEST
@@ -98,8 +99,11 @@ def check_launcher(arguments: list[str]) -> None:
 def check_program(words: list[str]) -> None:
     """A program of `launch/` and its flags; the others understand those of train.py beside their own."""
     program, *arguments = words
-    if program == "launch/checkpoint.py":
+    if program in ("launch/checkpoint.py", "launch/compare.py", "launch/report.py"):
         runpy.run_path(str(CHECKOUT / program))["_parser"]().parse_args(arguments)
+        return
+    if program == "launch/preview.py":
+        read_wanted(load_config(arguments, PREVIEW))
         return
     own = {"launch/bench.py": {"--steps": 1}, "launch/doctor.py": {"--fit": 0}}.get(program, {})
     assert (CHECKOUT / program).is_file()
@@ -159,6 +163,8 @@ def test_a_command_can_be_typed(command: str) -> None:
     elif program == "hf":
         assert arguments == ["download", Config().qwen.model]
         assert Path(sys.executable).with_name("hf").exists()
+    elif program in ("tensorboard", "wandb"):
+        assert Path(sys.executable).with_name(program).exists()
     elif program == "source":
         assert arguments == [".venv/bin/activate"]
     else:
@@ -167,6 +173,7 @@ def test_a_command_can_be_typed(command: str) -> None:
 
 def test_every_flag_in_the_text_exists() -> None:
     of_programs = {"--config_file", "--num_processes", "--machine_rank", "--fit", "--steps"}
+    of_programs |= {"--query", "--epoch", "--picture", "--wandb"}
     known = {*TRAIN.flags, *SHORT_FLAGS.values(), *(f"--{name}" for name in config_keys()), *of_programs}
     for document, text in DOCUMENTS.items():
         flags = re.findall(r"(?<=`)--[a-z_.]+", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
@@ -255,7 +262,8 @@ def test_a_run_leaves_the_files_that_the_tables_name(tiny_run) -> None:
     of_run = {name.partition("/")[0] for name in documented if name not in of_checkpoint}
     assert of_checkpoint <= set(documented)
     assert of_run == set(RUN_CONTENT)
-    assert of_run - {"deepspeed.json"} == {path.name for path in tiny_run.iterdir()}  # DeepSpeed does not run here.
+    unasked = {"deepspeed.json", "tensorboard", "profile"}
+    assert of_run - unasked == {path.name for path in tiny_run.iterdir()}
     for checkpoint in (tiny_run / "best", *(tiny_run / "checkpoints").iterdir()):
         assert {path.name for path in checkpoint.iterdir()} == of_checkpoint
 
