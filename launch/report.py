@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 if __name__ == "__main__":
     # Python puts this script's folder on the path, where a script hides the package of its name (`evaluate`).
@@ -12,15 +11,8 @@ if __name__ == "__main__":
     folder = Path(__file__).resolve().parent
     sys.path[:] = [str(folder.parent), *(entry for entry in sys.path if entry != str(folder))]
 
+from arcdist.command_line import OneLineParser
 from arcdist.distributed import run_guarded
-from arcdist.errors import ConfigError
-
-
-class _Parser(argparse.ArgumentParser):
-    """One whose mistakes are told in one line, like those of every program here."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"The command line: {message}. `{self.prog} --help` says what there is.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,7 +30,7 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneLineParser(
         prog="report.py",
         description="Write a page about a run: what it was, its health, curves, predictions, hardest tasks and cost. "
         "It is one file of HTML and opens without a network; the run may still go on.",

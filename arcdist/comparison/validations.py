@@ -20,11 +20,6 @@ def exact_at(record: RunRecord, moment: Moment) -> Mapping[str, bool]:
     return {} if validation is None else {name: result.exact for name, result in validation.results.items()}
 
 
-def task_of(query: str) -> str:
-    """The task that a query belongs to."""
-    return query.rpartition(":test:")[0] or query
-
-
 def _at(record: RunRecord, moment: Moment) -> Validation | None:
     if moment == "last":
         return record.validations[-1] if record.validations else None

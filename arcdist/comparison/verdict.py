@@ -9,7 +9,8 @@ from jaxtyping import Float
 
 from arcdist.comparison.bootstrap import paired_interval
 from arcdist.comparison.runs import Run, Side, sides
-from arcdist.comparison.validations import MOMENTS, Moment, exact_at, task_of
+from arcdist.comparison.validations import MOMENTS, Moment, exact_at
+from arcdist.tracking.validation import task_of
 
 FEWEST_DIFFERING = 6
 """Tasks in which two sides must differ before any difference counts: five may all favour one side by chance, in more

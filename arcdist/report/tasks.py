@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from arcdist.tracking.validation import QueryResult, Validation
+from arcdist.tracking.validation import QueryResult, Validation, task_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +69,3 @@ def once_solved(validations: Sequence[Validation]) -> tuple[str, ...]:
 def exact_queries(validation: Validation) -> Mapping[str, QueryResult]:
     """The queries that are exact."""
     return {query: result for query, result in validation.results.items() if result.exact}
-
-
-def task_of(query: str) -> str:
-    """The task of a query, from `<task id>:test:<pair index>`."""
-    return query.rsplit(":", 2)[0]

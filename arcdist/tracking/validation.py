@@ -54,6 +54,11 @@ class Validation:
     """The same queries in each epoch, and in each run on the same data."""
 
 
+def task_of(query: str) -> str:
+    """The task of a query, from `<task id>:test:<pair index>`."""
+    return query.rsplit(":", 2)[0]
+
+
 def validation_path(folder: Path, epoch: int) -> Path:
     """Where the validation of an epoch lies in a run folder."""
     return folder / FOLDER / f"epoch_{epoch:05d}.json"

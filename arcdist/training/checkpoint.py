@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from arcdist.errors import DataError, SaveError
+from arcdist.training.durable import force_to_disk
 from arcdist.training.manifest import Entry, manifest_text, read_manifest
 from arcdist.training.state_file import read_state
 from arcdist.training.write_error import unwritable
@@ -73,9 +74,9 @@ def save_files(folder: Path, contents: Mapping[str, bytes]) -> None:
             entries[name] = Entry.of(content)
             _write(partial / name, content)
         _write(partial / MANIFEST, manifest_text(entries).encode())
-        _force_to_disk(partial)
+        force_to_disk(partial)
         _put_in_place(partial, folder)
-        _force_to_disk(folder.parent)
+        force_to_disk(folder.parent)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):
@@ -108,7 +109,7 @@ def _put_in_place(partial: Path, folder: Path) -> None:
     partial.rename(folder)
     if replaced.exists():
         # The new one must not be lost with the power once the old one has gone.
-        _force_to_disk(folder.parent)
+        force_to_disk(folder.parent)
         _clear(replaced)
 
 
@@ -244,11 +245,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _force_to_disk(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcdist.report.tasks import change, once_solved, task_of, task_results
+from arcdist.report.tasks import change, once_solved, task_results
+from arcdist.tracking.validation import task_of
 
 
 @pytest.fixture
