@@ -77,7 +77,7 @@ def _records(path: Path) -> Iterator[bytes]:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): see who may read there.") from error
-    if content and not content.startswith(_MAGIC):
+    if not _MAGIC.startswith(content[: len(_MAGIC)]):  # Less than the magic is a run that was killed at once.
         raise DataError(f"{path} is no file of a W&B run: give the folder as W&B wrote it.")
     position, parts = _FILE_HEADER, b""
     while True:

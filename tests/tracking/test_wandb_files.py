@@ -123,25 +123,35 @@ def test_no_secret_and_nothing_of_the_machine_is_written(kept):
     assert not written & {"requirements.txt", "wandb-metadata.json", "diff.patch", "output.log", "latest-run"}
 
 
+@pytest.fixture(scope="module")
+def log_file(kept):
+    return min((kept[1] / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
 @settings(max_examples=20, deadline=None)
 @given(share=st.floats(0, 1))
-def test_a_file_that_was_cut_off_is_read_as_far_as_it_goes(kept, tmp_path_factory, share):
-    whole = min((kept[1] / "wandb").glob("offline-run-*/run-*.wandb"))
-    content = whole.read_bytes()
-    cut = tmp_path_factory.mktemp("cut") / whole.name
+def test_a_file_that_was_cut_off_is_read_as_far_as_it_goes(log_file, tmp_path_factory, share):
+    content = log_file.read_bytes()
+    cut = tmp_path_factory.mktemp("cut") / log_file.name
     cut.write_bytes(content[: int(share * len(content))])
-    rows = read_log(whole).rows
+    rows = read_log(log_file).rows
     read = read_log(cut).rows
     assert read == rows[: len(read)]
 
 
-def test_a_broken_part_ends_the_reading(kept, tmp_path):
-    whole = min((kept[1] / "wandb").glob("offline-run-*/run-*.wandb"))
-    content = bytearray(whole.read_bytes())
+@pytest.mark.parametrize("length", range(16))
+def test_a_run_killed_before_its_first_record_has_no_rows(log_file, tmp_path, length):
+    cut = tmp_path / log_file.name
+    cut.write_bytes(log_file.read_bytes()[:length])
+    assert read_log(cut).rows == []
+
+
+def test_a_broken_part_ends_the_reading(log_file, tmp_path):
+    content = bytearray(log_file.read_bytes())
     content[len(content) // 2] ^= 0xFF
-    (tmp_path / whole.name).write_bytes(content)
-    rows = read_log(whole).rows
-    read = read_log(tmp_path / whole.name).rows
+    (tmp_path / log_file.name).write_bytes(content)
+    rows = read_log(log_file).rows
+    read = read_log(tmp_path / log_file.name).rows
     assert 0 < len(read) < len(rows)
     assert read == rows[: len(read)]
 
