@@ -1,4 +1,4 @@
-"""The rows of a run in W&B: one a training step, that of an epoch's last step with the epoch's record in it."""
+"""A run as rows, for what keeps one a training step: that of an epoch's last step has the epoch's record in it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,22 +6,13 @@ from typing import Any
 
 from arcdist.tracking.validation import Validation
 
-RUN = "run"
-"""The key of W&B's configuration that holds the identity; the others are the sections of the run's own."""
-WHOLE = "whole_numbers"
-"""In there, the names of the numbers that are whole: W&B keeps 1.0 as 1."""
-BEST_METRIC = "best_metric"
-"""In there, what the best epoch is chosen by."""
-QUERIES, SHOWN, PLOT = "validation/queries", "validation/shown", "metrics_plot"
-"""Tables and the picture that a row may hold beside its numbers."""
-
 _OF_EPOCHS = ("val/", "floor/")
 _PREFIX = "epoch/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """What W&B keeps of one training step."""
+    """What is kept of one training step."""
 
     step: int
     numbers: Mapping[str, Any]
@@ -71,7 +62,7 @@ def records_of(
     """The records of the step and of the epoch that a row was made of; none for what is not in it.
 
     Args:
-        numbers: of the row, as W&B keeps them.
+        numbers: of the row, as W&B keeps them, with what is no number left out here.
         whole: names of the numbers that are whole; the others are floats.
     """
     typed = {name: _typed(value, name in whole) for name, value in numbers.items() if not name.startswith("_")}
@@ -79,7 +70,7 @@ def records_of(
     of_step = {
         name: value
         for name, value in typed.items()
-        if not name.startswith((*_OF_EPOCHS, _PREFIX)) and name not in (QUERIES, SHOWN, PLOT)
+        if not name.startswith((*_OF_EPOCHS, _PREFIX)) and not isinstance(value, Mapping)  # tables and pictures
     }
     has_step = typed.get("step") is not None
     has_epoch = any(value is not None for value in of_epoch.values())

@@ -11,8 +11,8 @@ from arcdist.tracking.grid_pictures import png_of, strip_of
 from arcdist.tracking.identity import Identity
 from arcdist.tracking.metrics import Record
 from arcdist.tracking.mirror import Mirror
+from arcdist.tracking.rows import Row, make_row, rows_of
 from arcdist.tracking.validation import Validation
-from arcdist.tracking.wandb_rows import Row, make_row, rows_of
 
 FOLDER = "tensorboard"
 

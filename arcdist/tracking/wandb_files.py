@@ -10,10 +10,10 @@ from typing import Any
 
 from arcdist.errors import ConfigError, DataError
 from arcdist.tracking.run_record import RunRecord
+from arcdist.tracking.wandb_keys import RUN, WHOLE
 from arcdist.tracking.wandb_log import WandbLog, read_log, require_wandb
 from arcdist.tracking.wandb_pipe import WandbError, WandbPipe
 from arcdist.tracking.wandb_record import make_record, validations_in
-from arcdist.tracking.wandb_rows import RUN, WHOLE
 
 _FOLDERS = "*run-*-"
 """`offline-run-20260102_030405-ID`, and `run-20260102_030405-ID` where it was online."""

@@ -8,9 +8,10 @@ from arcdist.config.keys import config_keys
 from arcdist.errors import ConfigError, DataError
 from arcdist.tracking.identity import parse_identity
 from arcdist.tracking.metrics import TrainingMetricsTracker
+from arcdist.tracking.rows import records_of
 from arcdist.tracking.run_record import RunRecord, flat
 from arcdist.tracking.validation import Validation
-from arcdist.tracking.wandb_rows import BEST_METRIC, QUERIES, RUN, SHOWN, WHOLE, records_of
+from arcdist.tracking.wandb_keys import BEST_METRIC, QUERIES, RUN, SHOWN, WHOLE
 from arcdist.tracking.wandb_tables import validation_of
 
 

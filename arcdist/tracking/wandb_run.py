@@ -13,10 +13,11 @@ from arcdist.config.keys import flatten
 from arcdist.tracking.identity import Identity
 from arcdist.tracking.metrics import Record, read_metrics, read_steps
 from arcdist.tracking.mirror import Mirror
+from arcdist.tracking.rows import Row, make_row, rows_of
 from arcdist.tracking.validation import Validation, read_validations
+from arcdist.tracking.wandb_keys import BEST_METRIC, WHOLE
 from arcdist.tracking.wandb_mode import Mode
 from arcdist.tracking.wandb_pipe import WandbError, WandbPipe
-from arcdist.tracking.wandb_rows import BEST_METRIC, WHOLE, Row, make_row, rows_of
 
 INIT_SECONDS = 20.0
 """For W&B's server to answer at the start; training does not wait."""

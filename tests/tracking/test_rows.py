@@ -1,4 +1,4 @@
-"""Records become W&B's rows and records again, whatever W&B makes of their numbers."""
+"""Records become rows and records again, whatever W&B makes of their numbers."""
 
 import json
 
@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared.made_runs import make_run
 
+from arcdist.tracking.rows import make_row, records_of, rows_of
 from arcdist.tracking.run_record import read_run_folder
-from arcdist.tracking.wandb_rows import make_row, records_of, rows_of
 from arcdist.tracking.wandb_tables import query_table, shown_table, validation_of
 
 NAMES = st.sampled_from(["loss", "efe/risk", "train/exact", "pairs_per_s", "time/elapsed_s", "grad_norm/qwen"])

@@ -1,0 +1,10 @@
+"""Names under which W&B keeps what is no number of a step or an epoch."""
+
+RUN = "run"
+"""The key of W&B's configuration that holds the identity; the others are the sections of the run's own."""
+WHOLE = "whole_numbers"
+"""In there, the names of the numbers that are whole: W&B keeps 1.0 as 1."""
+BEST_METRIC = "best_metric"
+"""In there, what the best epoch is chosen by."""
+QUERIES, SHOWN, PLOT = "validation/queries", "validation/shown", "metrics_plot"
+"""Tables and the picture that a row may hold beside its numbers."""
