@@ -1,5 +1,6 @@
 """What changes over a run by rule: the weight of the size loss and the gate of the solver's memory."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Float
@@ -54,10 +55,10 @@ class DynamicMemoryThreshold:
         """Move the average towards a batch's mean cell accuracy (0 to 1)."""
         self._average += self.alpha * (accuracy - self._average)
 
-    def state_dict(self) -> dict[str, float]:
+    def state(self) -> dict[str, float]:
         """What a resumed run needs."""
         return {"average": self._average}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Continue from `state_dict()` of another run."""
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Go on from `state()` of another run."""
         self._average = state["average"]

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,33 +16,21 @@ from arcdist.distributed import Heartbeat
 from arcdist.distributed.exchange import add_up
 from arcdist.distributed.replicas import check_replicas
 from arcdist.errors import ArcdistError, SaveError
-from arcdist.evaluation import AnswerBook, Answerer, score
 from arcdist.models.base_identity import base_identity, has_random_weights
 from arcdist.regions import DATA, STEP, each_in_region, region
-from arcdist.tracking import Mirrors, MovingPace, ProgressBar, Record, TrainingMetricsTracker
-from arcdist.tracking.validation import Validation
+from arcdist.tracking import Mirrors, MovingPace, ProgressBar
 from arcdist.training.checkpoint import Snapshot
 from arcdist.training.checkpointing import Checkpointing
-from arcdist.training.cost import Cost
-from arcdist.training.curriculum import DynamicMemoryThreshold, SizeWarmupCurriculum
-from arcdist.training.health import RunHealth
 from arcdist.training.interrupt import Interrupt
-from arcdist.training.interval import Interval
+from arcdist.training.logbook import Logbook
+from arcdist.training.loop_state import LoopState
 from arcdist.training.profile import StepProfiler
 from arcdist.training.query_set import DealtBatch
-from arcdist.training.records import (
-    as_validation,
-    by_part,
-    epoch_record,
-    epoch_summary,
-    judged,
-    not_finite,
-    progress_note,
-    step_record,
-)
+from arcdist.training.records import judged, not_finite, progress_note
 from arcdist.training.session import Session
 from arcdist.training.state import replicated, restore, take_snapshot
 from arcdist.training.step import StepReport, StepSettings, train_step
+from arcdist.training.validate import validate
 
 _logger = logging.getLogger(__name__)
 
@@ -52,38 +39,23 @@ MOST_SKIPPED_STEPS = 10
 
 
 class Loop:
-    """Runs a session to its end; what changes from step to step is here and in the models."""
+    """Runs a session to its end; what changes from step to step is in `state` and in the models."""
 
     def __init__(
         self, session: Session, folder: Path, heartbeat: Heartbeat, run_id: str = "", *, profiled_steps: int = 0
     ) -> None:
-        output, curriculum = session.config.output, session.config.curriculum
         self.session = session
         self.config = session.config
         self.folder = folder
         self.run_id = run_id
         self.heartbeat = heartbeat
-        self.mirrors = Mirrors(())
         self.profiled_steps = profiled_steps if session.is_main else 0
         self.pace = MovingPace()
-        self.tracker = TrainingMetricsTracker(folder, output.best_metric, writes=session.is_main)
-        self.health = RunHealth()
-        self.size_curriculum = SizeWarmupCurriculum(
-            start=curriculum.size_weight_start, end=curriculum.size_weight_end, epochs=curriculum.size_warmup_epochs
+        self.state = LoopState(session.config, session.steps_per_epoch, session.accelerator.num_processes)
+        self.logbook = Logbook(session, folder, self.state)
+        self.checkpointing = Checkpointing(
+            folder, session.config.output, writes=session.is_main, best_saved=self.logbook.show_best
         )
-        self.memory_gate = DynamicMemoryThreshold(
-            curriculum.memory_threshold_start, curriculum.memory_threshold_alpha, curriculum.memory_gate
-        )
-        self.checkpointing = Checkpointing(folder, output, writes=session.is_main, best_saved=self._show_best)
-        self.cost = Cost(session.accelerator.num_processes)
-        self.epoch = 0
-        self.batch = 0
-        self.step = 0
-        self.skipped = 0
-        self.skipped_in_a_row = 0
-        self.gradients_checked = False
-        self.since_log = Interval()
-        self.since_epoch = Interval()
         self._clock = time.perf_counter()
         self._base = self._name_base() if session.is_main else None
 
@@ -101,11 +73,6 @@ class Loop:
         """The frozen base by name and checksum; empty but on process 0."""
         return {} if self._base is None else self._base.result()
 
-    @property
-    def total_steps(self) -> int:
-        """Steps of all epochs."""
-        return self.config.train.epochs * self.session.steps_per_epoch
-
     def resume(self, snapshot: Snapshot) -> None:
         """Go on from where a snapshot was taken. All processes call it together, before `run`.
 
@@ -113,36 +80,9 @@ class Loop:
             ConfigError: the snapshot belongs to another configuration.
         """
         restore(self.session, snapshot)
-        state = snapshot.state
-        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
-        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
-        self.gradients_checked = state["gradients_checked"]
-        self.memory_gate.load_state_dict(state["memory_gate"])
-        self.health.load_state(state["health"])
-        self.since_log.load_state(state["since_log"])
-        self.since_epoch.load_state(state["since_epoch"])
-        if "cost" in state:  # Checkpoints of older versions lack it.
-            self.cost.load_state(state["cost"])
-        self.checkpointing.saved_step = self.step
-        self.tracker.go_on_from(self.step, state["epochs"])
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "run_id": self.run_id,
-            "step": self.step,
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "gradients_checked": self.gradients_checked,
-            "memory_gate": self.memory_gate.state_dict(),
-            "health": self.health.state(),
-            "since_log": self.since_log.state(),
-            "since_epoch": self.since_epoch.state(),
-            "cost": self.cost.state(),
-            "epochs": self.tracker.epochs,
-            "base": self.base,
-        }
+        self.state.load_state(snapshot.state)
+        self.checkpointing.saved_step = self.state.step
+        self.logbook.tracker.go_on_from(self.state.step, snapshot.state["epochs"])
 
     def run(self, mirrors: Mirrors | None = None) -> bool:
         """Train all epochs; whether they were, and the run was not preempted before.
@@ -157,41 +97,50 @@ class Loop:
             ReplicaError: processes that should be alike are not.
             SaveError: a checkpoint could not be written, and the configuration or the end of the run asks for it.
         """
-        quiet = not self.session.is_main
-        self.cost.start()
-        self.mirrors = mirrors or self.mirrors
-        self._catch_up()
-        ahead, device = self.total_steps - self.step, self.session.device
-        profiler = StepProfiler(self.folder, self.profiled_steps, ahead, device)
-        with Interrupt() as interrupt, ProgressBar(self.total_steps, done=self.step, quiet=quiet) as progress, profiler:
+        state, session = self.state, self.session
+        state.cost.start()
+        if mirrors is not None:
+            self.logbook.show_in(mirrors)
+        profiler = StepProfiler(self.folder, self.profiled_steps, state.total_steps - state.step, session.device)
+        progress = ProgressBar(state.total_steps, done=state.step, quiet=not session.is_main)
+        with Interrupt() as interrupt, progress, profiler:
             self.heartbeat.observer = progress.tell_phase
-            while self.epoch < self.config.train.epochs:
-                if self.batch == self.session.steps_per_epoch:  # The run to go on from was refused or stopped there.
+            while state.epoch < self.config.train.epochs:
+                if state.ends_epoch:  # The run to go on from was refused or stopped there.
                     self._end_epoch()
-                    self._save(now=self.step == self.total_steps)
+                    self._save(now=state.ends_run)
                     continue
-                self._clock = time.perf_counter()
-                batches = self.session.training.loader(
-                    self.epoch, self.session.device, self.session.steps_per_epoch, start=self.batch
-                )
-                for batch in each_in_region(DATA, batches):
-                    report = self._train_on(batch, interrupt)
-                    progress.advance(label=f"epoch {self.epoch}", note=progress_note(report, self.pace))
+                for report in self._train_epoch(interrupt):
+                    progress.advance(label=f"epoch {state.epoch}", note=progress_note(report, self.pace))
                     profiler.step(self.pace.seconds)
-                    if self.skipped == self.step == self.total_steps:
-                        self._refuse(report)
-                    ends_epoch = self.batch == self.session.steps_per_epoch
-                    # A validation may take longer than a batch system waits: whoever resumes begins with it.
-                    stop, preempted = self._asked(interrupt) if ends_epoch else (report.stop, report.preempted)
-                    if ends_epoch and not stop:
-                        self._end_epoch()
-                    self._save(now=stop or self.step == self.total_steps)
+                    stop, preempted = self._end_step(report, interrupt)
                     if stop:
                         return self._stop(preempted=preempted)
-                    self._clock = time.perf_counter()  # Logging and saving are no part of the steps' pace.
-                    self.heartbeat.doing("waiting for data")
             self._finish_saving()
         return True
+
+    def _train_epoch(self, interrupt: Interrupt) -> Iterator[StepReport]:
+        """Make the steps that are left of this epoch."""
+        state, device = self.state, self.session.device
+        self._clock = time.perf_counter()
+        batches = self.session.training.loader(state.epoch, device, state.steps_per_epoch, start=state.batch)
+        for batch in each_in_region(DATA, batches):
+            yield self._train_on(batch, interrupt)
+            self._clock = time.perf_counter()  # Logging and saving are no part of the steps' pace.
+            self.heartbeat.doing("waiting for data")
+
+    def _end_step(self, report: StepReport, interrupt: Interrupt) -> tuple[bool, bool]:
+        """Validate and save where that is due; whether the run is to stop, and whether to make room."""
+        state = self.state
+        if state.skipped == state.step == state.total_steps:
+            self._refuse(report)
+        ends_epoch = state.ends_epoch
+        # A validation may take longer than a batch system waits: whoever resumes begins with it.
+        stop, preempted = self._asked(interrupt) if ends_epoch else (report.stop, report.preempted)
+        if ends_epoch and not stop:
+            self._end_epoch()
+        self._save(now=stop or state.ends_run)
+        return stop, preempted
 
     def _asked(self, interrupt: Interrupt) -> tuple[bool, bool]:
         """Whether some process was asked to stop, and whether to make room, as of now."""
@@ -201,20 +150,22 @@ class Loop:
 
     def _stop(self, *, preempted: bool) -> bool:
         self._finish_saving()
-        folder = self.checkpointing.folder_of(self.step)
-        if preempted:
-            _logger.warning("Asked to make room: step %d is saved in %s. Go on with --resume.", self.step, folder)
-            return False
-        _logger.warning("Interrupted: step %d is saved in %s. Go on with --resume.", self.step, folder)
-        raise KeyboardInterrupt
+        step = self.state.step
+        why = "Asked to make room" if preempted else "Interrupted"
+        _logger.warning(
+            "%s: step %d is saved in %s. Go on with --resume.", why, step, self.checkpointing.folder_of(step)
+        )
+        if not preempted:
+            raise KeyboardInterrupt
+        return False
 
     def _train_on(self, batch: DealtBatch, interrupt: Interrupt) -> StepReport:
-        session = self.session
-        self.heartbeat.doing("training", step=self.step + 1)
+        state, session = self.state, self.session
+        self.heartbeat.doing("training", step=state.step + 1)
         settings = StepSettings(
-            number=self.step,
-            size_weight=self._size_weight(),
-            memory_gate=self.memory_gate,
+            number=state.step,
+            size_weight=state.size_weight,
+            memory_gate=state.memory_gate,
             reward=self.config.reward,
             seed=self.config.train.seed,
             stop=interrupt.requested,
@@ -222,167 +173,81 @@ class Loop:
             save_failed=self.checkpointing.failed(),
         )
         with region(STEP):
-            noise = session.refinement_noise(batch, self.epoch)
+            noise = session.refinement_noise(batch, state.epoch)
             report = train_step(batch, session.models, session.engines, noise, settings)
-        self.step += 1
-        self.batch += 1
+        state.step += 1
+        state.batch += 1
         if report.save_failed:
             self.checkpointing.tell()
         self._guard(report)
         seconds = time.perf_counter() - self._clock
         self.pace.add(report.queries, report.tokens, seconds)
         if report.finite:
-            self.memory_gate.update(report.metrics["train/cell"])
-            for interval in (self.since_log, self.since_epoch):
-                interval.add(report, seconds=seconds)
+            state.take_in(report, seconds=seconds)
         # Where every step since the last line was skipped, there is nothing to tell.
-        due = self.step % self.config.output.log_every == 0 or self.step == self.total_steps
-        if due and self.since_log.steps:
-            self._log()
+        due = state.step % self.config.output.log_every == 0 or state.ends_run
+        if due and state.since_log.steps:
+            self.logbook.log_steps()
         check_every = self.config.distributed.replica_check_every
-        if check_every and self.step % check_every == 0:
+        if check_every and state.step % check_every == 0:
             self.heartbeat.doing("comparing replicas")
-            check_replicas(replicated(session), session.device, self.step)
+            check_replicas(replicated(session), session.device, state.step)
         return report
 
     def _guard(self, report: StepReport) -> None:
         """Stop on what no run recovers from; a step whose numbers are not finite has changed nothing."""
+        state = self.state
         if not report.finite:
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-            if self.skipped_in_a_row >= MOST_SKIPPED_STEPS:
+            state.skipped += 1
+            state.skipped_in_a_row += 1
+            if state.skipped_in_a_row >= MOST_SKIPPED_STEPS:
                 self._refuse(report)
             if not self.session.engines.precision.scales_losses:
-                _logger.warning("Step %d was skipped on all processes: %s.", self.step, not_finite(report))
+                _logger.warning("Step %d was skipped on all processes: %s.", state.step, not_finite(report))
             return
-        self.skipped_in_a_row = 0
-        if not self.gradients_checked:
-            self.gradients_checked = True
+        state.skipped_in_a_row = 0
+        if not state.gradients_checked:
+            state.gradients_checked = True
             with self._flags_told():
-                self.health.require_gradients(report.group_norms)
+                state.health.require_gradients(report.group_norms)
 
     def _refuse(self, report: StepReport) -> None:
-        in_a_row, self.skipped_in_a_row = self.skipped_in_a_row, 0
-        if self.skipped < self.step:
+        state = self.state
+        in_a_row, state.skipped_in_a_row = state.skipped_in_a_row, 0
+        if state.skipped < state.step:
             # None of those steps changed a parameter: the last good state is what there is.
             with suppress(SaveError):  # It is logged, and not the error to tell.
                 self._save(now=True)
                 self._finish_saving()
-        self.skipped_in_a_row = in_a_row
+        state.skipped_in_a_row = in_a_row
         with self._flags_told():
-            self.health.require_finite(self.step, judged(report), self.skipped_in_a_row)
+            state.health.require_finite(state.step, judged(report), state.skipped_in_a_row)
 
     @contextmanager
     def _flags_told(self) -> Iterator[None]:
         try:
             yield
         except ArcdistError:
-            self._keep({"step": self.step, "epoch": self.epoch, "flags": self.health.flags})
+            self.logbook.log_flags()
             raise
 
-    def _catch_up(self) -> None:
-        if not self.mirrors:
-            return
-        steps = self.tracker.steps
-        ends_epoch = self.batch == self.session.steps_per_epoch
-        # The step after which the epoch was not ended yet is shown with the epoch's numbers.
-        waiting = [steps.pop()] if ends_epoch and steps and steps[-1]["step"] == self.step else []
-        self.mirrors.catch_up(steps, self.tracker.epochs, self.tracker.validations)
-        for record in waiting:
-            self.mirrors.log_step(record, ends_epoch=True)
-
-    def _show_best(self, folder: Path) -> None:
-        if self.config.tracking.upload_best:
-            self.mirrors.log_best(folder)
-
-    def _keep(self, record: Record) -> None:
-        with self.cost.of_tracking():
-            self.tracker.log_step(record)
-            self.mirrors.log_step(record, ends_epoch=self.batch == self.session.steps_per_epoch)
-
-    def _log(self) -> None:
-        means = self.since_log.means()
-        flags = self.health.observe(
-            self.step,
-            loss=means["loss"],
-            reward=means["reward/mean"],
-            accuracy_delta=means["reward/d_acc"],
-            gradient_norms=by_part(self.since_log.largest_norms),
-        )
-        record = step_record(means, self.session.engines.learning_rates())
-        self._keep(
-            {
-                "step": self.step,
-                "epoch": self.epoch,
-                **record,
-                "size_weight": self._size_weight(),
-                "memory_threshold": self.memory_gate.threshold,
-                "skipped_steps": self.skipped,
-                **self.cost.record(),
-                "flags": flags,
-            }
-        )
-        _logger.info(
-            "step %d: EFE loss %.4f, reward %+.4f, Qwen gradient norm %.2e, mask ratio %.3f, %.0f queries/s",
-            self.step,
-            means["efe/total"],
-            means["reward/mean"],
-            record["grad_norm/qwen"],
-            means["mask_ratio"],
-            means["pairs_per_s"],
-        )
-        self.since_log = Interval()
-
-    def _size_weight(self) -> float:
-        return self.size_curriculum.weight(self.step / self.session.steps_per_epoch)
-
     def _end_epoch(self) -> None:
-        memory = self.session.models.solver.statistics()
-        record: dict[str, float | int] = {"epoch": self.epoch, "step": self.step}
-        record |= epoch_record(self.since_epoch.means(), memory)
-        last = self.epoch + 1 == self.config.train.epochs
-        validation = None
-        if last or (self.epoch + 1) % self.config.output.validate_every == 0:
-            scores, validation = self._validate()
-            record |= scores
-        record |= self.cost.record()
-        with self.cost.of_tracking():
-            if validation is not None:
-                self.tracker.log_validation(validation)
-            self.checkpointing.best_is_new = self.tracker.log_epoch(record) and validation is not None
-            plot = self.tracker.draw()
-            self.mirrors.log_epoch(self.step, record, validation, plot)
-        _logger.info("epoch %d: %s", self.epoch, epoch_summary(record))
-        self.epoch, self.batch, self.since_epoch = self.epoch + 1, 0, Interval()
-
-    def _validate(self) -> tuple[dict[str, float], Validation]:
-        self.heartbeat.doing("validating")
-        session, models = self.session, self.session.models
-        answerer = Answerer(
-            read=session.engines.qwen,
-            qwen=models.qwen,
-            agent=models.averaged_agent.module,
-            solver=models.solver,
-            refiner=models.refiner,
-        )
-        shown, steps = self.config.tracking.shown_queries, self.config.agent.max_steps
-        book = AnswerBook(session.validation.ids, shown, steps, session.device)
-        with session.engines.autocast():
-            scores = score(
-                answerer,
-                (
-                    (queries, not share.is_padding)
-                    for batch in session.validation.loader(0, session.device)
-                    for queries, share in zip(batch.queries, batch.shares, strict=True)
-                ),
-                book,
-            )
-        with self.cost.of_tracking():
-            return scores, as_validation(book.read(), epoch=self.epoch, step=self.step)
+        epochs = self.state.epoch + 1
+        if epochs == self.config.train.epochs or epochs % self.config.output.validate_every == 0:
+            self.heartbeat.doing("validating")
+            validation = validate(self.session)
+        else:
+            validation = None
+        self.checkpointing.best_is_new = self.logbook.log_epoch(validation)
+        self.state.begin_epoch()
 
     def _save(self, *, now: bool) -> None:
         self.heartbeat.doing("saving")
-        self.checkpointing.save(self.step, lambda: take_snapshot(self.session, self._state()), now=now)
+        self.checkpointing.save(self.state.step, self._snapshot, now=now)
+
+    def _snapshot(self) -> Snapshot:
+        counted, epochs = self.state.state(), self.logbook.tracker.epochs
+        return take_snapshot(self.session, {"run_id": self.run_id, **counted, "epochs": epochs, "base": self.base})
 
     def _finish_saving(self) -> None:
         self.heartbeat.doing("finishing the checkpoint")

@@ -115,11 +115,11 @@ def _resume(loop: Loop, snapshot: Snapshot, start: Start | None) -> None:
     loop.resume(snapshot)
     leaves_a_path = False
     if start:
-        leaves_a_path = set_aside_later_ones(start.folder, loop.step)
+        leaves_a_path = set_aside_later_ones(start.folder, loop.state.step)
         save_config(loop.config, start.folder / "config.yaml")
         _logger.info(
             "Resumed from %s: step %d, epoch %d, batch %d of %d.",
-            *(start.checkpoint, loop.step, loop.epoch, loop.batch, loop.session.steps_per_epoch),
+            *(start.checkpoint, loop.state.step, loop.state.epoch, loop.state.batch, loop.state.steps_per_epoch),
         )
     # What W&B has of a path that is left cannot be taken back: the run is another one there from here on.
     loop.run_id = hear_from_first(secrets.token_hex(4) if leaves_a_path else "") or loop.run_id
@@ -230,11 +230,11 @@ def _log(folder: Path | None) -> AbstractContextManager[object]:
 
 def _report(loop: Loop, folder: Path) -> None:
     outputs = {
-        "plot": loop.tracker.plot_path,
-        "metrics": loop.tracker.metrics_path,
-        "steps": loop.tracker.steps_path,
+        "plot": loop.logbook.tracker.plot_path,
+        "metrics": loop.logbook.tracker.metrics_path,
+        "steps": loop.logbook.tracker.steps_path,
         **({"profile": folder / "profile"} if (folder / "profile").exists() else {}),
         "best": folder / "best",
         "checkpoints": folder / "checkpoints",
     }
-    log_table(epoch_table(loop.tracker.epochs[-1], loop.tracker.best, outputs))
+    log_table(epoch_table(loop.logbook.tracker.epochs[-1], loop.logbook.tracker.best, outputs))

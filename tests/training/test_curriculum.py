@@ -38,7 +38,7 @@ def test_an_exact_grid_is_admitted_when_the_threshold_exceeds_one():
 def test_threshold_continues_from_its_state():
     first, second = DynamicMemoryThreshold(), DynamicMemoryThreshold()
     first.update(0.9)
-    second.load_state_dict(first.state_dict())
+    second.load_state(first.state())
     for threshold in (first, second):
         threshold.update(0.3)
     assert second.threshold == first.threshold

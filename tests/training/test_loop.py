@@ -1,4 +1,3 @@
-import json
 import logging
 import math
 import shutil
@@ -6,43 +5,15 @@ import signal
 
 import pytest
 import torch
+from shared.loops import read_metrics, read_steps, signal_in_step, spoil_steps
 from shared.measured import without_measured
 
 from arcdist.distributed import Heartbeat
 from arcdist.errors import HealthError, NotFiniteError, SaveError
-from arcdist.evaluation import Answerer, score
-from arcdist.tracking import Mirrors, TrainingMetricsTracker
-from arcdist.tracking.validation import read_validations
 from arcdist.training import saver
 from arcdist.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from arcdist.training.loop import MOST_SKIPPED_STEPS, Loop
 from arcdist.training.state import gather_moments, gather_weights
-
-
-@pytest.fixture
-def make_loop(build_tiny, tmp_path):
-    """A loop on a tiny session, ready to run in the test's folder."""
-    return lambda *flags: Loop(build_tiny(*flags), tmp_path, Heartbeat(tmp_path, 0))
-
-
-def signal_in_step(loop, number, what):
-    """Have this process receive a signal in the middle of a step, counted from 1."""
-    calls = []
-
-    def receive(gradient):
-        calls.append(gradient)
-        if len(calls) == number:
-            signal.raise_signal(what)
-
-    loop.session.models.agent.from_prompt.weight.register_hook(receive)
-
-
-def read_steps(folder):
-    return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
-
-
-def read_metrics(folder):
-    return json.loads((folder / "metrics.json").read_text())
 
 
 def test_cadence_of_log_lines_checkpoints_and_validations(make_loop, tmp_path):
@@ -50,7 +21,7 @@ def test_cadence_of_log_lines_checkpoints_and_validations(make_loop, tmp_path):
         *("--epochs=3", "--max_batches=3", "--log_every=2", "--save_every=4", "--output.validate_every=2"),
     )
     loop.run()
-    assert loop.step == 9
+    assert loop.state.step == 9
     assert [(record["step"], record["epoch"]) for record in read_steps(tmp_path)] == [
         (2, 0),
         (4, 1),
@@ -88,7 +59,7 @@ def test_the_last_checkpoint_is_the_run_s_end_bit_for_bit(make_loop, tmp_path):
     expected = gather_weights(loop.session)
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    assert state["memory_gate"] == loop.memory_gate.state_dict()
+    assert state["memory_gate"] == loop.state.memory_gate.state()
 
 
 def test_best_is_the_checkpoint_of_the_best_epoch(make_loop, tmp_path):
@@ -101,69 +72,6 @@ def test_best_is_the_checkpoint_of_the_best_epoch(make_loop, tmp_path):
     assert metrics["best"]["val/cell"] == cells[best]
     state = load_checkpoint(tmp_path / "best").state
     assert (state["epoch"], state["batch"], state["step"]) == (best + 1, 0, 2 * (best + 1))
-
-
-def test_an_epoch_s_scores_are_those_of_the_models_it_ends_with(make_loop, tmp_path):
-    loop = make_loop()
-    loop.run()
-    (record,) = read_metrics(tmp_path)["epochs"]
-    models = loop.session.models
-    answerer = Answerer(
-        read=models.qwen,
-        qwen=models.qwen,
-        agent=models.averaged_agent.module,
-        solver=models.solver,
-        refiner=models.refiner,
-    )
-    batches = loop.session.validation.loader(0, loop.session.device)
-    expected = score(answerer, ((batch.queries[0], True) for batch in batches))
-    assert {name: record[name] for name in expected} == expected
-    assert set(expected) == {
-        *("val/exact", "val/cell", "val/size", "val/accuracy_delta", "floor/copy_exact", "floor/copy_cell"),
-    }
-    for name, value in expected.items():
-        assert (-1.0 if name == "val/accuracy_delta" else 0.0) <= value <= 1.0
-
-
-def test_logged_numbers_are_means_over_the_steps_since_the_last_line(make_loop, tmp_path, build_tiny):
-    make_loop("--log_every=1", "--max_batches=4").run()
-    single = read_steps(tmp_path)
-    folder = tmp_path / "pairs"
-    folder.mkdir()
-    Loop(build_tiny("--log_every=2", "--max_batches=4"), folder, Heartbeat(folder, 0)).run()
-    for index, record in enumerate(read_steps(folder)):
-        first, second = single[2 * index : 2 * index + 2]
-        for name in ("loss", "efe/total", "reward/mean", "mask_ratio", "grad_norm/agent", "grad_norm/refiner"):
-            # Norms of several groups are joined after the means were taken.
-            tolerance = 0.05 if name == "grad_norm/agent" else 1e-6
-            assert record[name] == pytest.approx((first[name] + second[name]) / 2, rel=tolerance, abs=1e-9), name
-        assert record["memory_threshold"] == second["memory_threshold"]
-
-
-def test_curriculum_and_gate_move_with_the_steps(make_loop, tmp_path):
-    loop = make_loop(
-        *("--epochs=3", "--max_batches=2", "--curriculum.size_warmup_epochs=2", "--curriculum.memory_gate=2.0"),
-        *("--curriculum.memory_threshold_start=0.5", "--curriculum.memory_threshold_alpha=0.25"),
-    )
-    loop.run()
-    steps = read_steps(tmp_path)
-    # From 1.0 to 0.5 over two epochs of two steps; a line tells where the curriculum has come to.
-    assert [record["size_weight"] for record in steps] == pytest.approx([0.875, 0.75, 0.625, 0.5, 0.5, 0.5])
-    average = 0.5
-    for record in steps:
-        average += 0.25 * (record["train/cell"] - average)
-        assert record["memory_threshold"] == pytest.approx(2.0 * average)
-
-
-def spoil_steps(session, steps, value):
-    """In these steps, counted from 1, a gradient of the agent's is not finite."""
-    calls = []
-
-    def spoil(gradient):
-        calls.append(gradient)
-        return gradient * value if len(calls) in steps else gradient
-
-    return session.models.agent.from_prompt.weight.register_hook(spoil)
 
 
 def test_numbers_that_are_not_finite_end_the_run_before_they_do_harm(make_loop, tmp_path):
@@ -192,7 +100,7 @@ def test_a_step_that_is_not_finite_is_skipped_told_and_counted(make_loop, tmp_pa
     spoil_steps(loop.session, (*range(1, 10), 11), math.nan)
     with caplog.at_level(logging.WARNING, logger="arcdist"):
         loop.run()
-    assert (loop.step, loop.skipped, loop.skipped_in_a_row) == (12, 10, 0)
+    assert (loop.state.step, loop.state.skipped, loop.state.skipped_in_a_row) == (12, 10, 0)
     assert [(record["step"], record["skipped_steps"]) for record in read_steps(tmp_path)] == [(10, 9), (12, 10)]
     told = [record.message for record in caplog.records if "was skipped" in record.message]
     assert told[0] == "Step 1 was skipped on all processes: agent = nan."
@@ -227,7 +135,7 @@ def test_a_group_without_gradient_ends_the_run_after_the_first_step(make_loop, t
     with pytest.raises(HealthError, match=r"^group_without_gradient: lora\.") as raised:
         loop.run()
     assert raised.value.exit_code == 5
-    assert loop.step == 1
+    assert loop.state.step == 1
     assert read_steps(tmp_path) == [{"step": 1, "epoch": 0, "flags": ["group_without_gradient"]}]
     assert not (tmp_path / "checkpoints").exists()
 
@@ -242,7 +150,7 @@ def test_overflows_of_a_loss_scale_are_skipped_without_a_word_and_have_no_part_i
         loop.run()
     assert caplog.records == []
     assert loop.session.engines.precision.loss_scale == 256.0
-    assert loop.step == 4
+    assert loop.state.step == 4
     assert [record["step"] for record in read_steps(tmp_path)] == [3, 4]
     assert read_metrics(tmp_path)["epochs"][0]["train/loss"] is not None
 
@@ -264,7 +172,7 @@ def test_a_loss_scale_that_never_fits_ends_the_run(make_loop, scale_losses):
     spoil_steps(loop.session, range(1, 1000), math.inf)
     with pytest.raises(NotFiniteError):
         loop.run()
-    assert loop.step == MOST_SKIPPED_STEPS == 10
+    assert loop.state.step == MOST_SKIPPED_STEPS == 10
 
 
 def test_the_first_step_that_counts_is_the_one_whose_gradients_are_checked(make_loop, scale_losses):
@@ -273,7 +181,7 @@ def test_the_first_step_that_counts_is_the_one_whose_gradients_are_checked(make_
     spoil_steps(loop.session, (1,), math.inf)
     with pytest.raises(HealthError, match="lora"):
         loop.run()
-    assert loop.step == 2
+    assert loop.state.step == 2
 
 
 def test_ctrl_c_ends_the_run_with_the_next_step_of_all_processes_and_saves_it(make_loop, tmp_path):
@@ -293,11 +201,15 @@ def test_ctrl_c_ends_the_run_with_the_next_step_of_all_processes_and_saves_it(ma
 
 
 # Two epochs of four steps. Answers and rewards change, the memory overflows, dropout draws, a line spans two steps.
+
+
 LIVELY = (
     *("--epochs=2", "--max_batches=4", "--log_every=3", "--save_every=1", "--output.keep_last=100"),
     *("--agent_lr=0.01", "--qwen_lr=0.003", "--optim.warmup_steps=2", "--refiner.rl_delta_scale=200"),
     *("--solver.capacity=5", "--curriculum.memory_gate=0.5", "--qwen.lora_dropout=0.2"),
 )
+
+
 STEPS = 8
 
 
@@ -320,12 +232,6 @@ def assert_same_run(folder, expected):
     assert steps[0] == steps[1]
     for name in (*(f"checkpoints/{name}" for name in steps[0]), "best"):
         assert_same_checkpoint(folder / name, expected / name)
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Draw nothing: pictures take as long as the steps, and are drawn from numbers that are compared."""
-    monkeypatch.setattr(TrainingMetricsTracker, "draw", lambda self: self.plot_path)
 
 
 @pytest.fixture
@@ -353,7 +259,7 @@ def whole_run(undrawn, build_tiny, tmp_path):
                 shutil.rmtree(checkpoint)
             loop = loop_in(folder, flags, prepare, step)
             loop.resume(load_checkpoint(checkpoints(folder / "checkpoints")[-1]))
-            assert (loop.step, loop.epoch, loop.batch) == (step, step // 4, step % 4)
+            assert (loop.state.step, loop.state.epoch, loop.state.batch) == (step, step // 4, step % 4)
             assert loop.run()
             return folder
 
@@ -367,6 +273,8 @@ def files_of(folder):
 
 
 # One step into an epoch, in its middle, at its end (whose numbers and validation are done), one after it.
+
+
 @pytest.mark.parametrize(
     ("every", "places"), [(1, (1, 4)), pytest.param(1, (2, 5), marks=pytest.mark.slow), (2, (3,)), (3, (2,))]
 )
@@ -430,7 +338,7 @@ def test_a_finished_run_can_be_given_more_epochs(undrawn, make_loop, tmp_path):
     longer = make_loop("--epochs=3")
     longer.resume(load_checkpoint(tmp_path / "checkpoints" / "step_00000002"))
     assert longer.run()
-    assert (longer.step, longer.epoch) == (6, 3)
+    assert (longer.state.step, longer.state.epoch) == (6, 3)
     assert [record["epoch"] for record in read_metrics(tmp_path)["epochs"]] == [0, 1, 2]
     assert [record["step"] for record in read_steps(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
@@ -498,79 +406,7 @@ def test_a_run_does_not_end_well_without_its_last_checkpoint(undrawn, make_loop,
     monkeypatch.setattr(saver, "save_checkpoint", refuse)
     with pytest.raises(SaveError, match="The disk is full"):
         loop.run()
-    assert loop.step == 2
-
-
-class Seen(Mirrors):
-    """Mirrors that keep what they are given."""
-
-    def __init__(self):
-        super().__init__(())
-        self.calls = []
-
-    def catch_up(self, steps, epochs, validations):
-        self.calls.append(("caught up", steps, epochs, validations()))
-
-    def __bool__(self):
-        return True
-
-    def log_step(self, record, *, ends_epoch):
-        self.calls.append(("step", record, ends_epoch))
-
-    def log_epoch(self, step, record, validation, plot):
-        self.calls.append(("epoch", step, record, validation, plot))
-
-    def log_best(self, folder):
-        self.calls.append(("best", load_checkpoint(folder).state["step"]))
-
-    def of(self, kind):
-        return [call[1:] for call in self.calls if call[0] == kind]
-
-
-def test_mirrors_are_given_what_the_folder_is_given(undrawn, make_loop, tmp_path):
-    loop, seen = (
-        make_loop("--epochs=2", "--output.validate_every=2", "--log_every=1", "--tracking.upload_best=true"),
-        Seen(),
-    )
-    loop.run(seen)
-    assert [kind for kind, *_ in seen.calls] == ["caught up", "step", "step", "epoch", "step", "step", "epoch", "best"]
-    assert seen.of("caught up") == [([], [], ())]
-    assert [record for record, _ in seen.of("step")] == read_steps(tmp_path)
-    assert [ends for _, ends in seen.of("step")] == [False, True, False, True]
-    assert [record for _, record, _, _ in seen.of("epoch")] == read_metrics(tmp_path)["epochs"]
-    (first, _, unvalidated, plot), (second, _, validation, _) = seen.of("epoch")
-    assert (first, second, unvalidated) == (2, 4, None)
-    assert plot == tmp_path / "metrics_plot.png"
-    assert (validation,) == read_validations(tmp_path)
-    assert seen.of("best") == [(4,)]
-
-
-def test_mirrors_of_a_resumed_run_are_given_what_was_before(undrawn, build_tiny, tmp_path):
-    flags = ("--epochs=3", "--log_every=1")
-    Loop(build_tiny(*flags), tmp_path, Heartbeat(tmp_path, 0)).run()
-    loop, seen = Loop(build_tiny(*flags), tmp_path, Heartbeat(tmp_path, 0)), Seen()
-    before, epochs, validations = read_steps(tmp_path), read_metrics(tmp_path)["epochs"], read_validations(tmp_path)
-    loop.resume(load_checkpoint(tmp_path / "checkpoints" / "step_00000004"))
-    loop.run(seen)
-    assert seen.of("caught up") == [(before[:4], epochs[:2], validations[:2])]
-    assert [record["step"] for record, _ in seen.of("step")] == [5, 6]
-
-
-def test_an_epoch_that_was_stopped_at_its_end_is_shown_with_its_last_step(undrawn, build_tiny, tmp_path):
-    flags = ("--epochs=2", "--log_every=1")
-    stopped, first = Loop(build_tiny(*flags), tmp_path, Heartbeat(tmp_path, 0)), Seen()
-    signal_in_step(stopped, 2, signal.SIGTERM)
-    assert not stopped.run(first)
-    assert (stopped.step, stopped.epoch, stopped.batch) == (2, 0, 2)
-    assert first.of("epoch") == []  # whose validation is left to whoever goes on
-    loop, seen = Loop(build_tiny(*flags), tmp_path, Heartbeat(tmp_path, 0)), Seen()
-    loop.resume(load_checkpoint(tmp_path / "checkpoints" / "step_00000002"))
-    assert loop.run(seen)
-    (steps, epochs, _) = seen.of("caught up")[0]
-    assert ([record["step"] for record in steps], epochs) == ([1], [])
-    assert [(record["step"], ends) for record, ends in seen.of("step")] == [(2, True), (3, False), (4, True)]
-    assert [step for step, *_ in seen.of("epoch")] == [2, 4]
-    assert [record["step"] for record in read_metrics(tmp_path)["epochs"]] == [2, 4]
+    assert loop.state.step == 2
 
 
 def test_a_checkpoint_of_an_older_version_is_resumed_from(undrawn, build_tiny, tmp_path):
@@ -581,24 +417,3 @@ def test_a_checkpoint_of_an_older_version_is_resumed_from(undrawn, build_tiny, t
     loop = Loop(build_tiny(), tmp_path, Heartbeat(tmp_path, 0))
     loop.resume(snapshot)
     assert loop.run()
-
-
-def test_a_validation_s_results_are_its_scores(undrawn, make_loop, tmp_path):
-    make_loop("--data.max_tasks=9", "--data.max_side=8").run()
-    (validation,), (record,) = read_validations(tmp_path), read_metrics(tmp_path)["epochs"]
-    results = validation.results.values()
-    for name in ("exact", "cell"):
-        assert sum(getattr(result, name) for result in results) / len(results) == pytest.approx(record[f"val/{name}"])
-    assert len(validation.shown) == min(16, len(results))
-
-
-def test_time_that_a_run_took_goes_on_where_it_is_resumed(undrawn, build_tiny, tmp_path):
-    Loop(build_tiny("--log_every=1"), tmp_path, Heartbeat(tmp_path, 0)).run()
-    snapshot = load_checkpoint(tmp_path / "checkpoints" / "step_00000001")
-    snapshot.state["cost"] = {"seconds": 1000.0, "device_seconds": 3600.0, "tracking": 0.0}
-    loop = Loop(build_tiny("--log_every=1"), tmp_path, Heartbeat(tmp_path, 0))
-    loop.resume(snapshot)
-    loop.run()
-    last = read_steps(tmp_path)[-1]
-    assert 1000 < last["time/elapsed_s"] < 1100
-    assert last["time/device_hours"] == pytest.approx((last["time/elapsed_s"] - 1000) / 3600 + 1)
