@@ -6,10 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from arcdist.comparison.comparison import Comparison
-from arcdist.comparison.figures import draw_curves, draw_efe_terms
+from arcdist.comparison.figures import draw_curves, draw_efe_terms, draw_panels
 from arcdist.comparison.sheet import Line, Spread
 from arcdist.errors import ConfigError
 from arcdist.tracking.atomic import replacing
@@ -38,19 +36,18 @@ def write_files(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
     Raises:
         ConfigError: it cannot be written.
     """
-    curves, terms = draw_curves(comparison.runs), draw_efe_terms(comparison.runs)
     try:
-        _write(folder / PAGE, page(comparison, curves, terms))
-        for name, figure in ((CURVES, curves), (EFE_TERMS, terms)):
+        _write(folder / PAGE, page(comparison))
+        for name, draw in ((CURVES, draw_curves), (EFE_TERMS, draw_efe_terms)):
             with replacing(folder / name) as partial:
-                figure.savefig(partial, format="png")
+                draw(comparison.runs).savefig(partial, format="png")
         _write(folder / NUMBERS, json.dumps(numbers(comparison), indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise ConfigError(_not_writable(folder, error)) from error
     return tuple(folder / name for name in (PAGE, CURVES, EFE_TERMS, NUMBERS))
 
 
-def page(comparison: Comparison, curves: Figure, terms: Figure) -> str:
+def page(comparison: Comparison) -> str:
     """The comparison as HTML in one file."""
     sheets = {sheet.key: sheet for sheet in comparison.sheets}
     return render(
@@ -59,8 +56,7 @@ def page(comparison: Comparison, curves: Figure, terms: Figure) -> str:
             "title": f"{len(comparison.runs)} runs compared",
             "comparison": comparison,
             "sheets": sheets,
-            "curves": picture(curves, "Loss, exact grids, reward, gradient norm and pace of the runs over the steps"),
-            "terms": picture(terms, "Share of each EFE term in each run's last epoch"),
+            "panels": [picture(figure, alt) for alt, figure in draw_panels(comparison.runs).items()],
         },
     )
 

@@ -5,18 +5,11 @@ from typing import Any
 
 from arcdist.comparison.comparison import Comparison
 from arcdist.comparison.efe_shares import LAMBDAS
-from arcdist.comparison.figures import style_of
+from arcdist.comparison.panels import CURVES, style_of
 from arcdist.comparison.reading import is_on_the_server
 from arcdist.comparison.runs import Run
 from arcdist.errors import ConfigError, DataError
 
-_CURVES = (
-    ("Training loss", "loss"),
-    ("Exact grids in validation", "val/exact"),
-    ("Mean reward", "reward/mean"),
-    ("Gradient norm of Qwen", "grad_norm/qwen"),
-    ("Queries a second", "pairs_per_s"),
-)
 _SMOOTHING = 0.9
 
 
@@ -61,7 +54,7 @@ def _report(comparison: Comparison) -> Any:
     entity, project, _ = _address(comparison.runs[0])
     curves = [
         reports.LinePlot(title=title, y=[key], smoothing_factor=_SMOOTHING, smoothing_show_original=True)
-        for title, key in _CURVES
+        for key, title in CURVES.items()
     ]
     terms = reports.BarPlot(title="EFE terms, unweighted", metrics=[f"efe/{term}" for term in LAMBDAS])
     differences = reports.RunComparer(diff_only="split")

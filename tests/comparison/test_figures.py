@@ -6,7 +6,8 @@ from matplotlib.colors import to_rgb
 from shared.made_records import answers, made_record
 
 from arcdist.comparison.efe_shares import LAMBDAS
-from arcdist.comparison.figures import draw_curves, draw_efe_terms, smooth, style_of
+from arcdist.comparison.figures import draw_curves, draw_efe_terms, draw_panels
+from arcdist.comparison.panels import smooth, style_of
 from arcdist.comparison.runs import letter_runs
 from arcdist.tracking.plots import BLUE, TERM_COLORS, VERMILION
 
@@ -70,7 +71,7 @@ def test_runs_that_logged_nothing_still_get_their_panels():
     assert [axes.texts[0].get_text() for axes in curves.axes[:5]] == ["not logged"] * 5
     assert [text.get_text() for text in terms.axes[0].texts] == ["not logged"] * 2
     for figure in (curves, terms):
-        figure.canvas.draw()
+        figure.draw_without_rendering()
 
 
 def test_a_bar_holds_the_shares_of_the_terms():
@@ -79,6 +80,41 @@ def test_a_bar_holds_the_shares_of_the_terms():
     assert [bar.get_width() for bar in bars] == pytest.approx([1 / 7] * 7)
     assert [bar.get_x() for bar in bars] == pytest.approx(np.arange(7) / 7)
     assert [bar.get_facecolor()[:3] for bar in bars] == [to_rgb(TERM_COLORS[term]) for term in LAMBDAS]
+
+
+@pytest.mark.parametrize("count", [2, 26])
+def test_a_panel_alone_is_that_of_the_whole_picture(count):
+    runs = letter_runs([run_with(f"name {number}", steps=40, batch_size=8 + number % 2) for number in range(count)])
+    *curves, shares = draw_panels(runs).values()
+    for alone, beside in zip(curves, draw_curves(runs).axes, strict=False):
+        (panel,) = alone.axes
+        assert (panel.get_title(), panel.get_xlabel(), panel.get_ylim()) == (
+            beside.get_title(), beside.get_xlabel(), beside.get_ylim()
+        )  # fmt: skip
+        assert [line.get_xydata().tolist() for line in panel.get_lines()] == [
+            line.get_xydata().tolist() for line in beside.get_lines()
+        ]
+        (legend,) = alone.legends
+        assert [text.get_text() for text in legend.get_texts()] == [run.letter for run in runs]
+    bars, whole_bars = shares.axes[0].patches, draw_efe_terms(runs).axes[0].patches
+    assert [bar.get_bbox().bounds for bar in bars] == [bar.get_bbox().bounds for bar in whole_bars]
+    assert [label.get_text() for label in shares.axes[0].get_yticklabels()] == [run.letter for run in runs]
+
+
+@pytest.mark.parametrize("count", [2, 26])
+def test_nothing_of_a_panel_lies_outside_it_or_in_another_s_place(count):
+    runs = letter_runs([run_with(f"name {number}", steps=40) for number in range(count)])
+    for figure in draw_panels(runs).values():
+        assert figure.get_size_inches()[0] == 3.8
+        figure.draw_without_rendering()
+        (axes,), (legend,) = figure.axes, figure.legends
+        panel, key = axes.get_tightbbox(), legend.get_window_extent()
+        for box in (panel, key):
+            assert min(box.x0, box.y0) >= 0
+            assert box.x1 <= figure.bbox.x1
+            assert box.y1 <= figure.bbox.y1
+        assert key.y1 <= panel.y0
+        assert axes.get_window_extent().height >= 160
 
 
 def test_more_runs_than_colours_are_told_apart_by_dashes():
