@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from arcdist.comparison.bootstrap import LEVEL
 from arcdist.comparison.verdict import FEWEST_DIFFERING, Contest, Ranking
+from arcdist.tracking.wording import hundredths, percent
 
 
 def verdict_sentences(last: Ranking, best: Ranking) -> tuple[str, ...]:
@@ -32,9 +33,9 @@ def _sentences(last: Ranking, best: Ranking) -> Iterator[str]:
 
 def _about(contest: Contest) -> Iterator[str]:
     leader, rival = contest.leader.called, contest.rival.called
-    scores = f"{_percent(contest.leader_exact)} against {_percent(contest.rival_exact)} of {contest.queries} queries"
+    scores = f"{percent(contest.leader_exact)} against {percent(contest.rival_exact)} of {contest.queries} queries"
     if contest.level:
-        yield f"{_capital(leader)} and {rival} are level: each solves {_percent(contest.leader_exact)} of the queries."
+        yield f"{_capital(leader)} and {rival} are level: each solves {percent(contest.leader_exact)} of the queries."
     elif contest.clear:
         yield (
             f"{_capital(leader)} is better than {rival}: {scores} exact, {_points(contest.difference)} more, "
@@ -82,13 +83,9 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
-
-
 def _points(share: float) -> str:
-    return f"{100 * share:.2f} points"
+    return f"{hundredths(share)} points"
 
 
 def _interval(contest: Contest) -> str:
-    return f"{100 * contest.low:+.2f} to {100 * contest.high:+.2f} points"
+    return f"{hundredths(contest.low, '+')} to {hundredths(contest.high, '+')} points"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any, Literal
 
-DASH = "–"
+from arcdist.tracking.wording import DASH, hundredths, significant
 
 Unit = Literal["percent", "number", "text"]
 
@@ -79,14 +79,12 @@ def show_value(value: Any, unit: Unit) -> str:
             return show_value(value.mean, unit)
         return f"{show_value(value.mean, unit)} ± {_show_deviation(value.deviation, unit)}"
     if unit == "percent":
-        return f"{100 * value:.2f}"
+        return hundredths(value)
     if unit == "number":
-        return f"{value:.0f}" if abs(value) >= 1000 or isinstance(value, int) else f"{value:#.4g}".rstrip(".")
+        return significant(value, 4)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _show_deviation(deviation: float, unit: Unit) -> str:
     """With two digits: it is itself known from a few runs only."""
-    if unit == "percent":
-        return show_value(deviation, unit)
-    return f"{deviation:.0f}" if deviation >= 10 else f"{deviation:#.2g}"
+    return hundredths(deviation) if unit == "percent" else significant(deviation, 2)

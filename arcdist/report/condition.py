@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from arcdist.report.wording import counted
 from arcdist.tracking.run_record import RunRecord
+from arcdist.tracking.wording import counted
 from arcdist.training import health
 
 _GRADIENT = "_gradient_zero"

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from arcdist.config import Config, load_config, recipe_names
 from arcdist.config.keys import flatten
-from arcdist.report.wording import DASH, shown, value
 from arcdist.tracking.run_record import RunRecord
+from arcdist.tracking.wording import DASH
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,21 +27,21 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
     scored = len(record.validations[-1].results) if record.validations else None
     return [
         ("recipe", identity.recipe or "none: a configuration of its own"),
-        ("data", f"{identity.source} ({value(config, 'data.split')})"),
+        ("data", f"{identity.source} ({_value(config, 'data.split')})"),
         ("checksums of the tasks", _listed({role: digest[:12] for role, digest in identity.data.items()})),
         ("validation queries", DASH if scored is None else f"{scored:,}"),
-        ("Qwen", f"{value(config, 'qwen.model')}, LoRA rank {value(config, 'qwen.lora_r')}"),
+        ("Qwen", f"{_value(config, 'qwen.model')}, LoRA rank {_value(config, 'qwen.lora_r')}"),
         (
             "agent",
-            f"{value(config, 'agent.kind')}, width {value(config, 'agent.hidden_dim')}, "
-            f"{value(config, 'agent.max_steps')} planning steps",
+            f"{_value(config, 'agent.kind')}, width {_value(config, 'agent.hidden_dim')}, "
+            f"{_value(config, 'agent.max_steps')} planning steps",
         ),
-        ("batch size", value(config, "train.batch_size")),
-        ("seed", value(config, "train.seed")),
+        ("batch size", _value(config, "train.batch_size")),
+        ("seed", _value(config, "train.seed")),
         ("device", identity.device),
         ("processes", str(identity.processes)),
         ("DeepSpeed", "no" if identity.zero_stage is None else f"ZeRO-{identity.zero_stage}"),
-        ("precision", value(config, "train.precision")),
+        ("precision", _value(config, "train.precision")),
         ("started", _time(identity.started)),
         ("commit", identity.git_commit or DASH),
         ("versions", _listed(identity.versions)),
@@ -64,6 +65,20 @@ def differences(record: RunRecord) -> tuple[str, list[Difference]]:
         if key != "output.dir" and shown(setting) != expected.get(key)
     ]
     return against, found
+
+
+def shown(setting: Any) -> str:
+    """A value of a configuration as one would write it into a file."""
+    if isinstance(setting, list | tuple):
+        return f"[{', '.join(map(str, setting))}]"
+    if setting is None:
+        return "null"
+    return str(setting).lower() if isinstance(setting, bool) else str(setting)
+
+
+def _value(config: Mapping[str, Any], key: str) -> str:
+    """A dash where the run knew no such key."""
+    return shown(config[key]) if key in config else DASH
 
 
 def _listed(values: Mapping[str, str]) -> str:

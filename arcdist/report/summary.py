@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from arcdist.report.log_lines import LogEntry, ending, resumptions
-from arcdist.report.wording import DASH, counted, duration, number, percent
 from arcdist.tracking.run_record import RunRecord
+from arcdist.tracking.wording import DASH, counted, duration, number, percent
 
 _ALIVE_SECONDS = 60
 """A run writes its heartbeats each second."""

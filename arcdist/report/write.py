@@ -13,13 +13,13 @@ from arcdist.report.log_lines import complaints, read_log
 from arcdist.report.planning import planning_scores
 from arcdist.report.summary import costs, standing, summary
 from arcdist.report.tasks import Change, change, once_solved, task_results
-from arcdist.report.wording import duration, number, percent
 from arcdist.tracking import plots
 from arcdist.tracking.atomic import replacing
 from arcdist.tracking.grids import DIFFERENCE, query_figure, verdict_of
 from arcdist.tracking.page import picture, render
 from arcdist.tracking.run_record import RunRecord, read_run_folder
 from arcdist.tracking.validation import Validation
+from arcdist.tracking.wording import duration, number, percent
 
 REPORT = "report.html"
 

@@ -8,6 +8,8 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from arcdist.tracking.wording import percent
+
 _SCORES = (
     ("exact grids", "val/exact", "floor/copy_exact"),
     ("cells", "val/cell", "floor/copy_cell"),
@@ -28,9 +30,9 @@ def epoch_table(epoch: Mapping[str, Any], best: Mapping[str, Any], outputs: Mapp
     scores.add_column(f"best: epoch {best['epoch']}" if best else "best", justify="right", style="bold")
     scores.add_column("copying the input", justify="right")
     for name, key, floor in _SCORES:
-        scores.add_row(name, *(_percent(value) for value in (epoch.get(key), best.get(key), epoch.get(floor or ""))))
+        scores.add_row(name, *(percent(value) for value in (epoch.get(key), best.get(key), epoch.get(floor or ""))))
     name, key = _GAIN
-    scores.add_row(name, *(_percent(value, sign="+") for value in (epoch.get(key), best.get(key), None)))
+    scores.add_row(name, *(percent(value, sign="+") for value in (epoch.get(key), best.get(key), None)))
 
     places = Table.grid(padding=(0, 2))
     places.add_column()
@@ -38,7 +40,3 @@ def epoch_table(epoch: Mapping[str, Any], best: Mapping[str, Any], outputs: Mapp
     for name, path in outputs.items():
         places.add_row(name, str(path))
     return Group(scores, places)
-
-
-def _percent(share: float | None, sign: str = "") -> str:
-    return "–" if share is None else f"{share * 100:{sign}.2f} %"

@@ -4,7 +4,7 @@ import json
 
 from arcdist.config import Config, load_config
 from arcdist.config.keys import flatten
-from arcdist.report.facts import Difference, differences, facts
+from arcdist.report.facts import Difference, differences, facts, shown
 
 
 def read_back(*flags):
@@ -42,3 +42,9 @@ def test_facts_of_an_older_run_have_dashes(make_record):
     assert (told["commit"], told["seed"], told["validation queries"]) == ("–", "–", "–")
     assert (told["DeepSpeed"], told["started"]) == ("ZeRO-2", "yesterday")
     assert dict(facts(make_record(config={"qwen.model": "x"})))["started"] == "2026-01-02 03:04:05 UTC"
+
+
+def test_settings_as_one_would_write_them():
+    assert [shown(value) for value in (True, 1, 1.0, None, ["a", "b"], "no")] == [
+        "true", "1", "1.0", "null", "[a, b]", "no"
+    ]  # fmt: skip

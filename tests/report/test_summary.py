@@ -7,7 +7,6 @@ import pytest
 
 from arcdist.report.log_lines import LogEntry
 from arcdist.report.summary import costs, standing, summary
-from arcdist.report.wording import counted, duration, number, percent, shown
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 QUERIES = {f"{index}:test:0": 1.0 if index < 13 else 0.5 for index in range(325)}
@@ -98,19 +97,3 @@ def test_a_run_whose_log_tells_its_end(make_record):
     assert standing(record, log, NOW) == (
         "Not complete: 0 of 1 epoch ended, 576 steps logged. The log ends with: ReplicaError: rank 1 differs."
     )
-
-
-def test_wording():
-    assert [duration(seconds) for seconds in (None, 0, 299, 300, 7199, 7200)] == [
-        "–", "0 s", "299 s", "5 min", "120 min", "2.0 h"
-    ]  # fmt: skip
-    assert (percent(None), percent(0.04)) == ("–", "4.00 %")
-    assert (number(None), number(1234.5, ",.1f")) == ("–", "1,234.5")
-    assert (counted(1, "query"), counted(2000, "query"), counted(0, "epoch")) == (
-        "1 query",
-        "2,000 queries",
-        "0 epochs",
-    )
-    assert [shown(value) for value in (True, 1, 1.0, None, ["a", "b"], "no")] == [
-        "true", "1", "1.0", "null", "[a, b]", "no"
-    ]  # fmt: skip
