@@ -1,14 +1,12 @@
 """Runs by the names that a user gives them: a run folder, a W&B folder, or a run on W&B's server."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from arcdist.errors import ArcdistError, DataError
 from arcdist.tracking import identity
 from arcdist.tracking.run_record import RunRecord, read_run_folder
-
-_ON_THE_SERVER = re.compile(r"[^/\s.~][^/\s]*/[^/\s]+/[^/\s]+")
+from arcdist.tracking.wandb_files import is_wandb_folder, is_wandb_path, read_wandb_folder, read_wandb_run
 
 
 def read_runs(names: Sequence[str]) -> tuple[list[RunRecord], list[str]]:
@@ -41,21 +39,9 @@ def read_run(name: str) -> RunRecord:
     Raises:
         ConfigError, DataError, PlatformError: there is no such run, or it cannot be read.
     """
-    # W&B takes a second to import, and without it a run folder is still read.
-    if is_on_the_server(name):
-        from arcdist.tracking.wandb_files import read_wandb_run
-
+    if is_wandb_path(name):
         return read_wandb_run(name)
     folder = Path(name).expanduser()
-    if folder.is_dir() and not (folder / identity.FILE).exists():
-        from arcdist.tracking.wandb_files import is_wandb_folder, read_wandb_folder
-
-        if is_wandb_folder(folder):
-            return read_wandb_folder(folder)
+    if not (folder / identity.FILE).exists() and is_wandb_folder(folder):
+        return read_wandb_folder(folder)
     return read_run_folder(folder)
-
-
-def is_on_the_server(name: str) -> bool:
-    """Whether a name is `entity/project/run_id`: of that shape, and no path here, not even a mistyped one."""
-    path = Path(name).expanduser()
-    return bool(_ON_THE_SERVER.fullmatch(name)) and not path.exists() and not path.parent.is_dir()

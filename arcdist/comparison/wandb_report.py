@@ -6,9 +6,9 @@ from typing import Any
 from arcdist.comparison.comparison import Comparison
 from arcdist.comparison.efe_shares import LAMBDAS
 from arcdist.comparison.panels import CURVES, style_of
-from arcdist.comparison.reading import is_on_the_server
 from arcdist.comparison.runs import Run
 from arcdist.errors import ConfigError, DataError
+from arcdist.tracking.wandb_files import is_wandb_path
 
 _SMOOTHING = 0.9
 
@@ -25,7 +25,7 @@ def check(names: Sequence[str]) -> None:
         raise ConfigError(
             f"--wandb needs the package wandb-workspaces ({error}): install it with `pip install wandb-workspaces`."
         ) from error
-    local = [name for name in names if not is_on_the_server(name)]
+    local = [name for name in names if not is_wandb_path(name)]
     if local:
         raise ConfigError(
             f"--wandb compares runs that are on W&B, named as entity/project/run_id; not so {', '.join(local)}: "

@@ -5,14 +5,15 @@ from pathlib import Path
 NEWEST, AUTO = "newest", "auto"
 """What `--resume` may be given beside a path: nothing, and the word for schedulers."""
 
-_RUNS = Path("runs")
+DEFAULT_ROOT = Path("runs")
+"""Where runs go that are given no folder."""
 
 
 def newest_run() -> Path | None:
     """The run in `runs/` that has saved last, by the clock of the disk; none if none has."""
     saved = {
         run: max(place.stat().st_mtime_ns for place in places)
-        for run in _RUNS.glob("*")
+        for run in DEFAULT_ROOT.glob("*")
         if (run / "config.yaml").is_file() and (places := [*(run / "checkpoints").glob("step_*"), *run.glob("best")])
     }
     return max(saved, key=lambda run: (saved[run], run.name), default=None)

@@ -9,6 +9,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from arcdist.config import OutputConfig, TrainConfig
+from arcdist.config.resumed import DEFAULT_ROOT
 from arcdist.distributed import local_world_size
 from arcdist.doctor.finding import Finding, failure, warning
 from arcdist.errors import ConfigError, PlatformError
@@ -53,7 +54,7 @@ def check_memory() -> Finding:
 def check_output(output: OutputConfig) -> Finding:
     """Whether the run folder can be made and written; it is not made."""
     named = output.dir
-    folder = Path("runs" if named is None else named).expanduser()
+    folder = DEFAULT_ROOT if named is None else Path(named).expanduser()
     mend = "Choose another with --output_dir FOLDER."
     taken = [] if named is None else taken_by(folder)
     if taken:

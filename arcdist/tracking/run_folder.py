@@ -9,10 +9,8 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from arcdist.config.resumed import DEFAULT_ROOT
 from arcdist.errors import ConfigError
-
-DEFAULT_ROOT = Path("runs")
-"""Where runs go that are given no folder."""
 
 RUN_CONTENT = (
     *("config.yaml", "run.json", "deepspeed.json", "training.log", "steps.jsonl", "metrics.json", "metrics_plot.png"),

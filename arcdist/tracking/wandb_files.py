@@ -17,7 +17,10 @@ from arcdist.tracking.wandb_record import make_record, validations_in
 
 _FOLDERS = "*run-*-"
 """`offline-run-20260102_030405-ID`, and `run-20260102_030405-ID` where it was online."""
-_PATH = re.compile(r"[^/\s]+/[^/\s]+/[^/\s]+")
+_PATH = re.compile(r"[^/\s.~][^/\s]*/[^/\s]+/[^/\s]+")
+"""`entity/project/run_id`; a path that begins with a dot or a tilde is one of this machine."""
+_SECONDS_TO_READ = 900.0
+"""For all of a run: its tables come one by one."""
 
 
 def steps_in(folder: Path, id: str) -> frozenset[int]:
@@ -30,13 +33,12 @@ def is_wandb_folder(folder: Path) -> bool:
     return any(folder.glob("run-*.wandb")) or any(folder.glob(f"{_FOLDERS}*/run-*.wandb"))
 
 
-_SECONDS_TO_READ = 900.0
-"""For all of a run: its tables come one by one."""
+def is_wandb_path(name: str) -> bool:
+    """Whether a name is that of a run on W&B's server: `entity/project/run_id`, and no path here.
 
-
-def is_wandb_path(text: str) -> bool:
-    """Whether a text has the form of `entity/project/run_id`."""
-    return _PATH.fullmatch(text) is not None
+    What is on this disk wins; so does what would lie in a folder that is, which is then a mistyped path.
+    """
+    return _PATH.fullmatch(name) is not None and not Path(name).exists() and not Path(name).parent.is_dir()
 
 
 def read_wandb_folder(folder: Path) -> RunRecord:
@@ -91,7 +93,7 @@ def read_wandb_run(path: str, *, seconds: int = 20) -> RunRecord:
         seconds: that the server has for an answer.
 
     Raises:
-        ConfigError: the path has another form, or the run is none of arcdist's.
+        ConfigError: the path is none of W&B, or the run is none of arcdist's.
         DataError: there is no network, no key or no such run, or it holds no logged step.
         PlatformError: wandb is not installed.
     """

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from filelock import BaseFileLock
 
-from arcdist.config.resumed import AUTO, NEWEST, newest_run
+from arcdist.config.resumed import AUTO, DEFAULT_ROOT, NEWEST, newest_run
 from arcdist.distributed.environment import is_restart
 from arcdist.errors import ConfigError, DataError
-from arcdist.tracking.run_folder import DEFAULT_ROOT, held, make_run_folder, own, taken_by
+from arcdist.tracking.run_folder import held, make_run_folder, own, taken_by
 from arcdist.training.checkpoint import (
     MANIFEST,
     STATE,

@@ -2,29 +2,24 @@
 
 import json
 import sys
-from types import SimpleNamespace
 
 import pytest
 from shared.made_records import made_record
 from shared.made_runs import make_run
 
-from arcdist.comparison.reading import is_on_the_server, read_run, read_runs
+from arcdist.comparison import reading
+from arcdist.comparison.reading import read_run, read_runs
 from arcdist.errors import ConfigError, DataError
 
 
 @pytest.fixture
-def wandb_files(monkeypatch):
-    """A stand-in for the reader of W&B's files; it knows folders that hold a `.wandb` file."""
-    readers = SimpleNamespace(
-        is_wandb_folder=lambda folder: any(folder.glob("*.wandb")),
-        read_wandb_folder=lambda folder: made_record(f"from {folder.name}"),
-        read_wandb_run=lambda path: made_record(path),
-    )
-    monkeypatch.setitem(sys.modules, "arcdist.tracking.wandb_files", readers)
-    return readers
+def wandb(monkeypatch):
+    """Stand-ins for the readers of what W&B keeps."""
+    monkeypatch.setattr(reading, "read_wandb_folder", lambda folder: made_record(f"from {folder.name}"))
+    monkeypatch.setattr(reading, "read_wandb_run", made_record)
 
 
-def test_each_name_goes_to_its_reader(tmp_path, monkeypatch, wandb_files):
+def test_each_name_goes_to_its_reader(tmp_path, monkeypatch, wandb):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "run", epochs=1)
     offline = tmp_path / "offline-run-20260102_030405-abcdefgh"
@@ -36,29 +31,24 @@ def test_each_name_goes_to_its_reader(tmp_path, monkeypatch, wandb_files):
 
 
 def test_a_run_folder_is_read_without_w_and_b(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "arcdist.tracking.wandb_files", None)  # cannot be imported
+    monkeypatch.setitem(sys.modules, "wandb", None)  # cannot be imported
     assert read_run(str(make_run(tmp_path / "run", epochs=1))).identity.name == "run"
 
 
-def test_a_mistyped_folder_is_not_looked_for_on_the_server(tmp_path, monkeypatch, wandb_files):
+def test_a_mistyped_folder_is_not_looked_for_on_the_server(tmp_path, monkeypatch, wandb):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "old").mkdir(parents=True)
-    assert is_on_the_server("team/project/abcdefgh")
-    assert not is_on_the_server("runs/old/mistyped")
-    assert not is_on_the_server("runs/old")
-    for path in ("/team/project/abcdefgh", "./project/abcdefgh", "../project/abcdefgh", "~/project/abcdefgh"):
-        assert not is_on_the_server(path)
     with pytest.raises(ConfigError, match="runs/old/mistyped: there is no such folder"):
         read_run("runs/old/mistyped")
     with pytest.raises(ConfigError, match="runs/old is no run folder"):
         read_run("runs/old")
 
 
-def test_what_can_be_read_is_and_the_rest_is_told(tmp_path, monkeypatch, wandb_files):
+def test_what_can_be_read_is_and_the_rest_is_told(tmp_path, monkeypatch, wandb):
     def no_network(path):
         raise DataError(f"{path} cannot be read: there is no network.")
 
-    wandb_files.read_wandb_run = no_network
+    monkeypatch.setattr(reading, "read_wandb_run", no_network)
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "run", epochs=1)
     make_run(tmp_path / "empty", flags=("--seed", "1"), epochs=0)

@@ -22,7 +22,7 @@ from arcdist.errors import ConfigError, DataError, PlatformError
 from arcdist.tracking import wandb_log
 from arcdist.tracking.mirror import open_mirrors
 from arcdist.tracking.run_record import read_run_folder
-from arcdist.tracking.wandb_files import is_wandb_folder, read_wandb_folder, read_wandb_run, steps_in
+from arcdist.tracking.wandb_files import is_wandb_folder, is_wandb_path, read_wandb_folder, read_wandb_run, steps_in
 from arcdist.tracking.wandb_log import read_log
 
 pytestmark = pytest.mark.slow
@@ -161,6 +161,18 @@ def test_a_broken_part_ends_the_reading(log_file, tmp_path):
     read = read_log(tmp_path / log_file.name).rows
     assert 0 < len(read) < len(rows)
     assert read == rows[: len(read)]
+
+
+def test_a_path_on_disk_is_none_of_the_server_nor_is_a_mistyped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "old" / "wandb").mkdir(parents=True)
+    assert is_wandb_path("team/project/abcdefgh")
+    assert not is_wandb_path("runs/old/wandb")
+    assert not is_wandb_path("runs/old/mistyped")
+    for other in ("runs/old", "team/project", "team/project/abcdefgh/", "team/my project/abcdefgh"):
+        assert not is_wandb_path(other)
+    for here in ("/team/project/abcdefgh", "./project/abcdefgh", "../project/abcdefgh", "~/project/abcdefgh"):
+        assert not is_wandb_path(here)
 
 
 def test_what_is_no_run_is_refused(kept, tmp_path, monkeypatch):
