@@ -24,8 +24,8 @@ def contest_sheet(ranking: Ranking) -> Sheet | None:
         Line(
             key="clear",
             label="beyond the noise",
-            values=tuple("yes" if c.clear else "no" for c in contests),
-            unit="text",
+            values=tuple(c.clear for c in contests),
+            unit="yes or no",
         ),
     )
     return Sheet(

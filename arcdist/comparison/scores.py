@@ -70,7 +70,8 @@ def group_sheet(runs: Sequence[Run]) -> Sheet | None:
         title="Means over seeds",
         columns=tuple(side.letters for side in sides),
         lines=tuple(lines),
-        note="Mean ± sample deviation over the runs of a recipe that differ in seed or machine only.",
+        note="Mean ± sample deviation over the runs of a recipe that differ in seed or machine only. "
+        "In brackets: how many of them have the number, where not all do.",
     )
 
 

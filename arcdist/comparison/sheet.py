@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from arcdist.tracking.wording import DASH, hundredths, significant
 
-Unit = Literal["percent", "number", "text"]
+Unit = Literal["percent", "number", "yes or no", "text"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +19,9 @@ class Spread:
     deviation: float | None
     """None for a single run."""
     runs: int
+    """Those that have the number."""
+    of: int
+    """All of the group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,11 +66,12 @@ class Sheet:
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
-    """Mean and deviation of the values that are known; none where none is."""
+    """Mean and deviation of the values of a group that are known; none where none is."""
     known = [value for value in values if value is not None]
     if not known:
         return None
-    return Spread(mean=mean(known), deviation=stdev(known) if len(known) > 1 else None, runs=len(known))
+    deviation = stdev(known) if len(known) > 1 else None
+    return Spread(mean=mean(known), deviation=deviation, runs=len(known), of=len(values))
 
 
 def show_value(value: Any, unit: Unit) -> str:
@@ -75,14 +79,21 @@ def show_value(value: Any, unit: Unit) -> str:
     if value is None:
         return DASH
     if isinstance(value, Spread):
-        if value.deviation is None:
-            return show_value(value.mean, unit)
-        return f"{show_value(value.mean, unit)} ± {_show_deviation(value.deviation, unit)}"
+        return _show_spread(value, unit)
     if unit == "percent":
         return hundredths(value)
     if unit == "number":
         return significant(value, 4)
+    if unit == "yes or no":
+        return "yes" if value else "no"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _show_spread(spread: Spread, unit: Unit) -> str:
+    """How many runs have the number is said where not all have it."""
+    known = f" ({spread.runs} of {spread.of})" if spread.runs < spread.of else ""
+    deviation = "" if spread.deviation is None else f" ± {_show_deviation(spread.deviation, unit)}"
+    return f"{show_value(spread.mean, unit)}{deviation}{known}"
 
 
 def _show_deviation(deviation: float, unit: Unit) -> str:

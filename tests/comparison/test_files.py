@@ -1,5 +1,6 @@
 """The same numbers on the terminal, on the page and in the file for scripts."""
 
+import dataclasses
 import html
 import io
 import json
@@ -89,10 +90,12 @@ def test_numbers_for_scripts_are_not_rounded(comparison):
     stored = numbers(comparison)
     assert stored["scores"]["val/exact last"] == {"A": 0.75, "B": 0.25, "C": 0.325}
     assert stored["groups"]["val/exact last"]["A B"] == {
-        "mean": 0.5, "deviation": pytest.approx(0.125**0.5), "runs": 2
+        "mean": 0.5, "deviation": pytest.approx(0.125**0.5), "runs": 2, "of": 2
     }  # fmt: skip
     assert stored["cost"]["device_hours"]["A"] == 0.321
     assert stored["contests_last"]["difference"] == {"C": pytest.approx(0.5 - 0.325)}
+    assert stored["contests_last"]["clear"] == {"C": comparison.last.contests[0].clear}
+    assert stored["contests_last"]["clear"]["C"] is False
     assert stored["runs"]["B"] == {
         "name": "second <&>", "place": "second <&>", "id": "second <&>", "group": "base", "epochs": 1
     }  # fmt: skip
@@ -130,6 +133,20 @@ def test_the_terminal_s_width_is_kept(runs, width):
     for line in (line for sheet in shown if sheet.key != "contests_best" for line in sheet.lines):
         # No number is broken in two.
         assert re.search(rf"^{re.escape(line.label)} +{' +'.join(map(re.escape, line.texts))} *$", screen, re.M)
+
+
+def test_a_mean_over_some_of_a_group_says_so_everywhere(tmp_path):
+    without = made("c", "110", 2, group="base")
+    unknown = dataclasses.replace(without, epochs=tuple({"epoch": epoch["epoch"]} for epoch in without.epochs))
+    pair = [made("a", "100", group="base"), made("b", "110", 1, group="base"), unknown]
+    comparison = compare([*pair, made("d", "111", 3)])
+    write_files(comparison, tmp_path)
+    text = "50.00 ± 23.57 (2 of 3)"  # of 1/3 and 2/3: sqrt(2 · (1/6)²) = 0.2357
+    page = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert rows_of_page(page, "Means over seeds")["exact grids, %, last"] == [text, "100.00"]
+    assert re.search(rf"^exact grids, %, last +{re.escape(text)} +100\.00 *$", printed(comparison, 80), re.M)
+    stored = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))["groups"]["val/exact last"]
+    assert [(group["runs"], group["of"]) for group in stored.values()] == [(2, 3), (1, 1)]
 
 
 def test_with_one_rival_the_sentence_stands_for_the_table():

@@ -80,10 +80,11 @@ def test_seeds_are_told_by_mean_and_sample_deviation():
     mean, other = exact.values
     assert (mean.mean, mean.runs) == (pytest.approx(0.2), 3)
     assert mean.deviation == pytest.approx(0.1)  # sqrt((0.01 + 0 + 0.01) / 2)
-    assert other == Spread(mean=0.5, deviation=None, runs=1)
+    assert other == Spread(mean=0.5, deviation=None, runs=1, of=1)
     assert exact.texts == ("20.00 ± 10.00", "50.00")
     pace = lines(sheet)["pairs_per_s last"]
-    assert pace.texts == ("102.0 ± 2.8", "–")  # sqrt((4 + 4) / 1) = 2.83
+    assert pace.values[0].of == 3
+    assert pace.texts == ("102.0 ± 2.8 (2 of 3)", "–")  # sqrt((4 + 4) / 1) = 2.83
     assert [len(side.runs) for side in groups(runs)] == [3, 1]
 
 
@@ -228,9 +229,13 @@ def test_shares_add_up_to_one(terms, weights):
         (0.0001, "text", "0.0001"),
         (("a", "b"), "text", '["a", "b"]'),
         (None, "number", "–"),
-        (Spread(mean=0.5, deviation=0.123, runs=2), "number", "0.5000 ± 0.12"),
-        (Spread(mean=1500.0, deviation=23.4, runs=2), "number", "1500 ± 23"),
-        (Spread(mean=100.0, deviation=2.0, runs=2), "number", "100.0 ± 2.0"),
+        (Spread(mean=0.5, deviation=0.123, runs=2, of=2), "number", "0.5000 ± 0.12"),
+        (Spread(mean=1500.0, deviation=23.4, runs=2, of=2), "number", "1500 ± 23"),
+        (Spread(mean=100.0, deviation=2.0, runs=2, of=2), "number", "100.0 ± 2.0"),
+        (Spread(mean=0.04, deviation=0.0031, runs=2, of=3), "percent", "4.00 ± 0.31 (2 of 3)"),
+        (Spread(mean=0.04, deviation=None, runs=1, of=3), "percent", "4.00 (1 of 3)"),
+        (True, "yes or no", "yes"),
+        (False, "yes or no", "no"),
     ],
 )
 def test_values_as_they_are_shown(value, unit, text):
