@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import NoReturn
 
+from arcdist.closed_output import OutputClosed, ends_quietly, is_output_closed
 from arcdist.distributed.environment import is_main, launcher_keeps_store, rank, store_address, world_size
 from arcdist.distributed.failure import FAILED_SECONDS, OTHERS_SECONDS, POLL_SECONDS, Failure, FailureWatch, leave
 from arcdist.errors import ArcdistError, DistributedError
@@ -21,9 +22,14 @@ PATIENCE_SECONDS = 5.0
 SAVING_SECONDS = 30.0
 """How long an interrupted rank waits for rank 0, which may be writing a checkpoint; torchrun gives them no longer."""
 
+_QUIET = (KeyboardInterrupt, OutputClosed)
+"""What needs no message."""
+
 
 def run_guarded(program: str, main: Callable[[FailureWatch], int | None]) -> int:
     """Run `main` and return its exit code (none is 0), an `ArcdistError`'s after a message on stderr, 130 after Ctrl-C.
+
+    It is 141, without a word, where standard output was closed before all was printed.
 
     With several processes standard output is rank 0's alone, and this returns only where `main` does. A rank that fails
     ends them all, and one tells: an `ArcdistError` is rank 0's to tell where rank 0 meets it too; of any other
@@ -40,13 +46,17 @@ def run_guarded(program: str, main: Callable[[FailureWatch], int | None]) -> int
     watch = FailureWatch()
     with _output_of_main():
         try:
-            return main(watch) or 0
-        except (Exception, KeyboardInterrupt) as error:
+            code = main(watch) or 0
+            return OutputClosed.exit_code if is_output_closed() and code == 0 else code
+        except (Exception, KeyboardInterrupt, SystemExit) as raised:
+            error = OutputClosed() if ends_quietly(raised) else raised
+            if isinstance(error, SystemExit):
+                raise
             if world_size() > 1:
                 _end_all(program, error, watch)
             if isinstance(error, ArcdistError):
                 sys.stderr.write(f"{program}: {error}\n")
-            elif not isinstance(error, KeyboardInterrupt):
+            elif not isinstance(error, _QUIET):
                 raise
             return _exit_code(error)
 
@@ -65,7 +75,7 @@ def _exit_code(error: BaseException) -> int:
         return INTERRUPTED
     if _is_lost_connection(error):
         return DistributedError.exit_code
-    return error.exit_code if isinstance(error, ArcdistError) else 1
+    return error.exit_code if isinstance(error, ArcdistError | OutputClosed) else 1
 
 
 def _end_all(program: str, error: BaseException, watch: FailureWatch) -> NoReturn:
@@ -131,7 +141,7 @@ def _headline(error: BaseException) -> str:
 
 def _story(program: str, error: BaseException) -> str:
     """What the user is told, in one piece: the lines of several processes may mix."""
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, _QUIET):
         return ""
     who = f"rank {rank()} of {world_size()}"
     if isinstance(error, ArcdistError):

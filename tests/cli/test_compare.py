@@ -113,3 +113,18 @@ def test_the_program_starts_by_itself(tmp_path):
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert set(re.findall(r"^  (--\w+)", run.stdout, re.M)) == {"--output_dir", "--wandb"}
+
+
+def test_its_tables_may_go_to_a_reader_who_has_seen_enough(runs):
+    run = subprocess.Popen(
+        [sys.executable, str(PROGRAM), "base", "other", "old"],
+        cwd=runs,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    run.stdout.close()
+    assert run.stderr.read() == ""
+    run.stderr.close()
+    assert run.wait(timeout=120) == 141

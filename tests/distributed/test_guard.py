@@ -1,5 +1,6 @@
 """How programs end: alone, on ranks started by hand, and through the real launcher."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -59,6 +60,57 @@ def test_what_main_returns_is_the_exit_code(monkeypatch, ranks, returned, code):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", ranks)
     assert run_guarded("x.py", lambda _watch: returned) == code
+
+
+@pytest.mark.parametrize(
+    ("work", "code"),
+    [
+        ("Console().print('line')", 141),  # which meets the closed pipe and exits
+        ("print('line')", 141),  # which is not delivered before the end
+        ("print('line\\n' * 100_000)", 141),  # which meets it in the midst
+        ("sys.stdout.reconfigure(write_through=True); print('line')", 141),  # of which no buffer tells
+        ("argparse.ArgumentParser().parse_args(['--help'])", 141),
+        ("print('line'); return 5", 5),
+        ("print('line'); raise ConfigError('wrong.')", 2),
+        ("return 0", 0),
+        ("sys.exit(3)", 3),
+    ],
+)
+def test_a_reader_who_has_seen_enough_ends_a_program_quietly(work, code):
+    run = start(work)
+    run.stdout.close()
+    assert run.stderr.read() == ("x.py: wrong.\n" if code == 2 else "")
+    run.stderr.close()
+    assert run.wait(timeout=30) == code
+
+
+def test_another_pipe_that_breaks_is_an_error():
+    run = start("print('line'); raise BrokenPipeError('of another pipe')")
+    out, err = run.communicate(timeout=30)
+    assert (run.returncode, out) == (1, "line\n")
+    assert err.endswith("BrokenPipeError: of another pipe\n")
+
+
+def start(work):
+    """A program of these lines, whose output goes into a real pipe."""
+    program = f"""\
+import argparse, sys
+from rich.console import Console
+from arcdist.distributed import run_guarded
+from arcdist.errors import ConfigError
+
+def main(watch):
+    {work}
+
+sys.exit(run_guarded("x.py", main))
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize(("rank", "printed"), [("0", "help\n"), ("1", "")])
