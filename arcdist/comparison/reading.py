@@ -1,9 +1,9 @@
 """Runs by the names that a user gives them: a run folder, a W&B folder, or a run on W&B's server."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from arcdist.errors import ArcdistError, DataError
+from arcdist.paths import expanded
 from arcdist.tracking import identity
 from arcdist.tracking.run_record import RunRecord, read_run_folder
 from arcdist.tracking.wandb_files import is_wandb_folder, is_wandb_path, read_wandb_folder, read_wandb_run
@@ -29,7 +29,7 @@ def read_runs(names: Sequence[str]) -> tuple[list[RunRecord], list[str]]:
 
 def _are_siblings(name: str, other: str) -> bool:
     """Whether W&B wrote both folders of a run, which was resumed: each stands for all of them."""
-    first, second = (Path(place).expanduser().resolve() for place in (name, other))
+    first, second = (expanded(place).resolve() for place in (name, other))
     return first != second and first.parent == second.parent
 
 
@@ -41,7 +41,7 @@ def read_run(name: str) -> RunRecord:
     """
     if is_wandb_path(name):
         return read_wandb_run(name)
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not (folder / identity.FILE).exists() and is_wandb_folder(folder):
         return read_wandb_folder(folder)
     return read_run_folder(folder)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from arcdist.paths import expanded
+
 NEWEST, AUTO = "newest", "auto"
 """What `--resume` may be given beside a path: nothing, and the word for schedulers."""
 
@@ -29,10 +31,10 @@ def config_of_run(resume: str | None, directory: str | None) -> Path | None:
     if resume is None:
         return None
     if resume not in (NEWEST, AUTO):
-        path = Path(resume).expanduser()
+        path = expanded(resume)
         places = [path, path.parent, path.parent.parent]
     elif directory is not None:
-        places = [Path(directory).expanduser()]
+        places = [expanded(directory)]
     else:
         run = newest_run()
         places = [run] if run else []

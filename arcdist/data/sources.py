@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from arcdist.data.huggingface import no_progress_bars
 from arcdist.data.tasks import Task, parse_task
 from arcdist.errors import DataError
+from arcdist.paths import expanded
 
 Split = Literal["training", "evaluation"]
 
@@ -99,7 +100,7 @@ def _raw_tasks(source: str, split: Split) -> Iterable[_RawTask]:
     scheme, colon, name = source.partition(":")
     if colon and scheme in readers:
         return readers[scheme](name, split)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         return _from_folder(path, split)
     if path.is_file():
@@ -206,7 +207,7 @@ def _digest(content: object) -> str:
 
 
 def _load_hugging_face(name: str, split: Split) -> tuple[Any, str]:
-    path = Path(name).expanduser()
+    path = expanded(name)
     try:
         with no_progress_bars():
             if any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json")):

@@ -14,6 +14,7 @@ from arcdist.distributed import local_world_size
 from arcdist.doctor.finding import Finding, failure, warning
 from arcdist.errors import ConfigError, PlatformError
 from arcdist.machine import cores_at_hand, memory_left, usable_cores
+from arcdist.paths import expanded
 from arcdist.tracking.run_folder import taken_by
 
 GIB = 2**30
@@ -54,7 +55,7 @@ def check_memory() -> Finding:
 def check_output(output: OutputConfig) -> Finding:
     """Whether the run folder can be made and written; it is not made."""
     named = output.dir
-    folder = DEFAULT_ROOT if named is None else Path(named).expanduser()
+    folder = DEFAULT_ROOT if named is None else expanded(named)
     mend = "Choose another with --output_dir FOLDER."
     taken = [] if named is None else taken_by(folder)
     if taken:

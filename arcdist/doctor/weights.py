@@ -15,6 +15,7 @@ from arcdist.doctor.finding import Finding, Verdict, failure, headline, warning
 from arcdist.doctor.resources import GIB, existing
 from arcdist.errors import ConfigError
 from arcdist.models.embedded import EMBEDDED_MODELS, TINY
+from arcdist.paths import expanded
 
 _HUB_SECONDS = 5.0
 _WAYS_OUT = (
@@ -29,7 +30,7 @@ def check_weights(qwen: QwenConfig) -> Finding:
     Raises:
         ConfigError: its tokenizer cannot write grids.
     """
-    folder = Path(qwen.model).expanduser()
+    folder = expanded(qwen.model)
     if qwen.model == TINY or (qwen.init == "random" and qwen.model in EMBEDDED_MODELS):
         return Finding(found=f"{qwen.model} is built with random weights")
     if folder.is_dir():

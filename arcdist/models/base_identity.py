@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from arcdist.config import QwenConfig
 from arcdist.errors import DataError, PlatformError
 from arcdist.models.embedded import TINY
+from arcdist.paths import expanded
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PIECE = 16 * 2**20
@@ -55,7 +56,7 @@ def base_identity(config: PreTrainedConfig, model: str, *, random: bool, seed: i
         PlatformError: the files of its weights are not where it came from, or cannot be read.
     """
     source = Path(config.name_or_path) if config.name_or_path else None
-    given = Path(model).expanduser()
+    given = expanded(model)
     # What came from the Hub lies in its cache, under another name.
     folder = {"folder": str(given.absolute())} if source == given else {}
     kind: Kind = "random" if random else "folder" if folder else "hub"
@@ -73,7 +74,7 @@ def read_base(identity: Mapping[str, str], qwen: QwenConfig) -> Base:
         raise DataError(f"The checkpoint does not say what base it belongs to: it lacks {', '.join(sorted(missing))}.")
     model = identity["model"]
     kind = cast(Kind, identity.get("kind") or _kind_by_name(model, qwen))
-    name = str(Path(model).expanduser()) if model.startswith("~") else model
+    name = str(expanded(model)) if model.startswith("~") else model
     return Base(kind=kind, name=identity.get("folder", name), sha256=identity["sha256"])
 
 

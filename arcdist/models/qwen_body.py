@@ -17,6 +17,7 @@ from arcdist.data.text import GridTokenizer, embedded_tokenizer, from_pretrained
 from arcdist.errors import ConfigError, PlatformError
 from arcdist.models.embedded import EMBEDDED_MODELS, TINY, embedded_config
 from arcdist.models.random_body import UNSHARDED, Sharding, random_body
+from arcdist.paths import expanded
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def load_body(
         ConfigError: no such model, or one that cannot read grids.
         PlatformError: its weights are not at hand.
     """
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if model == TINY or (init == "random" and model in EMBEDDED_MODELS):
         body = random_body(embedded_config(model), dtype, seed=seed, sharding=sharding)
         tokenizer = embedded_tokenizer()

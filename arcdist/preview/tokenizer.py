@@ -10,6 +10,7 @@ from jaxtyping import Int
 from arcdist.config import QwenConfig
 from arcdist.data import GridTokenizer, embedded_tokenizer, from_pretrained_tokenizer
 from arcdist.errors import ConfigError, PlatformError
+from arcdist.paths import expanded
 
 TINY = "embedded:tiny"
 """The same as in `arcdist.models`, whose import takes longer than a preview."""
@@ -37,7 +38,7 @@ def load_tokenizer(qwen: QwenConfig) -> PreviewTokenizer:
         ConfigError: no such model, or one that cannot read grids.
         PlatformError: it is neither in a local folder nor in the cache.
     """
-    folder = Path(qwen.model).expanduser()
+    folder = expanded(qwen.model)
     if qwen.model == TINY:
         return _embedded(f"qwen.model is {TINY}")
     if folder.is_dir():

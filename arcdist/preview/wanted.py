@@ -7,6 +7,7 @@ from typing import Literal
 
 from arcdist.config import Arguments, LoadedConfig, Option, Program
 from arcdist.errors import ConfigError
+from arcdist.paths import expanded
 
 PREVIEW = Program(
     name="preview.py",
@@ -73,7 +74,7 @@ def read_wanted(loaded: LoadedConfig) -> Wanted:
             f"--epoch is about training, but --query {query} is asked in validation, which augments nothing: "
             f"leave --epoch out, or choose a train query."
         )
-    picture = Path(options["picture"]).expanduser() if "picture" in options else None
+    picture = expanded(options["picture"]) if "picture" in options else None
     if picture is not None and picture.suffix.lower() != ".png":
         raise ConfigError(f"--picture is {options['picture']!r}: give a file whose name ends in .png.")
     return Wanted(

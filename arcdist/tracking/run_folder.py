@@ -11,6 +11,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from arcdist.config.resumed import DEFAULT_ROOT
 from arcdist.errors import ConfigError
+from arcdist.paths import expanded
 
 RUN_CONTENT = (
     *("config.yaml", "run.json", "deepspeed.json", "training.log", "steps.jsonl", "metrics.json", "metrics_plot.png"),
@@ -32,7 +33,7 @@ def make_run_folder(directory: str | Path | None) -> Path:
         ConfigError: the folder cannot be created or written, or holds another run.
     """
     try:
-        folder = _fresh_folder() if directory is None else Path(directory).expanduser()
+        folder = _fresh_folder() if directory is None else expanded(directory)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"arcdist")

@@ -17,6 +17,7 @@ from arcdist.config import Config, format_config
 from arcdist.config.keys import build, flatten
 from arcdist.errors import ConfigError, DataError
 from arcdist.models.base_identity import Base, read_base
+from arcdist.paths import expanded
 from arcdist.training.checkpoint import STATE, Snapshot, is_numbered, parse_files, read_files
 from arcdist.training.durable import write_folder
 from arcdist.training.inspection import inspect
@@ -73,7 +74,7 @@ def export(path: Path, target: Path) -> None:
         DataError: the checkpoint is broken; the message says how.
         SaveError: `target` could not be written; it is then as it was.
     """
-    target = target.expanduser()
+    target = expanded(target)
     _require_free(target)
     choice = choose(path)
     place, snapshot = _load(choice.folder)

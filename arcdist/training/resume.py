@@ -12,6 +12,7 @@ from filelock import BaseFileLock
 from arcdist.config.resumed import AUTO, DEFAULT_ROOT, NEWEST, newest_run
 from arcdist.distributed.environment import is_restart
 from arcdist.errors import ConfigError, DataError
+from arcdist.paths import expanded
 from arcdist.tracking.run_folder import held, make_run_folder, own, taken_by
 from arcdist.training.checkpoint import (
     MANIFEST,
@@ -81,7 +82,7 @@ def find_start(directory: str | None, resume: str | None) -> Start:
         raise ConfigError("--resume is given an empty path: name a checkpoint or a run, or leave the value out.")
     if resume in (NEWEST, AUTO):
         return _of_folder(directory, resume)
-    return _of_path(Path(resume).expanduser(), directory)
+    return _of_path(expanded(resume), directory)
 
 
 def _from_the_first_step(directory: str | Path | None) -> Start:
@@ -98,7 +99,7 @@ def _of_folder(directory: str | None, resume: str) -> Start:
             raise ConfigError(f"No run in {DEFAULT_ROOT}/ has a checkpoint to resume from: name one with --output_dir.")
         folder = newest
     else:
-        folder = Path(directory).expanduser()
+        folder = expanded(directory)
     if _has_checkpoints(folder):
         return _go_on_in(folder)
     if resume == NEWEST:
@@ -122,7 +123,7 @@ def _of_path(path: Path, directory: str | None) -> Start:
     if path.name == "checkpoints":
         path = path.parent
     run = path if is_run else path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    stays = directory is None or Path(directory).expanduser().resolve() == run.resolve()
+    stays = directory is None or expanded(directory).resolve() == run.resolve()
     if stays and is_run and path.exists():
         return _go_on_in(path)
     if stays and (run / "config.yaml").exists():
@@ -132,7 +133,7 @@ def _of_path(path: Path, directory: str | None) -> Start:
         anew = f" `--output_dir {path} --resume auto` starts this run anew." if (path / "config.yaml").exists() else ""
         raise ConfigError(f"--resume {no_checkpoint(path)}{anew}")
     if not stays:
-        return _fork(_newest_of(run) if is_run else _named(path), run, Path(str(directory)).expanduser())
+        return _fork(_newest_of(run) if is_run else _named(path), run, expanded(str(directory)))
     if not (run / "config.yaml").exists():
         raise ConfigError(f"--resume {path}: {run} is no run folder to go on in. Name one with --output_dir FOLDER.")
     found = _named(path)
