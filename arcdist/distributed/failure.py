@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from arcdist.distributed.environment import attempt, launcher_keeps_store, rank, store_address, world_size
 from arcdist.errors import DistributedError
+from arcdist.standard_error import standard_error
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
@@ -213,8 +214,8 @@ class FailureWatch:
         if store.compare_set(failed, "", text) == text.encode():
             if _logger.hasHandlers():
                 _logger.error(problem, extra={"file_only": True})
-            sys.stderr.write(f"rank {rank()} of {world_size()} stops: {problem}\n")
-            sys.stderr.flush()
+            standard_error.write(f"rank {rank()} of {world_size()} stops: {problem}\n")
+            standard_error.flush()
             time.sleep(FAILED_SECONDS)
             leave(failure.exit_code)
 
@@ -229,7 +230,7 @@ class FailureWatch:
         """End the process where the launcher that keeps the store has gone while ranks are at work."""
         if self._reporting or self._ended:
             return
-        sys.stderr.write(
+        standard_error.write(
             f"rank {rank()} of {world_size()} stops: the first machine's launcher, which answered at "
             f"{address[0]}:{address[1]}, is gone. What ended it stands in its own output.\n"
         )

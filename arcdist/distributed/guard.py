@@ -2,7 +2,6 @@
 
 import os
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from arcdist.closed_output import OutputClosed, ends_quietly, is_output_closed
 from arcdist.distributed.environment import is_main, launcher_keeps_store, rank, store_address, world_size
 from arcdist.distributed.failure import FAILED_SECONDS, OTHERS_SECONDS, POLL_SECONDS, Failure, FailureWatch, leave
 from arcdist.errors import ArcdistError, DistributedError
+from arcdist.standard_error import standard_error
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -55,7 +55,7 @@ def run_guarded(program: str, main: Callable[[FailureWatch], int | None]) -> int
             if world_size() > 1:
                 _end_all(program, error, watch)
             if isinstance(error, ArcdistError):
-                sys.stderr.write(f"{program}: {error}\n")
+                standard_error.write(f"{program}: {error}\n")
             elif not isinstance(error, _QUIET):
                 raise
             return _exit_code(error)
@@ -84,8 +84,8 @@ def _end_all(program: str, error: BaseException, watch: FailureWatch) -> NoRetur
         # Before the watch has begun, rank 0 need not wait for torch to be imported: its end is seen by the others.
         silent_start = is_main() and not watch.started
         if silent_start or watch.report(Failure(rank=rank(), exit_code=_exit_code(error), error=_headline(error))):
-            sys.stderr.write(_story(program, error))
-            sys.stderr.flush()
+            standard_error.write(_story(program, error))
+            standard_error.flush()
             time.sleep(FAILED_SECONDS)
         else:
             time.sleep(OTHERS_SECONDS + POLL_SECONDS)  # The watch's thread ends the process within that time.

@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 
 from arcdist.errors import ArcdistError
+from arcdist.standard_error import standard_error
 
 _logger = logging.getLogger("arcdist")
 _FILE_ONLY = {"file_only": True}
@@ -26,7 +27,7 @@ def console() -> Console:
     What a notebook runs as `!command` is given a terminal that cannot move its cursor: it is none.
     """
     below_a_notebook = "JPY_PARENT_PID" in os.environ
-    return Console(stderr=True, force_terminal=False if below_a_notebook else None)
+    return Console(file=standard_error, force_terminal=False if below_a_notebook else None)
 
 
 @contextmanager
