@@ -1,7 +1,9 @@
 """Which reader a name is given to, and what becomes of names that none can read."""
 
 import json
+import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 from shared.made_records import made_record
@@ -10,6 +12,7 @@ from shared.made_runs import make_run
 from arcdist.comparison import reading
 from arcdist.comparison.reading import read_run, read_runs
 from arcdist.errors import ConfigError, DataError
+from arcdist.tracking.run_record import read_run_folder
 
 
 @pytest.fixture
@@ -61,3 +64,19 @@ def test_what_can_be_read_is_and_the_rest_is_told(tmp_path, monkeypatch, wandb):
         "team/project/abcdefgh cannot be read: there is no network.",
         f"./run is the same run as run ({run_id}): name each run once.",
     ]
+
+
+def test_the_folders_that_w_and_b_wrote_of_one_run_stand_for_it_once_a_copied_run_folder_is_told(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", epochs=1)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    records, (told,) = read_runs([str(run), str(copy)])
+    assert [record.place for record in records] == [str(run)]
+    assert told.startswith(f"{copy} is the same run as {run} (")
+    folders = [tmp_path / "wandb" / f"offline-run-20260102_03040{second}-abcdefgh" for second in (5, 6)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "run-abcdefgh.wandb").touch()
+    record = read_run_folder(run)
+    monkeypatch.setattr(reading, "read_wandb_folder", lambda folder: replace(record, place=str(folder)))
+    records, refused = read_runs([str(folder) for folder in folders])
+    assert ([record.place for record in records], refused) == ([str(folders[0])], [])
