@@ -14,6 +14,8 @@ class OutputClosed(Exception):
 
 def is_output_closed() -> bool:
     """Whether something was printed that can no longer be delivered; it is then thrown away, with all that follows."""
+    if sys.stdout is None:  # closed before the program began
+        return False
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -39,7 +41,7 @@ def _has_no_reader() -> bool:
     """Of output without a buffer nothing is left that would show it."""
     try:
         output = sys.stdout.fileno()
-    except OSError:  # no file, as in a notebook
+    except (AttributeError, OSError, ValueError):  # none, no file, as in a notebook, or closed
         return False
     poll = select.poll()
     poll.register(output, 0)

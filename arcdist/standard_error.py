@@ -1,37 +1,61 @@
 """Standard error as a run writes it: who watches may leave, a terminal may go, a disk behind it may be full."""
 
+import errno
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
 _logger = logging.getLogger(__name__)
 
+_FOR_EVER = (errno.EPIPE, errno.EIO, errno.ENXIO)
+"""The reader or the terminal is gone; after any other failure there may be room again."""
+
 
 class _StandardError:
-    """Writes what it can. Once something cannot be written it is thrown away, with all that follows."""
+    """A stream that writes what it can on `sys.stderr`, which it looks up anew each time; it raises nothing."""
+
+    def __init__(self) -> None:
+        self._told = False
 
     def write(self, text: str) -> int:
-        try:
-            _stream().write(text)
-        except OSError as error:
-            _give_up(error)
+        self._try(lambda stream: stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        try:
-            _stream().flush()
-        except OSError as error:
-            _give_up(error)
+        self._try(lambda stream: stream.flush())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(_stream(), name)
 
+    def _try(self, do: Callable[[Any], object]) -> None:
+        stream = _stream()
+        if stream is None:  # closed before the program began
+            return
+        try:
+            do(stream)
+        except OSError as error:
+            if error.errno in _FOR_EVER:
+                _throw_away()
+            if not self._told:
+                self._told = True
+                _tell(error)
+
 
 standard_error = cast(IO[str], _StandardError())
-"""What to write on in place of `sys.stderr`, which is looked up anew each time: no error of it ends a run."""
+"""What to write on in place of `sys.stderr`."""
+
+
+def finish_standard_error() -> None:
+    """Deliver what is left or throw it away: Python would make an exit code of its own of it."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:
+        _throw_away()
 
 
 def _stream() -> Any:
@@ -39,13 +63,15 @@ def _stream() -> Any:
     return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
 
-def _give_up(error: OSError) -> None:
-    # Python delivers what is left when it ends, and would make an exit code of its own of that.
+def _throw_away() -> None:
     with suppress(OSError), Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), _stream().fileno())
+
+
+def _tell(error: OSError) -> None:
     if _logger.hasHandlers():
         _logger.warning(
-            "Standard error takes no more (%s): what follows stands in this file alone.",
+            "Standard error takes nothing (%s): what it misses of the log stands in this file.",
             error.strerror or error,
             extra={"file_only": True},
         )

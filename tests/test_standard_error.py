@@ -1,9 +1,15 @@
+import errno
+import io
 import os
+import pty
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from arcdist.standard_error import standard_error
 
 RUN = """\
 import sys
@@ -31,6 +37,13 @@ def run(folder, error, *flags):
     return subprocess.run(program, stdout=subprocess.PIPE, stderr=error, timeout=30, check=False)
 
 
+def logged(folder):
+    return [line.split(maxsplit=2)[2] for line in (folder / "training.log").read_text().splitlines()]
+
+
+STEPS = ["INFO step 0", "INFO step 1", "INFO step 2"]
+
+
 @pytest.fixture(params=["Broken pipe", "No space left on device"])
 def lost(request):
     """Something that takes nothing, and what it says."""
@@ -49,9 +62,8 @@ def test_a_run_goes_on_to_its_end_when_nobody_reads_it(tmp_path, lost):
     file, why = lost
     ended = run(tmp_path, file)
     assert (ended.returncode, ended.stdout) == (0, b"")
-    told = [line.split(maxsplit=2)[2] for line in (tmp_path / "training.log").read_text().splitlines()]
-    loss = f"WARNING Standard error takes no more ({why}): what follows stands in this file alone."
-    assert sorted(told) == sorted([loss, "INFO step 0", "INFO step 1", "INFO step 2"])
+    loss = f"WARNING Standard error takes nothing ({why}): what it misses of the log stands in this file."
+    assert sorted(logged(tmp_path)) == sorted([loss, *STEPS])
 
 
 def test_an_error_that_nobody_reads_has_its_exit_code(tmp_path, lost):
@@ -64,3 +76,54 @@ def test_what_is_read_is_whole(tmp_path):
     assert [line for line in lines if line == "a table"] == 3 * ["a table"]
     assert [line.split()[1:] for line in lines if " step " in line] == [["step", str(step)] for step in range(3)]
     assert lines[-1] == "x.py: too late."
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(("flags", "code"), [((), 0), (("--fail",), 2)])
+def test_streams_that_are_closed_from_the_start_change_no_exit_code(tmp_path, closed, flags, code):
+    program = shlex.join([sys.executable, "-c", RUN, str(tmp_path), *flags])
+    ended = subprocess.run(f"{program} {closed}", shell=True, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == code
+    assert [line for line in logged(tmp_path) if line in STEPS] == STEPS
+    if "2>" not in closed:
+        assert ended.stderr.endswith("x.py: too late.\n" if flags else "a table\n")
+
+
+def test_a_run_on_a_terminal_goes_on_without_it(tmp_path):
+    there, terminal = pty.openpty()
+    program = RUN.replace("range(3)", "range(8)").replace("bar.advance()", "bar.advance(); time.sleep(0.3)")
+    started = subprocess.Popen(
+        [sys.executable, "-c", f"import time\n{program}", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=terminal,
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(terminal)
+    seen = b""
+    while b"a table" not in seen:
+        seen += os.read(there, 65536)
+    os.close(there)
+    assert started.wait(timeout=30) == 0
+    assert b"\x1b[" in seen  # It drew.
+    lines = logged(tmp_path)
+    assert [line for line in lines if line.startswith("INFO")] == [f"INFO step {step}" for step in range(8)]
+    assert any("Standard error takes nothing (Input/output error)" in line for line in lines)
+
+
+def test_a_disk_that_has_room_again_is_written_on(monkeypatch):
+    class Disk(io.StringIO):
+        full = False
+
+        def write(self, text):
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(text)
+
+    disk = Disk()
+    monkeypatch.setattr(sys, "stderr", disk)
+    standard_error.write("one ")
+    disk.full = True
+    assert standard_error.write("two ") == 4
+    disk.full = False
+    standard_error.write("three")
+    assert disk.getvalue() == "one three"

@@ -35,13 +35,18 @@ def compare_runs(names: Sequence[str], folder: Path | None, *, report: bool) -> 
     if len(records) < 2:
         raise DataError("\n".join(refused))
     comparison = compare(records, refused)
+    written = []
     if folder is not None:
         make_folder(folder)
+        written += [str(path) for path in write_files(comparison, folder)]
+    if report:
+        try:
+            written.append(wandb_report.write(comparison))
+        except DataError as error:
+            refused.append(str(error))
+    # Last: whoever reads it may have seen enough, and end the program.
     console = Console()
     show(comparison, console)
-    written = [str(path) for path in write_files(comparison, folder)] if folder is not None else []
-    if report:
-        written.append(wandb_report.write(comparison))
     if written:
         console.print()
     for place in written:

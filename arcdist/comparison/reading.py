@@ -30,7 +30,8 @@ def read_runs(names: Sequence[str]) -> tuple[list[RunRecord], list[str]]:
 def _are_siblings(name: str, other: str) -> bool:
     """Whether W&B wrote both folders of a run, which was resumed: each stands for all of them."""
     first, second = (expanded(place).resolve() for place in (name, other))
-    return first != second and first.parent == second.parent and is_wandb_folder(first) and is_wandb_folder(second)
+    are_its = (any(folder.glob("run-*.wandb")) for folder in (first, second))
+    return first != second and first.parent == second.parent and all(are_its)
 
 
 def read_run(name: str) -> RunRecord:

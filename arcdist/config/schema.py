@@ -361,7 +361,7 @@ class OutputConfig:
     on_save_error: Literal["continue", "stop"] = "continue"
     """What to do where a checkpoint cannot be written: train on, since the one before it stands, or end the run."""
     preempted_exit_code: Literal[143, 0] = 143
-    """Exit code after SIGTERM or SIGUSR1, once the step under way is saved."""
+    """Exit code after SIGTERM, SIGUSR1 or SIGHUP, once the step under way is saved."""
     validate_every: int = 1
     """Epochs between two validations; the last epoch is always validated."""
     best_metric: Literal["val/exact", "val/cell", "val/accuracy_delta"] = "val/exact"

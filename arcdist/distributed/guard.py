@@ -13,7 +13,7 @@ from arcdist.closed_output import OutputClosed, ends_quietly, is_output_closed
 from arcdist.distributed.environment import is_main, launcher_keeps_store, rank, store_address, world_size
 from arcdist.distributed.failure import FAILED_SECONDS, OTHERS_SECONDS, POLL_SECONDS, Failure, FailureWatch, leave
 from arcdist.errors import ArcdistError, DistributedError
-from arcdist.standard_error import standard_error
+from arcdist.standard_error import finish_standard_error, standard_error
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -59,6 +59,8 @@ def run_guarded(program: str, main: Callable[[FailureWatch], int | None]) -> int
             elif not isinstance(error, _QUIET):
                 raise
             return _exit_code(error)
+        finally:
+            finish_standard_error()
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from arcdist.distributed import world_size
 _SAME_SIGNAL_SECONDS = 1.0
 """A terminal's Ctrl-C reaches a process and its launcher, and torchrun hands its own on: one wish, two signals."""
 
-PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR1)
-"""What batch systems send before they take the machine away."""
+PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""What batch systems send before they take the machine away, and a terminal that is closed."""
 
 
 class Interrupt:
@@ -42,6 +42,8 @@ class Interrupt:
     def __enter__(self) -> "Interrupt":
         self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._stop_at_step)
         for number in PREEMPTIONS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # The run was started with nohup, to outlive its terminal.
             self._previous[number] = signal.signal(number, self._preempt)
         return self
 

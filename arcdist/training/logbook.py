@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 from arcdist.tracking import Mirrors, Record, TrainingMetricsTracker
-from arcdist.training.interval import Interval
 from arcdist.training.loop_state import LoopState
 from arcdist.training.records import as_validation, by_part, epoch_record, epoch_summary, step_record
 from arcdist.training.session import Session
@@ -46,7 +45,7 @@ class Logbook:
             self.mirrors.log_best(folder)
 
     def log_steps(self) -> None:
-        """Keep the means over the steps since the last time.
+        """Keep the means over the steps since the last line.
 
         Raises:
             NotFiniteError: the mean loss is NaN or infinite.
@@ -82,7 +81,6 @@ class Logbook:
             means["mask_ratio"],
             means["pairs_per_s"],
         )
-        state.since_log = Interval()
 
     def log_flags(self) -> None:
         """Keep the flags that are up, of a run that ends over one."""

@@ -188,6 +188,7 @@ class Loop:
         due = state.step % self.config.output.log_every == 0 or state.ends_run
         if due and state.since_log.steps:
             self.logbook.log_steps()
+            state.begin_line()
         check_every = self.config.distributed.replica_check_every
         if check_every and state.step % check_every == 0:
             self.heartbeat.doing("comparing replicas")

@@ -65,6 +65,10 @@ class LoopState:
         for interval in (self.since_log, self.since_epoch):
             interval.add(report, seconds=seconds)
 
+    def begin_line(self) -> None:
+        """Count the steps of the next line of the log."""
+        self.since_log = Interval()
+
     def begin_epoch(self) -> None:
         """Go on to the next epoch."""
         self.epoch, self.batch, self.since_epoch = self.epoch + 1, 0, Interval()

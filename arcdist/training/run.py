@@ -4,7 +4,7 @@ import json
 import logging
 import secrets
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from arcdist.distributed.exchange import bytes_from_first, hear_from_first, part
 from arcdist.engine.device import device_name
 from arcdist.engine.platform import Platform, start_platform
 from arcdist.errors import ArcdistError, ConfigError, DataError, SaveError
+from arcdist.standard_error import standard_error
 from arcdist.tracking import (
     Mirrors,
     PhaseLines,
@@ -66,6 +67,13 @@ def train(loaded: LoadedConfig, watch: FailureWatch) -> int:
             dry_run(config)
         part()
         return 0
+    # What libraries print is no result of training, and no reader of it that has gone may end a run.
+    with redirect_stdout(standard_error) if is_main() else nullcontext():
+        return _train(loaded, watch, profiled)
+
+
+def _train(loaded: LoadedConfig, watch: FailureWatch, profiled: int) -> int:
+    config = loaded.config
     # Process 0 owns the folder and reads the checkpoint; the others are told as soon as there is a way to.
     start = find_start(config.output.dir, loaded.options.get("resume")) if is_main() else None
     folder = start.folder if start else None

@@ -115,9 +115,9 @@ def test_the_program_starts_by_itself(tmp_path):
     assert set(re.findall(r"^  (--\w+)", run.stdout, re.M)) == {"--output_dir", "--wandb"}
 
 
-def test_its_tables_may_go_to_a_reader_who_has_seen_enough(runs):
+def test_its_tables_may_go_to_a_reader_who_has_seen_enough_and_its_files_are_written(runs, tmp_path):
     run = subprocess.Popen(
-        [sys.executable, str(PROGRAM), "base", "other", "old"],
+        [sys.executable, str(PROGRAM), "base", "other", "old", "--output_dir", str(tmp_path / "out")],
         cwd=runs,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -128,3 +128,6 @@ def test_its_tables_may_go_to_a_reader_who_has_seen_enough(runs):
     assert run.stderr.read() == ""
     run.stderr.close()
     assert run.wait(timeout=120) == 141
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("compare.html", "compare.json", "curves.png", "efe_terms.png"),
+    }

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from arcdist.comparison import reading
 from arcdist.comparison.reading import read_run, read_runs
 from arcdist.errors import ConfigError, DataError
 from arcdist.tracking.run_record import read_run_folder
+from arcdist.tracking.wandb_files import is_wandb_path
 
 
 @pytest.fixture
@@ -33,9 +35,30 @@ def test_each_name_goes_to_its_reader(tmp_path, monkeypatch, wandb):
     assert read_run("team/project/abcdefgh").place == "team/project/abcdefgh"
 
 
-def test_a_run_folder_is_read_without_w_and_b(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)  # cannot be imported
-    assert read_run(str(make_run(tmp_path / "run", epochs=1))).identity.name == "run"
+def test_a_run_folder_is_read_without_w_and_b(tmp_path):
+    run = make_run(tmp_path / "run", epochs=1)
+    program = """\
+import sys
+sys.modules["wandb"] = None  # cannot be imported
+from arcdist.comparison.reading import read_run
+print(read_run(sys.argv[1]).identity.name)
+"""
+    printed = subprocess.run(
+        [sys.executable, "-c", program, str(run)], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    assert printed == "run\n"
+
+
+def test_a_path_on_disk_is_none_of_the_server_nor_is_a_mistyped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "old" / "wandb").mkdir(parents=True)
+    assert is_wandb_path("team/project/abcdefgh")
+    assert not is_wandb_path("runs/old/wandb")
+    assert not is_wandb_path("runs/old/mistyped")
+    for other in ("runs/old", "team/project", "team/project/abcdefgh/", "team/my project/abcdefgh"):
+        assert not is_wandb_path(other)
+    for here in ("/team/project/abcdefgh", "./project/abcdefgh", "../project/abcdefgh", "~/project/abcdefgh"):
+        assert not is_wandb_path(here)
 
 
 def test_a_mistyped_folder_is_not_looked_for_on_the_server(tmp_path, monkeypatch, wandb):
@@ -80,3 +103,5 @@ def test_the_folders_that_w_and_b_wrote_of_one_run_stand_for_it_once_a_copied_ru
     monkeypatch.setattr(reading, "read_wandb_folder", lambda folder: replace(record, place=str(folder)))
     records, refused = read_runs([str(folder) for folder in folders])
     assert ([record.place for record in records], refused) == ([str(folders[0])], [])
+    _, (told,) = read_runs([str(tmp_path / "wandb"), str(shutil.copytree(tmp_path / "wandb", tmp_path / "again"))])
+    assert told.startswith(f"{tmp_path / 'again'} is the same run as ")

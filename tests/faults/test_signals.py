@@ -34,8 +34,8 @@ def assert_goes_on(start, assert_ended_as, step, processes):
 
 @pytest.mark.parametrize(
     ("number", "flags", "code"),
-    [(signal.SIGTERM, (), 143), (signal.SIGUSR1, ("--output.preempted_exit_code", "0"), 0)],
-    ids=["SIGTERM", "SIGUSR1"],
+    [(signal.SIGTERM, (), 143), (signal.SIGUSR1, ("--output.preempted_exit_code", "0"), 0), (signal.SIGHUP, (), 143)],
+    ids=["SIGTERM", "SIGUSR1", "SIGHUP"],
 )
 def test_a_process_that_has_to_make_room_saves_its_step_and_says_so_in_its_exit_code(
     start, assert_ended_as, number, flags, code

@@ -51,8 +51,19 @@ def test_the_handler_of_before_is_put_back_whatever_ends_the_block():
         signal.raise_signal(signal.SIGINT)
 
 
-def test_what_batch_systems_send_is_known():
-    assert set(PREEMPTIONS) == {signal.SIGTERM, signal.SIGUSR1}
+def test_what_batch_systems_and_closed_terminals_send_is_known():
+    assert set(PREEMPTIONS) == {signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
+
+
+def test_a_run_under_nohup_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            signal.raise_signal(signal.SIGHUP)
+            assert not interrupt.requested
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", PREEMPTIONS)

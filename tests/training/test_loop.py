@@ -201,15 +201,11 @@ def test_ctrl_c_ends_the_run_with_the_next_step_of_all_processes_and_saves_it(ma
 
 
 # Two epochs of four steps. Answers and rewards change, the memory overflows, dropout draws, a line spans two steps.
-
-
 LIVELY = (
     *("--epochs=2", "--max_batches=4", "--log_every=3", "--save_every=1", "--output.keep_last=100"),
     *("--agent_lr=0.01", "--qwen_lr=0.003", "--optim.warmup_steps=2", "--refiner.rl_delta_scale=200"),
     *("--solver.capacity=5", "--curriculum.memory_gate=0.5", "--qwen.lora_dropout=0.2"),
 )
-
-
 STEPS = 8
 
 
@@ -273,8 +269,6 @@ def files_of(folder):
 
 
 # One step into an epoch, in its middle, at its end (whose numbers and validation are done), one after it.
-
-
 @pytest.mark.parametrize(
     ("every", "places"), [(1, (1, 4)), pytest.param(1, (2, 5), marks=pytest.mark.slow), (2, (3,)), (3, (2,))]
 )
