@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 from arcdist.config import Option, Program, load_config
 from arcdist.distributed import FailureWatch, run_guarded
+from arcdist.imports import quick_imports
 
 BENCH = Program(
     name="bench.py",
@@ -32,9 +33,10 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str], watch: FailureWatch) -> None:
     loaded = load_config(argv, BENCH)
     config = loaded.config
-    from arcdist.distributed.exchange import part
-    from arcdist.training.benchmark import benchmark
-    from arcdist.training.memory_limit import explained_out_of_memory
+    with quick_imports():
+        from arcdist.distributed.exchange import part
+        from arcdist.training.benchmark import benchmark
+        from arcdist.training.memory_limit import explained_out_of_memory
 
     with watch, explained_out_of_memory(config):
         benchmark(config, int(loaded.options.get("steps", "50")))

@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 from arcdist.command_line import OneLineParser
 from arcdist.distributed import run_guarded
+from arcdist.imports import quick_imports
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,11 +25,13 @@ def _run(argv: Sequence[str]) -> None:
     given = _parser().parse_args(argv)
     # Imported here, so that help and mistakes in the command line need not wait for torch.
     if given.command == "export":
-        from arcdist.training.export import export
+        with quick_imports():
+            from arcdist.training.export import export
 
         export(given.checkpoint, given.folder)
     else:
-        from arcdist.training.inspection import show_run, verify
+        with quick_imports():
+            from arcdist.training.inspection import show_run, verify
 
         if given.command == "list":
             show_run(given.run)

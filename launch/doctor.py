@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 from arcdist.distributed import FailureWatch, run_guarded
 from arcdist.errors import PlatformError
+from arcdist.imports import quick_imports
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,8 +22,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str], watch: FailureWatch) -> None:
     try:
-        from arcdist.config import load_config
-        from arcdist.doctor import DOCTOR, examine
+        with quick_imports():
+            from arcdist.config import load_config
+            from arcdist.doctor import DOCTOR, examine
     except ImportError as error:
         # All else that may be missing is told in the table; this is what the table needs.
         raise PlatformError(

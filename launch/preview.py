@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 from arcdist.config import load_config
 from arcdist.distributed import run_guarded
+from arcdist.imports import quick_imports
 from arcdist.preview import PREVIEW, read_wanted
 
 
@@ -24,7 +25,8 @@ def _run(argv: Sequence[str]) -> None:
     loaded = load_config(argv, PREVIEW)
     wanted = read_wanted(loaded)
     # Imported here, so that help and mistakes in the command line need not wait for torch.
-    from arcdist.preview.preview import preview
+    with quick_imports():
+        from arcdist.preview.preview import preview
 
     preview(loaded.config, wanted)
 

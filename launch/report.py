@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 from arcdist.command_line import OneLineParser
 from arcdist.distributed import run_guarded
+from arcdist.imports import quick_imports
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,7 +24,8 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str]) -> None:
     given = _parser().parse_args(argv)
     # Imported here, so that help and mistakes in the command line need not wait for Matplotlib.
-    from arcdist.report import write_report
+    with quick_imports():
+        from arcdist.report import write_report
 
     path = write_report(given.run, given.output)
     print(f"The report of {given.run}: {path} ({path.stat().st_size / 1e6:.1f} MB)")

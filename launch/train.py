@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 from arcdist.config import format_config, load_config
 from arcdist.distributed import FailureWatch, run_guarded
+from arcdist.imports import quick_imports
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,7 +26,8 @@ def _run(argv: Sequence[str], watch: FailureWatch) -> int:
         print(format_config(loaded.config, loaded.sources), end="")
         return 0
     # Imported here, so that help and mistakes in the command line need not wait for torch.
-    from arcdist.training.run import train
+    with quick_imports():
+        from arcdist.training.run import train
 
     with watch:
         return train(loaded, watch)

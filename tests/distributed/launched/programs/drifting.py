@@ -4,10 +4,13 @@ import runpy
 import sys
 from pathlib import Path
 
-import torch
-
 from arcdist.distributed import rank
-from arcdist.training import loop
+from arcdist.imports import quick_imports
+
+with quick_imports():
+    import torch
+
+    from arcdist.training import loop
 
 TRAIN = Path(__file__).resolve().parents[4] / "launch" / "train.py"
 

@@ -7,7 +7,10 @@ import time
 from pathlib import Path
 
 from arcdist.distributed import rank
-from arcdist.training import loop
+from arcdist.imports import quick_imports
+
+with quick_imports():
+    from arcdist.training import loop
 
 TRAIN = Path(__file__).resolve().parents[4] / "launch" / "train.py"
 NOTES = Path(os.environ["NOTES"])

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 from arcdist.distributed import rank
-from arcdist.training import loop, step
+from arcdist.imports import quick_imports
+
+with quick_imports():
+    from arcdist.training import loop, step
 
 TRAIN = Path(__file__).resolve().parents[4] / "launch" / "train.py"
 NOTES = Path(os.environ["NOTES"]) / f"rank_{rank():05d}.jsonl"

@@ -11,10 +11,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from arcdist.distributed import rank, world_size
-from arcdist.training import loop
+from arcdist.imports import quick_imports
+
+with quick_imports():
+    import torch
+
+    from arcdist.training import loop
 
 TRAIN = Path(__file__).resolve().parents[4] / "launch" / "train.py"
 POISON = {int(step): where for step, where in json.loads(os.environ["POISON"]).items()}
