@@ -3,13 +3,24 @@
 import os
 import select
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 class OutputClosed(Exception):
     """Who read standard output has gone. `exit_code` is what a shell shows of a program that SIGPIPE ends."""
 
     exit_code = 141
+
+
+def throw_away(stream: Any) -> None:
+    """Let go of what a stream could not deliver, and of all that follows.
+
+    Python delivers once more when it ends, and would complain, or make an exit code of its own of it.
+    """
+    with suppress(OSError), Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def is_output_closed() -> bool:
@@ -19,9 +30,7 @@ def is_output_closed() -> bool:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python delivers once more when it ends, and would complain.
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        throw_away(sys.stdout)
         return True
     except OSError:  # a full disk, of which Python tells when it ends
         return False

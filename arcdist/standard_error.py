@@ -2,12 +2,11 @@
 
 import errno
 import logging
-import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any, cast
+
+from arcdist.closed_output import throw_away
 
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class _StandardError:
             do(stream)
         except OSError as error:
             if error.errno in _FOR_EVER:
-                _throw_away()
+                throw_away(stream)
             if not self._told:
                 self._told = True
                 _tell(error)
@@ -50,22 +49,17 @@ standard_error = cast(IO[str], _StandardError())
 
 
 def finish_standard_error() -> None:
-    """Deliver what is left or throw it away: Python would make an exit code of its own of it."""
+    """Deliver what is left, or throw it away."""
     try:
         if sys.stderr is not None:
             sys.stderr.flush()
     except OSError:
-        _throw_away()
+        throw_away(sys.stderr)
 
 
 def _stream() -> Any:
     # While a bar is drawn, rich's own stream stands in for the one below it.
     return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
-
-
-def _throw_away() -> None:
-    with suppress(OSError), Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), _stream().fileno())
 
 
 def _tell(error: OSError) -> None:

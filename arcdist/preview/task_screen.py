@@ -15,6 +15,7 @@ from arcdist.preview.given import Given
 from arcdist.preview.layout import ARROW, KEPT, draw_strips
 from arcdist.preview.strips import strips_of
 from arcdist.preview.words import describe
+from arcdist.tracking.wording import counted
 
 
 def heading(given: Given, config: Config, *, epoch: int, origin: str, exclusion: str | None) -> list[Text]:
@@ -29,10 +30,8 @@ def heading(given: Given, config: Config, *, epoch: int, origin: str, exclusion:
     """
     task, augmentation = given.task, given.augmentation
     seen = "as validation sees it" if augmentation is None else f"as training sees it in epoch {epoch}"
-    lines = [
-        Text.assemble((given.query.id, "bold"), f", {seen}"),
-        Text(f"{origin}: {_count(task.demonstrations, 'demonstration')}, {_count(task.tests, 'test pair')}"),
-    ]
+    pairs = f"{counted(len(task.demonstrations), 'demonstration')}, {counted(len(task.tests), 'test pair')}"
+    lines = [Text.assemble((given.query.id, "bold"), f", {seen}"), Text(f"{origin}: {pairs}")]
     if exclusion is not None:
         lines.append(Text(exclusion, style=KEPT))
     if augmentation is None:
@@ -99,7 +98,3 @@ def _task_vector(given: Given, config: Config) -> str:
     if not config.agent.task_vectors:
         return "none: agent.task_vectors is false"
     return "zeros: the task is not trained on" if given.task_row < 0 else f"row {given.task_row}"
-
-
-def _count(pairs: tuple[object, ...], name: str) -> str:
-    return f"{len(pairs)} {name}{'' if len(pairs) == 1 else 's'}"

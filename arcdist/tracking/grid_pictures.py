@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from arcdist.tracking.grids import ARC_COLORS
+from arcdist.tracking.grids import ARC_COLORS, on_one_canvas
 from arcdist.tracking.plots import VERMILION
 from arcdist.tracking.validation import Rows, ShownQuery
 
@@ -46,11 +46,9 @@ def png_of(picture: Image.Image) -> bytes:
 
 
 def _difference(answer: Rows, target: Rows) -> UInt8[np.ndarray, "rows columns"]:
-    canvas = np.full((2, max(len(answer), len(target)), max(len(answer[0]), len(target[0]))), _LINE, dtype=np.uint8)
-    for place, grid in zip(canvas, (answer, target), strict=True):
-        place[: len(grid), : len(grid[0])] = grid
-    judged = np.where(canvas[0] == canvas[1], np.uint8(_RIGHT), np.uint8(_WRONG))
-    judged[(canvas == _LINE).all(axis=0)] = _PAPER  # beside both
+    layers = on_one_canvas(np.array(answer), np.array(target))
+    judged = np.where(layers[0] == layers[1], np.uint8(_RIGHT), np.uint8(_WRONG))
+    judged[(layers < 0).all(axis=0)] = _PAPER  # beside both
     return judged
 
 

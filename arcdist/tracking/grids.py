@@ -81,6 +81,14 @@ def right_cells(prediction: Grid, target: Grid) -> int:
     return int((prediction[:height, :width] == target[:height, :width]).sum())
 
 
+def on_one_canvas(prediction: Grid, target: Grid) -> Integer[np.ndarray, "2 _ _"]:
+    """Both grids on a canvas that holds either, one above the other; -1 where a grid has no cell."""
+    layers = np.full((2, *np.maximum(prediction.shape, target.shape)), -1)
+    for layer, grid in zip(layers, (prediction, target), strict=True):
+        layer[: grid.shape[0], : grid.shape[1]] = grid
+    return layers
+
+
 def draw_grids(row: Sequence[Axes], grids: Sequence[Grid], titles: Sequence[str]) -> None:
     """Draw a row of grids (colours 0 to 9) with cells of one size, each on its axes under its title."""
     height = max(grid.shape[0] for grid in grids)
@@ -190,10 +198,8 @@ def _difference(prediction: Grid, target: Grid) -> Grid:
 
 def _wrong_cells(prediction: Grid, target: Grid) -> np.ndarray:
     """Where only one of the two has a cell, or they have not the same colour."""
-    layers = np.full((2, *np.maximum(prediction.shape, target.shape)), -1)
-    for layer, grid in zip(layers, (prediction, target), strict=True):
-        layer[: grid.shape[0], : grid.shape[1]] = grid
-    return layers[0] != layers[1]
+    upper, lower = on_one_canvas(prediction, target)
+    return upper != lower
 
 
 def _draw_cells(axes: Axes, grid: Grid, left: float, top: float, cell: float) -> None:

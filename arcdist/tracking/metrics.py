@@ -21,6 +21,8 @@ from arcdist.tracking.validation import (
 Record: TypeAlias = Mapping[str, float | int | str | Sequence[str] | None]
 """Numbers by name. Python floats only: what is still a tensor has not been waited for."""
 
+_STEPS, _METRICS = "steps.jsonl", "metrics.json"
+
 _logger = logging.getLogger(__name__)
 
 
@@ -39,8 +41,8 @@ class TrainingMetricsTracker:
         Raises:
             DataError: `steps.jsonl` or `metrics.json` in there is broken.
         """
-        self.steps_path = run_dir / "steps.jsonl"
-        self.metrics_path = run_dir / "metrics.json"
+        self.steps_path = run_dir / _STEPS
+        self.metrics_path = run_dir / _METRICS
         self.plot_path = run_dir / "metrics_plot.png"
         self.best_metric = best_metric
         self.tie_metric = tie_metric
@@ -49,11 +51,10 @@ class TrainingMetricsTracker:
         self._unwritten: dict[Path, Callable[[], None]] = {}
         self._steps: list[dict[str, Any]] = []
         self._epochs: list[dict[str, Any]] = []
-        if writes and self.steps_path.exists():
+        if writes:
             _drop_unfinished_line(self.steps_path)
-            self._steps = read_steps(self.steps_path)
-        if writes and self.metrics_path.exists():
-            self._epochs = read_metrics(self.metrics_path)["epochs"]
+            self._steps, metrics = read_numbers(run_dir)
+            self._epochs = metrics["epochs"]
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -193,12 +194,25 @@ def finite(record: Record) -> dict[str, Any]:
 
 def _drop_unfinished_line(path: Path) -> None:
     """A last line without its end was cut off with the process that wrote it, and goes."""
-    content = path.read_bytes()
+    content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         _logger.warning("%s: dropped an unfinished last line.", path)
         with replacing(path) as partial:
             partial.write_bytes(whole)
+
+
+def read_numbers(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The logged steps and the metrics of a run folder; empty where the run has not come to them yet.
+
+    Raises:
+        DataError: `steps.jsonl` or `metrics.json` is broken, or cannot be read.
+    """
+    steps, metrics = folder / _STEPS, folder / _METRICS
+    return (
+        read_steps(steps) if steps.exists() else [],
+        read_metrics(metrics) if metrics.exists() else {"epochs": [], "best": {}},
+    )
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:

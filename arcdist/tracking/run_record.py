@@ -9,7 +9,7 @@ import yaml
 
 from arcdist.errors import ConfigError, DataError
 from arcdist.tracking.identity import FILE, Identity, read_identity
-from arcdist.tracking.metrics import read_metrics, read_steps
+from arcdist.tracking.metrics import read_numbers
 from arcdist.tracking.validation import Validation, read_validations
 
 
@@ -43,9 +43,7 @@ def read_run_folder(folder: Path) -> RunRecord:
         raise ConfigError(f"{folder}: there is no such folder. Give that of a run, such as runs/NAME.")
     if not (folder / FILE).exists() or not (folder / "config.yaml").exists():
         raise ConfigError(f"{folder} is no run folder: it has no {FILE} or no config.yaml. Give that of a run.")
-    steps_path, metrics_path = folder / "steps.jsonl", folder / "metrics.json"
-    steps = read_steps(steps_path) if steps_path.exists() else []
-    metrics = read_metrics(metrics_path) if metrics_path.exists() else {"epochs": [], "best": {}}
+    steps, metrics = read_numbers(folder)
     if not steps and not metrics["epochs"]:
         raise DataError(f"{folder} holds no logged step yet: wait until the run has made --output.log_every steps.")
     return RunRecord(

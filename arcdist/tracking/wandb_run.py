@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from arcdist.config import Config
-from arcdist.config.keys import flatten
 from arcdist.tracking.identity import Identity
-from arcdist.tracking.metrics import Record, read_metrics, read_steps
+from arcdist.tracking.metrics import Record, read_numbers
 from arcdist.tracking.mirror import Mirror
 from arcdist.tracking.rows import Row, make_row, rows_of
 from arcdist.tracking.validation import Validation, read_validations
@@ -42,7 +41,7 @@ class WandbMirror(Mirror):
             "project": config.tracking.wandb_project,
             "entity": config.tracking.wandb_entity,
             "identity": asdict(identity),
-            "config": _nested(flatten(config)),
+            "config": asdict(config),
             "about": {"tags": list(identity.tags), BEST_METRIC: best_metric, WHOLE: []},
             "init_seconds": INIT_SECONDS,
             "finish_seconds": FINISH_SECONDS,
@@ -170,12 +169,8 @@ class WandbMirror(Mirror):
         )
         self._begin("offline")
         # What W&B was given and has not written stands in the run folder; what comes after that is still to be given.
-        steps, metrics = self._folder / "steps.jsonl", self._folder / "metrics.json"
-        for row in rows_of(
-            read_steps(steps) if steps.exists() else [],
-            read_metrics(metrics)["epochs"] if metrics.exists() else [],
-            read_validations(self._folder),
-        ):
+        steps, metrics = read_numbers(self._folder)
+        for row in rows_of(steps, metrics["epochs"], read_validations(self._folder)):
             if row.step <= self._given:
                 self._log(row)
 
@@ -188,14 +183,3 @@ class WandbMirror(Mirror):
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             pipe.end()
-
-
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, value in values.items():
-        *parents, leaf = name.split(".")
-        place = tree
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[leaf] = value
-    return tree

@@ -29,6 +29,8 @@ WEIGHTS, MOMENTS, PROMPTS, STATE = "weights.safetensors", "moments.safetensors",
 MANIFEST = "manifest.json"
 FILES = (WEIGHTS, MOMENTS, PROMPTS, STATE)
 """What a checkpoint holds beside its manifest."""
+BEST = "best"
+"""What the checkpoint of the best epoch is called, in the run's folder."""
 
 _PIECE = 16 * 2**20
 """Bytes that are written at once."""
@@ -65,7 +67,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> None:
 
 def save_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     """The same for a checkpoint that was read: its files by name, as `read_files` gives them."""
-    partial = _beside(folder, "partial")
+    partial = beside(folder, "partial")
     try:
         _clear(partial)
         partial.mkdir(parents=True)
@@ -102,7 +104,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
-    replaced = _beside(folder, "replaced")
+    replaced = beside(folder, "replaced")
     _clear(replaced)
     if folder.exists():
         folder.rename(replaced)
@@ -115,7 +117,7 @@ def _put_in_place(partial: Path, folder: Path) -> None:
 
 def mend(folder: Path) -> None:
     """Finish or take back a replacement of `folder` that was cut off between its two renamings."""
-    for other in (_beside(folder, "partial"), _beside(folder, "replaced")):
+    for other in (beside(folder, "partial"), beside(folder, "replaced")):
         if not folder.exists() and other.exists() and flaw(other) is None:
             other.rename(folder)
 
@@ -194,6 +196,11 @@ def step_folder(root: Path, step: int) -> Path:
     return root / f"step_{step:08d}"
 
 
+def beside(folder: Path, what: str) -> Path:
+    """What a checkpoint is called while it is "partial", "replaced" or "removed"."""
+    return folder.with_name(f".{folder.name}.{what}")
+
+
 def is_numbered(folder: Path) -> bool:
     """Whether a checkpoint is one of a series, by its name."""
     return re.fullmatch(r"step_\d{8}", folder.name) is not None
@@ -229,15 +236,11 @@ def _clear(folder: Path) -> None:
     """Remove a folder, which is no longer called a checkpoint while its files go."""
     if folder.exists():
         if not folder.name.startswith("."):
-            removed = _beside(folder, "removed")
+            removed = beside(folder, "removed")
             if removed.exists():  # since a process was killed
                 shutil.rmtree(removed)
             folder = folder.rename(removed)
         shutil.rmtree(folder)
-
-
-def _beside(folder: Path, what: str) -> Path:
-    return folder.with_name(f".{folder.name}.{what}")
 
 
 def _read(path: Path) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from arcdist.config import OutputConfig
 from arcdist.distributed.exchange import hear_from_first
 from arcdist.errors import SaveError
-from arcdist.training.checkpoint import Snapshot, step_folder
+from arcdist.training.checkpoint import BEST, Snapshot, step_folder
 from arcdist.training.saver import Saver
 
 _logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Checkpointing:
             SaveError: what was saved before could not be written, and the configuration asks to stop for it.
         """
         # The best first: who resumes from a checkpoint after that epoch does not write it again.
-        folders = [self._folder / "best"] if self.best_is_new else []
+        folders = [self._folder / BEST] if self.best_is_new else []
         due = now or step % self._output.save_every == 0
         if due and self.saved_step != step:
             folders.append(self.folder_of(step))

@@ -18,11 +18,11 @@ from arcdist.config.keys import build, flatten
 from arcdist.errors import ConfigError, DataError
 from arcdist.models.base_identity import Base, read_base
 from arcdist.paths import expanded
-from arcdist.training.checkpoint import STATE, Snapshot, is_numbered, parse_files, read_files
+from arcdist.training.checkpoint import BEST, STATE, Snapshot, is_numbered, parse_files, read_files
 from arcdist.training.durable import write_folder
 from arcdist.training.inspection import inspect
 from arcdist.training.model_card import Facts, model_card
-from arcdist.training.places import BEST, checkpoints_of_run, is_checkpoint, moved, no_checkpoint, read_unchanged
+from arcdist.training.places import checkpoints_of_run, is_checkpoint, moved, no_checkpoint, read_unchanged
 from arcdist.training.state_file import read_state
 
 _BODY = "qwen.body."

@@ -14,6 +14,7 @@ from rich.text import Text
 from safetensors import SafetensorError, safe_open
 
 from arcdist.errors import ConfigError, DataError
+from arcdist.tracking.wording import DASH
 from arcdist.training.checkpoint import FILES, MANIFEST, MOMENTS, PROMPTS, STATE, WEIGHTS, is_numbered, read_files
 from arcdist.training.places import (
     checkpoints_of_run,
@@ -206,9 +207,9 @@ def _table(found: Sequence[Inspection]) -> Table:
         position = (inspection.step, inspection.epoch, inspection.batch)
         lines.add_row(
             inspection.folder.name,
-            *("–" if number is None else str(number) for number in position),
+            *(DASH if number is None else str(number) for number in position),
             decimal(inspection.size),
-            "–" if inspection.written is None else f"{inspection.written:%Y-%m-%d %H:%M}",
+            DASH if inspection.written is None else f"{inspection.written:%Y-%m-%d %H:%M}",
             Text(inspection.verdict, style=_STYLES[inspection.verdict]),
         )
     return lines

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCardData
 
 from arcdist.config import Config
 from arcdist.models.base_identity import Base
+from arcdist.tracking.wording import DASH, counted, percent
 
 _SCORES = (
     ("exact grids", "val/exact", "floor/copy_exact"),
@@ -90,10 +91,10 @@ def _training(facts: Facts) -> str:
     if data.max_tasks is not None:
         tasks += f", the first {data.max_tasks} tasks"
     where = "the tasks trained on" if data.validation_source is None else f"`{data.validation_source}`"
-    done = f"{_counted(state['step'], 'step')} of up to {_counted(train.batch_size, 'query', 'queries')} each; "
-    done += _counted(state["epoch"], "whole epoch")
+    done = f"{counted(state['step'], 'step')} of up to {counted(train.batch_size, 'query')} each; "
+    done += counted(state["epoch"], "whole epoch")
     if state["batch"]:
-        done += f" and {_counted(state['batch'], 'step')} of the next"
+        done += f" and {counted(state['batch'], 'step')} of the next"
     weights = _WEIGHTS[facts.base.kind].format(facts.base.name)
     return "## Training\n\n" + _table(
         ("", ""),
@@ -114,7 +115,7 @@ def _scores(facts: Facts) -> str:
     if not scored:
         return "## Scores\n\nNone: the checkpoint is older than the run's first validation.\n"
     record, state = scored[-1], facts.state
-    rows = ((name, _percent(record.get(key)), _percent(record.get(floor or ""))) for name, key, floor in _SCORES)
+    rows = ((name, percent(record.get(key)), percent(record.get(floor or ""))) for name, key, floor in _SCORES)
     text = "## Scores\n\n" + _table(("validation", f"epoch {record['epoch']}", "copying the input"), rows)
     if (state["epoch"], state["batch"]) != (record["epoch"] + 1, 0):
         text += "\nTraining went on after this validation: these are not the scores of exactly these weights.\n"
@@ -167,9 +168,9 @@ rest = load_file(folder / "rest.safetensors")  # prompt_projection.*, solver.*, 
 def _versions(facts: Facts) -> str:
     trained = facts.state["versions"]
     names = ("arcdist", *trained, "safetensors")
-    rows = [(name, trained.get(name, "–"), version(name)) for name in names]
+    rows = [(name, trained.get(name, DASH), version(name)) for name in names]
     return "## Versions\n\n" + _table(
-        ("package", "trained with", "exported with"), [*rows, ("Python", "–", python_version())]
+        ("package", "trained with", "exported with"), [*rows, ("Python", DASH, python_version())]
     )
 
 
@@ -179,14 +180,6 @@ _LICENSE = """\
 No license is named in the metadata of this card: whoever publishes these weights has to choose one. The base model's
 license is its own and covers what is derived from it, and so does that of the tasks; arcdist itself is Apache-2.0.
 """
-
-
-def _counted(count: int, one: str, several: str = "") -> str:
-    return f"{count:,} {one if count == 1 else several or one + 's'}"
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share * 100:.2f} %"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from arcdist.errors import DataError
-from arcdist.training.checkpoint import FILES, MANIFEST, flaw, is_numbered
-
-BEST = "best"
-"""What the checkpoint of the best epoch is called, in the run's folder."""
+from arcdist.training.checkpoint import BEST, FILES, MANIFEST, beside, flaw, is_numbered
 
 _ASIDE = re.compile(rf"aside_\d+_(step_\d{{8}}|{BEST})")
 _Read = TypeVar("_Read")
@@ -46,7 +43,7 @@ def lies_at(folder: Path) -> Path | None:
     """
     if _exists(folder):
         return folder
-    partial, replaced = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "replaced"))
+    partial, replaced = (beside(folder, what) for what in ("partial", "replaced"))
     if _exists(partial) and flaw(partial) is None:
         return partial
     return replaced if _exists(replaced) else None

@@ -15,8 +15,10 @@ from arcdist.errors import ConfigError, DataError
 from arcdist.paths import expanded
 from arcdist.tracking.run_folder import held, make_run_folder, own, taken_by
 from arcdist.training.checkpoint import (
+    BEST,
     MANIFEST,
     STATE,
+    beside,
     checkpoints,
     clear_leftovers,
     flaw,
@@ -146,7 +148,7 @@ def _go_on_in(run: Path) -> Start:
     """A run's newest checkpoint, in its own folder."""
     lock = own(run)
     try:
-        mend(run / "best")
+        mend(run / BEST)
         clear_leftovers(run / "checkpoints")
         clear_leftovers(run)
         found = _newest_of(run)
@@ -172,9 +174,9 @@ def _fork(found: _Found, run: Path, directory: Path) -> Start:
     if (run / "validation").exists():
         shutil.copytree(run / "validation", folder / "validation")
     # What is broken, or was the best later on, is no part of the curve that goes on.
-    best = _whole(run / "best")
+    best = _whole(run / BEST)
     if best and best.step <= found.step:
-        save_files(folder / "best", best.files)
+        save_files(folder / BEST, best.files)
     # Last: from here on the folder can be resumed, whenever the run is killed.
     save_files(step_folder(folder / "checkpoints", found.step), found.files)
     return Start(
@@ -189,10 +191,11 @@ def _fork(found: _Found, run: Path, directory: Path) -> Start:
 
 def _has_checkpoints(run: Path) -> bool:
     """Whether there is anything of a run to go on from, or to lose."""
-    best = (run / "best", run / ".best.replaced", run / ".best.partial")
+    best = run / BEST
+    places = (best, beside(best, "replaced"), beside(best, "partial"))
     numbered = checkpoints(run / "checkpoints")
     return bool(
-        numbered or any((run / "checkpoints").glob("aside_*")) or any((place / MANIFEST).exists() for place in best)
+        numbered or any((run / "checkpoints").glob("aside_*")) or any((place / MANIFEST).exists() for place in places)
     )
 
 
@@ -200,7 +203,7 @@ def _newest_of(run: Path) -> _Found:
     """The newest whole checkpoint of a run, or its best one where no other is whole; broken ones are named."""
     root = run / "checkpoints"
     broken: list[str] = []
-    for place in (*reversed(checkpoints(root)), run / "best"):
+    for place in (*reversed(checkpoints(root)), run / BEST):
         if not place.is_symlink() and not place.exists():
             continue
         try:
@@ -243,7 +246,7 @@ def set_aside_later_ones(folder: Path, step: int) -> bool:
     root = folder / "checkpoints"
     later = [checkpoint for checkpoint in checkpoints(root) if checkpoint > step_folder(root, step)]
     leaves_a_path = any(flaw(checkpoint) is None for checkpoint in later)
-    best = _whole(folder / "best")
+    best = _whole(folder / BEST)
     if leaves_a_path and best and best.step > step:
         later.append(best.folder)
     for checkpoint in later:

@@ -29,7 +29,7 @@ from arcdist.tracking import (
 )
 from arcdist.tracking.identity import Identity, group_of, read_identity, write_identity
 from arcdist.tracking.run_folder import held
-from arcdist.training.checkpoint import FILES, Snapshot, parse_files
+from arcdist.training.checkpoint import BEST, FILES, Snapshot, parse_files
 from arcdist.training.compatibility import check_configuration
 from arcdist.training.dry_run import dry_run
 from arcdist.training.loop import Loop
@@ -242,7 +242,7 @@ def _report(loop: Loop, folder: Path) -> None:
         "metrics": loop.logbook.tracker.metrics_path,
         "steps": loop.logbook.tracker.steps_path,
         **({"profile": folder / "profile"} if (folder / "profile").exists() else {}),
-        "best": folder / "best",
+        "best": folder / BEST,
         "checkpoints": folder / "checkpoints",
     }
     log_table(epoch_table(loop.logbook.tracker.epochs[-1], loop.logbook.tracker.best, outputs))

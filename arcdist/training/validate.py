@@ -15,19 +15,23 @@ class Validated(NamedTuple):
     """Of this process; it reads those of all."""
 
 
-def validate(session: Session) -> Validated:
-    """Score the models on all validation queries. All processes call it together.
-
-    The averaged agent answers, where an average is kept. Queries that stand in for none count nowhere.
-    """
+def answerer_of(session: Session) -> Answerer:
+    """What answers with a run's models; the averaged agent, where an average is kept."""
     models = session.models
-    answerer = Answerer(
+    return Answerer(
         read=session.engines.qwen,
         qwen=models.qwen,
         agent=models.averaged_agent.module,
         solver=models.solver,
         refiner=models.refiner,
     )
+
+
+def validate(session: Session) -> Validated:
+    """Score the models on all validation queries; those that stand in for none count nowhere.
+
+    All processes call it together.
+    """
     shown, steps = session.config.tracking.shown_queries, session.config.agent.max_steps
     book = AnswerBook(session.validation.ids, shown, steps, session.device)
     shares = (
@@ -36,4 +40,4 @@ def validate(session: Session) -> Validated:
         for queries, share in zip(batch.queries, batch.shares, strict=True)
     )
     with session.engines.autocast():
-        return Validated(score(answerer, shares, book), book)
+        return Validated(score(answerer_of(session), shares, book), book)

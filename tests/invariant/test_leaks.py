@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from arcdist.data.sources import read_tasks
-from arcdist.evaluation import Answerer, fit_canvas, score
+from arcdist.evaluation import fit_canvas, score
 from arcdist.training.curriculum import DynamicMemoryThreshold
 from arcdist.training.reading import keep_prompts, read_prompts
 from arcdist.training.step import StepSettings, train_step
+from arcdist.training.validate import answerer_of
 
 
 def other_colors(grid):
@@ -72,15 +73,7 @@ def step(session, batch, number=0):
 
 
 def validate(session, batches):
-    models = session.models
-    answerer = Answerer(
-        read=session.engines.qwen,
-        qwen=models.qwen,
-        agent=models.averaged_agent.module,
-        solver=models.solver,
-        refiner=models.refiner,
-    )
-    return score(answerer, ((batch.queries[0], True) for batch in batches))
+    return score(answerer_of(session), ((batch.queries[0], True) for batch in batches))
 
 
 def read(session, batch, number):

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from arcdist.errors import ConfigError
-from arcdist.evaluation import Answerer, score
+from arcdist.evaluation import score
 from arcdist.training.checkpoint import load_checkpoint, save_checkpoint
 from arcdist.training.curriculum import DynamicMemoryThreshold
 from arcdist.training.state import gather_moments, gather_weights, load_weights, restore, take_snapshot
 from arcdist.training.step import StepSettings, train_step
+from arcdist.training.validate import answerer_of
 
 
 def steps(session, count=2):
@@ -22,15 +23,8 @@ def steps(session, count=2):
 
 
 def scores(session):
-    models = session.models
-    answerer = Answerer(
-        read=session.engines.qwen,
-        qwen=models.qwen,
-        agent=models.averaged_agent.module,
-        solver=models.solver,
-        refiner=models.refiner,
-    )
-    return score(answerer, ((batch.queries[0], True) for batch in session.validation.loader(0, session.device)))
+    batches = session.validation.loader(0, session.device)
+    return score(answerer_of(session), ((batch.queries[0], True) for batch in batches))
 
 
 def assert_equal(left, right):
