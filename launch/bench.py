@@ -10,9 +10,9 @@ if __name__ == "__main__":
     folder = Path(__file__).resolve().parent
     sys.path[:] = [str(folder.parent), *(entry for entry in sys.path if entry != str(folder))]
 
+from arcdist.cli import quick_imports
 from arcdist.config import Option, Program, load_config
 from arcdist.distributed import FailureWatch, run_guarded
-from arcdist.imports import quick_imports
 
 BENCH = Program(
     name="bench.py",
@@ -34,9 +34,9 @@ def _run(argv: Sequence[str], watch: FailureWatch) -> None:
     loaded = load_config(argv, BENCH)
     config = loaded.config
     with quick_imports():
-        from arcdist.distributed.exchange import part
-        from arcdist.training.benchmark import benchmark
-        from arcdist.training.memory_limit import explained_out_of_memory
+        from arcdist.distributed.collectives import part
+        from arcdist.training.memory import explained_out_of_memory
+        from arcdist.training.trial import benchmark
 
     with watch, explained_out_of_memory(config):
         benchmark(config, int(loaded.options.get("steps", "50")))

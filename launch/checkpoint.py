@@ -11,9 +11,8 @@ if __name__ == "__main__":
     folder = Path(__file__).resolve().parent
     sys.path[:] = [str(folder.parent), *(entry for entry in sys.path if entry != str(folder))]
 
-from arcdist.command_line import OneLineParser
+from arcdist.cli import OneLineParser, quick_imports
 from arcdist.distributed import run_guarded
-from arcdist.imports import quick_imports
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,12 +25,12 @@ def _run(argv: Sequence[str]) -> None:
     # Imported here, so that help and mistakes in the command line need not wait for torch.
     if given.command == "export":
         with quick_imports():
-            from arcdist.training.export import export
+            from arcdist.checkpoint.export import export
 
         export(given.checkpoint, given.folder)
     else:
         with quick_imports():
-            from arcdist.training.inspection import show_run, verify
+            from arcdist.checkpoint.inspect import show_run, verify
 
         if given.command == "list":
             show_run(given.run)

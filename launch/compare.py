@@ -11,9 +11,8 @@ if __name__ == "__main__":
     folder = Path(__file__).resolve().parent
     sys.path[:] = [str(folder.parent), *(entry for entry in sys.path if entry != str(folder))]
 
-from arcdist.command_line import OneLineParser
+from arcdist.cli import OneLineParser, quick_imports
 from arcdist.distributed import run_guarded
-from arcdist.imports import quick_imports
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,7 +24,7 @@ def _run(argv: Sequence[str]) -> None:
     given = _parser().parse_args(argv)
     # Imported here, so that help and mistakes in the command line need not wait for matplotlib.
     with quick_imports():
-        from arcdist.comparison import compare_runs
+        from arcdist.analysis.compare import compare_runs
 
     compare_runs(given.runs, given.output_dir, report=given.wandb)
 

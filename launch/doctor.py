@@ -10,9 +10,9 @@ if __name__ == "__main__":
     folder = Path(__file__).resolve().parent
     sys.path[:] = [str(folder.parent), *(entry for entry in sys.path if entry != str(folder))]
 
+from arcdist.cli import quick_imports
 from arcdist.distributed import FailureWatch, run_guarded
 from arcdist.errors import PlatformError
-from arcdist.imports import quick_imports
 
 
 def main(argv: Sequence[str]) -> int:

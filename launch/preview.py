@@ -10,10 +10,10 @@ if __name__ == "__main__":
     folder = Path(__file__).resolve().parent
     sys.path[:] = [str(folder.parent), *(entry for entry in sys.path if entry != str(folder))]
 
+from arcdist.analysis.preview_arguments import PREVIEW, read_wanted
+from arcdist.cli import quick_imports
 from arcdist.config import load_config
 from arcdist.distributed import run_guarded
-from arcdist.imports import quick_imports
-from arcdist.preview import PREVIEW, read_wanted
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +26,7 @@ def _run(argv: Sequence[str]) -> None:
     wanted = read_wanted(loaded)
     # Imported here, so that help and mistakes in the command line need not wait for torch.
     with quick_imports():
-        from arcdist.preview.preview import preview
+        from arcdist.analysis.preview import preview
 
     preview(loaded.config, wanted)
 

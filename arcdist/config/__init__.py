@@ -1,7 +1,18 @@
 """The one configuration of a run: a tree of frozen dataclasses, and how a command line becomes one."""
 
-from arcdist.config.load import LoadedConfig, load_config, recipe_names
-from arcdist.config.program import TRAIN, Arguments, Option, Program
+from arcdist.config.keys import (
+    format_config,
+    save_config,
+)
+from arcdist.config.loader import (
+    TRAIN,
+    Arguments,
+    LoadedConfig,
+    Option,
+    Program,
+    load_config,
+    recipe_names,
+)
 from arcdist.config.schema import (
     AgentConfig,
     AugmentConfig,
@@ -18,7 +29,6 @@ from arcdist.config.schema import (
     SolverConfig,
     TrainConfig,
 )
-from arcdist.config.yaml_text import format_config, save_config
 
 __all__ = [
     "TRAIN",

@@ -1,17 +1,56 @@
 """From a source of tasks to batches of queries."""
 
-from arcdist.data.augment import Augmentation, draw_augmentation
-from arcdist.data.batch import OUTSIDE, QueryBatch, QueryInputs, QueryTargets
-from arcdist.data.batches import BucketedBatches, make_loader
-from arcdist.data.canvas import working_area
-from arcdist.data.collate import Collator
-from arcdist.data.features import FEATURE_NAMES, grid_summary, transformation_features
-from arcdist.data.leaks import LeakReport, check_leaks
-from arcdist.data.queries import Query, build_queries, read_queries
-from arcdist.data.shares import Deal, Dealer, Share
-from arcdist.data.sources import Origin, read_tasks, select_tasks
-from arcdist.data.tasks import MAX_SIDE, NUM_COLORS, Pair, Task, parse_task, tasks_digest
-from arcdist.data.text import GridTokenizer, embedded_tokenizer, from_pretrained_tokenizer
+from arcdist.data.augment import (
+    Augmentation,
+    draw_augmentation,
+)
+from arcdist.data.batch import (
+    OUTSIDE,
+    QueryBatch,
+    QueryInputs,
+    QueryTargets,
+    working_area,
+)
+from arcdist.data.collate import (
+    Collator,
+)
+from arcdist.data.features import (
+    FEATURE_NAMES,
+    grid_summary,
+    transformation_features,
+)
+from arcdist.data.queries import (
+    Query,
+    build_queries,
+    read_queries,
+)
+from arcdist.data.sampler import (
+    BucketedBatches,
+    Deal,
+    Dealer,
+    Share,
+    make_loader,
+)
+from arcdist.data.sources import (
+    LeakReport,
+    Origin,
+    check_leaks,
+    read_tasks,
+    select_tasks,
+)
+from arcdist.data.tasks import (
+    MAX_SIDE,
+    NUM_COLORS,
+    Pair,
+    Task,
+    parse_task,
+    tasks_digest,
+)
+from arcdist.data.text import (
+    GridTokenizer,
+    embedded_tokenizer,
+    from_pretrained_tokenizer,
+)
 
 __all__ = [
     "FEATURE_NAMES",

@@ -8,13 +8,12 @@ from jaxtyping import Bool, Float64, Int, UInt8
 from torch import Tensor
 
 from arcdist.data.augment import Augmentation, draw_augmentation
-from arcdist.data.batch import OUTSIDE, QueryBatch, QueryInputs, QueryTargets
-from arcdist.data.canvas import stack_grids, working_area
+from arcdist.data.batch import OUTSIDE, QueryBatch, QueryInputs, QueryTargets, stack_grids, working_area
 from arcdist.data.features import color_shares, pair_features
 from arcdist.data.queries import Query
 from arcdist.data.tasks import MAX_SIDE
 from arcdist.data.text import GridTokenizer
-from arcdist.random import stream
+from arcdist.rng import stream
 
 # B queries, K context pairs (padded), N real context pairs, H W canvas, L tokens.
 

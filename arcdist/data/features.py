@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int, Int8, UInt8
 
-from arcdist.data.canvas import stack_grids
+from arcdist.data.batch import stack_grids
 from arcdist.data.tasks import MAX_SIDE, NUM_COLORS, Pair
 
 # N grids or pairs, H W canvas, B queries.

@@ -1,18 +1,51 @@
 """Queries: the questions that a set of tasks asks, held in `datasets`."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import datasets
 import numpy as np
 from jaxtyping import UInt8
 
-from arcdist.data.huggingface import cache_file, no_progress_bars
 from arcdist.data.tasks import Pair, Task
-from arcdist.errors import DataError
+from arcdist.errors import DataError, PlatformError
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Silence the bars of `datasets` inside the block: arcdist draws one of its own."""
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
+
+
+@contextmanager
+def cache_file(name: str) -> Iterator[Path]:
+    """Give the path of a file of ours in the Hugging Face cache, to be written or read inside the block.
+
+    Raises:
+        PlatformError: the cache cannot be written, or the disk is full.
+    """
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "arcdist"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder / name
+    except OSError as error:
+        raise PlatformError(
+            f"The Hugging Face cache {folder} cannot be written ({error.strerror or error}): "
+            f"make room there, or set HF_HOME or HF_DATASETS_CACHE to a folder that can."
+        ) from error
+
 
 Kind = Literal["train", "test"]
 

@@ -1,23 +1,389 @@
 """All checks in their order, on every process."""
 
 import hashlib
+import json
+import os
+import shutil
 import socket
+import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from arcdist.config import Config
-from arcdist.distributed import local_rank, world_size
-from arcdist.distributed.exchange import part
-from arcdist.distributed.texts import TextExchange
-from arcdist.doctor.all_reduce import check_all_reduce
-from arcdist.doctor.device import check_device
-from arcdist.doctor.finding import Finding, Verdict, attempt, failure, from_text, to_text, warning
-from arcdist.doctor.fit import judge_fit, try_longest_batch
-from arcdist.doctor.launch import check_deepspeed, check_launch, check_platform
-from arcdist.doctor.report import Row, conclude, merge, name_ranks
-from arcdist.doctor.resources import check_cache, check_cores, check_memory, check_output
-from arcdist.doctor.tasks import check_tasks
-from arcdist.doctor.weights import check_weights
-from arcdist.engine.platform import Platform, start_platform
+import datasets
+import psutil  # type: ignore[import-untyped]
+import torch
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoTokenizer
+
+from arcdist.config import Config, DataConfig, OutputConfig, QwenConfig, TrainConfig
+from arcdist.config.loader import DEFAULT_ROOT
+from arcdist.data import Origin, check_leaks, from_pretrained_tokenizer, read_tasks
+from arcdist.distributed import is_main, local_rank, local_world_size, world_size
+from arcdist.distributed.collectives import part
+from arcdist.doctor.findings import (
+    Finding,
+    Row,
+    Verdict,
+    attempt,
+    conclude,
+    failure,
+    from_text,
+    headline,
+    merge,
+    name_ranks,
+    to_text,
+    warning,
+)
+from arcdist.doctor.network import TextExchange, check_all_reduce, check_deepspeed, check_launch, check_platform
+from arcdist.engine import Precision
+from arcdist.engine.platform import Platform, choose_device, start_platform
+from arcdist.errors import ArcdistError, ConfigError, DataError, NotFiniteError, PlatformError
+from arcdist.files import expanded
+from arcdist.host import cores_at_hand, memory_left, usable_cores
+from arcdist.models.qwen_source import EMBEDDED_MODELS, TINY
+from arcdist.tracking import no_log
+from arcdist.tracking.run_folder import taken_by
+from arcdist.training.health import LOSS_NOT_FINITE
+from arcdist.training.loop import MOST_SKIPPED_STEPS
+from arcdist.training.memory import explained_out_of_memory
+from arcdist.training.session import Session, build_session
+from arcdist.training.trial import longest_batch, peak_bytes, run_steps
+
+GIB = 2**30
+_LITTLE_MEMORY = 1 * GIB
+"""What a process needs before it has read anything: its libraries."""
+_LITTLE_ROOM = 1 * GIB
+
+
+def check_cores(train: TrainConfig) -> Finding:
+    """Whether the processes of this machine have a core for each of their threads."""
+    at_hand, cores = cores_at_hand(), usable_cores()
+    processes = local_world_size()
+    # Beside a GPU a process keeps one busy.
+    threads = 1 if torch.cuda.is_available() and train.device != "cpu" else torch.get_num_threads()
+    found = f"{_count(cores, 'core')} for {_count(processes, 'process', 'es')} of {_count(threads, 'thread')}"
+    if cores < at_hand:
+        found += f" (the machine has {at_hand}, a container or batch system leaves fewer)"
+    if processes > cores:
+        return warning(found, f"Start at most {_count(cores, 'process', 'es')} a machine, or ask for more cores.")
+    if processes * threads > cores:
+        return warning(found, f"Give each process as many threads as cores: --train.cpu_threads {cores // processes}.")
+    return Finding(found=found)
+
+
+def check_memory() -> Finding:
+    """Whether the processes of this machine find room in its memory at all; `--fit` measures what they need."""
+    memory = psutil.virtual_memory()
+    limit = memory_left()
+    free = memory.available if limit is None else min(memory.available, limit)
+    found = f"{free / GIB:.0f} of {memory.total / GIB:.0f} GiB free"
+    if free < local_world_size() * _LITTLE_MEMORY:
+        return warning(
+            found, "A process needs 1 GiB and more: close other programs, start fewer processes, or ask for more."
+        )
+    return Finding(found=found)
+
+
+def check_output(output: OutputConfig) -> Finding:
+    """Whether the run folder can be made and written; it is not made."""
+    named = output.dir
+    folder = DEFAULT_ROOT if named is None else expanded(named)
+    mend = "Choose another with --output_dir FOLDER."
+    taken = [] if named is None else taken_by(folder)
+    if taken:
+        return failure(f"{folder} holds another run ({', '.join(taken)})", mend, ConfigError.exit_code)
+    return _check_folder(folder, mend, ConfigError.exit_code)
+
+
+def check_cache() -> Finding:
+    """Whether queries can be prepared where `datasets` keeps its files."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE)
+    return _check_folder(folder, "Set HF_HOME or HF_DATASETS_CACHE to a folder that can be written, with room in it.")
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that there is."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+
+
+def _check_folder(folder: Path, mend: str, exit_code: int = PlatformError.exit_code) -> Finding:
+    there = existing(folder)
+    try:
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(b"arcdist")
+        room = shutil.disk_usage(there).free
+    except OSError as error:
+        return failure(f"{folder} cannot be written: {error.strerror} ({there})", mend, exit_code)
+    found = f"{folder} can be written, {room / GIB:.0f} GiB free"
+    return warning(found, f"Make room there. {mend}") if room < _LITTLE_ROOM else Finding(found=found)
+
+
+def _count(number: int, one: str, plural: str = "s") -> str:
+    return f"{number} {one}{'' if number == 1 else plural}"
+
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+_INSTALL = "Install a build of PyTorch for the device and its driver: https://pytorch.org/get-started/locally."
+_SIDE = 64
+_USED_BY_OTHERS = 2 * GIB
+"""Memory in use on a GPU before a run, beyond what CUDA itself takes for a process."""
+
+
+def check_device(config: Config) -> Finding:
+    """What this process sees and takes, with a product and its gradient computed there in the run's precision."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")  # PyTorch warns where it cannot use a GPU that is there.
+        try:
+            device = choose_device(config.train)
+        except ArcdistError as error:
+            return failure(str(error), _why_no_gpu(said), error.exit_code)
+        finding = _on_gpu(device, config) if device.type == "cuda" else _elsewhere(device, said)
+    try:
+        _compute(device, Precision(config.train.precision, device))
+    except Exception as error:  # of the driver, of CUDA's libraries, of the compiler: each of a class of its own
+        return failure(f"{finding.found}. It does not compute: {headline(error)}", _INSTALL)
+    return finding
+
+
+def _on_gpu(device: torch.device, config: Config) -> Finding:
+    free, total = torch.cuda.mem_get_info(device)
+    # With emulation PyTorch says yes for any GPU.
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    found = (
+        f"{device} of {torch.cuda.device_count()}: {torch.cuda.get_device_name(device)}, {free / GIB:.0f} of "
+        f"{total / GIB:.0f} GiB free, {'bf16' if has_bf16 else 'no bf16'}"
+    )
+    if not has_bf16 and (config.train.precision == "bf16" or config.qwen.dtype == "bfloat16"):
+        return warning(found, "It emulates bfloat16, slowly: take --train.precision fp16 --qwen.dtype float32.")
+    if total - free > _USED_BY_OTHERS:
+        return warning(found, "nvidia-smi tells which other programs use it.")
+    return Finding(found=found)
+
+
+def _elsewhere(device: torch.device, said: Sequence[warnings.WarningMessage]) -> Finding:
+    seen = torch.cuda.device_count()
+    found = f"{device}; PyTorch sees {seen or 'no'} GPU{'' if seen == 1 else 's'}"
+    # Where no GPU was asked for, only one that is there and cannot be used is worth a word.
+    unused = not seen and "CUDA_VISIBLE_DEVICES" not in os.environ and (said or _DRIVER.exists())
+    return warning(f"{found}, but there is an NVIDIA driver", _why_no_gpu(said)) if unused else Finding(found=found)
+
+
+def _why_no_gpu(said: Sequence[warnings.WarningMessage]) -> str:
+    """What keeps PyTorch from the GPUs of this machine, as far as that is known."""
+    if said:
+        return f"PyTorch says: {str(said[0].message).partition(chr(10))[0]}"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None:
+        return f"CUDA_VISIBLE_DEVICES is {hidden!r}, which may hide GPUs; launcher files set it as gpu_ids."
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"This PyTorch is built without CUDA. {_INSTALL}"
+    return ""
+
+
+def _compute(device: torch.device, precision: Precision) -> None:
+    ones = torch.ones(_SIDE, _SIDE, device=device, requires_grad=True)
+    with precision.autocast():
+        product = ones @ ones
+    product.float().sum().backward()
+    assert ones.grad is not None
+    expected = torch.full((_SIDE, _SIDE), float(_SIDE))
+    for what, values in (("a product", product.detach()), ("its gradient", ones.grad / 2)):
+        if not torch.equal(values.float().cpu(), expected):
+            raise ArithmeticError(f"{what} of ones has wrong values")
+
+
+_HUB_SECONDS = 5.0
+_WAYS_OUT = (
+    f"Give a folder with the model's files (--qwen.model PATH), a small untrained model (--qwen.model {TINY}), or "
+    f"random weights for {' or '.join(EMBEDDED_MODELS[1:])} (--qwen.init random)."
+)
+
+
+def check_weights(qwen: QwenConfig) -> Finding:
+    """Look for the model where a run would: in the package, in a local folder, in the cache and on the Hub.
+
+    Raises:
+        ConfigError: its tokenizer cannot write grids.
+    """
+    folder = expanded(qwen.model)
+    if qwen.model == TINY or (qwen.init == "random" and qwen.model in EMBEDDED_MODELS):
+        return Finding(found=f"{qwen.model} is built with random weights")
+    if folder.is_dir():
+        return _in_folder(folder, qwen)
+    if qwen.init == "random" or qwen.model.startswith("embedded:"):
+        return failure(f"{qwen.model} is neither in the package nor a local folder", _WAYS_OUT, ConfigError.exit_code)
+    try:
+        cached = _in_folder(Path(snapshot_download(qwen.model, local_files_only=True)), qwen)
+    except HFValidationError:
+        return failure(
+            f"{qwen.model} is neither a local folder nor a name of the Hub", _WAYS_OUT, ConfigError.exit_code
+        )
+    except LocalEntryNotFoundError:
+        return _on_hub(qwen.model)
+    # What is there of an unfinished download is completed by the next.
+    return cached if cached.verdict is Verdict.OK else _on_hub(qwen.model)
+
+
+def _in_folder(folder: Path, qwen: QwenConfig) -> Finding:
+    try:
+        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if qwen.init == "random":
+            return Finding(found=f"the model of {folder} is built with random weights")
+        from_pretrained_tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+    except (OSError, ValueError) as error:
+        return failure(
+            f"{folder} is not the folder of a model: {headline(error)}",
+            "Name one that has a config.json and a tokenizer.",
+            ConfigError.exit_code,
+        )
+    mend = f"Download them again. {_WAYS_OUT}"
+    sizes = []
+    for file in _weight_files(folder):
+        try:
+            # A file that was cut short, or that git-lfs stands in for, has no header that fits it.
+            with safe_open(file, framework="pt"):
+                sizes.append(file.stat().st_size)
+        except (OSError, SafetensorError) as error:
+            return failure(f"{file} cannot be read: {headline(error)}", mend)
+    if not sizes:
+        return failure(f"{folder} holds no weights as safetensors", mend)
+    return Finding(found=f"{sum(sizes) / GIB:.2f} GiB in {folder}")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    return [folder / name for name in sorted(set(names))]
+
+
+def _on_hub(model: str) -> Finding:
+    try:
+        files = HfApi().model_info(model, files_metadata=True, timeout=_HUB_SECONDS).siblings or []
+    except Exception as error:  # names, routes, proxies, certificates, rights: each of a class of its own
+        return failure(
+            f"{model} is no local folder and not whole in the cache, and the Hugging Face Hub does not give it "
+            f"({headline(error)})",
+            f"Fill the cache with `hf download {model}` where there is a network. {_WAYS_OUT}",
+        )
+    size = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
+    found = f"{model} is on the Hugging Face Hub, not whole in the cache: a run downloads {size / GIB:.1f} GiB first"
+    cache = Path(constants.HF_HUB_CACHE)
+    room = shutil.disk_usage(existing(cache)).free
+    if room < size:
+        return failure(
+            f"{found}, and {cache} has {room / GIB:.1f} GiB free", "Make room, or set HF_HOME to a folder with more."
+        )
+    return warning(found, f"`hf download {model}` does it beforehand, once on every machine.")
+
+
+def check_tasks(data: DataConfig) -> Finding:
+    """Read what a run would train on and score.
+
+    Raises:
+        DataError: a source cannot be read, or what is scored is trained on.
+    """
+    origin = Origin(data.source, data.split)
+    tasks = read_tasks(*origin, data.max_side, data.max_tasks)
+    scored_origin, scored = origin, tasks
+    if data.validation_source is not None:
+        scored_origin = Origin(data.validation_source, data.validation_split)
+        scored = read_tasks(*scored_origin, data.max_side, data.max_tasks)
+    check_leaks(tasks, scored, origin, scored_origin, data.allow_overlap)
+    outputs = sum(pair.output is not None for task in scored for pair in task.tests)
+    found = f"{origin}: {len(tasks):,} tasks; {scored_origin}: {outputs:,} test pairs to score"
+    if not outputs:
+        return failure(
+            found, "Give test pairs their outputs, or score others: --data.validation_source.", DataError.exit_code
+        )
+    return Finding(found=found, differing=Verdict.FAIL)
+
+
+_CLOSE = 0.9
+"""Share of the memory beyond which there is little left for fragments, and for other programs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """What the longest batch took on one process."""
+
+    peak: int
+    """Most bytes held: of the GPU's allocator, or by the whole process on a CPU."""
+    capacity: int
+    """Bytes of the GPU, or of the machine's memory for each of its processes."""
+    queries: int
+    """Of the batch, over all processes."""
+    tokens: int
+    """Of its longest query."""
+
+    def to_text(self) -> str:
+        """As JSON, for `judge_fit`."""
+        return json.dumps(asdict(self))
+
+
+def try_longest_batch(config: Config, platform: Platform) -> Fit:
+    """Build the run and train on its longest batch.
+
+    Raises:
+        OutOfMemoryError: it does not fit; the message names the knobs.
+        NotFiniteError: its losses or gradients are not finite.
+        ArcdistError: as for a run.
+    """
+    with nullcontext() if is_main() else no_log(), explained_out_of_memory(config):
+        session = build_session(config, platform)
+        longest = longest_batch(session)
+        _step_once(session, longest)
+        # Now that the optimizers have their moments. A prompt kept from the first step serves `every` steps.
+        run_steps(session, [longest] * (config.qwen.every + 1))
+    lengths = session.training.queries["length"]
+    return Fit(
+        peak=peak_bytes(session.device),
+        capacity=_capacity(session.device),
+        queries=len(longest),
+        tokens=max(lengths[row] for row in longest),
+    )
+
+
+def _step_once(session: Session, longest: Sequence[int]) -> None:
+    # The scale that float16's gradients begin with may be too large a few times.
+    for _ in range(MOST_SKIPPED_STEPS):
+        if not run_steps(session, [longest]).skipped:
+            return
+    raise NotFiniteError(
+        f"Losses or gradients of the longest batch were not finite in {MOST_SKIPPED_STEPS} steps in a row. "
+        f"{LOSS_NOT_FINITE.mend}"
+    )
+
+
+def _capacity(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    total: int = psutil.virtual_memory().total
+    return total // local_world_size()
+
+
+def judge_fit(texts: Sequence[str | None]) -> Finding:
+    """One finding of what each process measured, by rank: the one with least left speaks for all."""
+    fits = {rank: Fit(**json.loads(text)) for rank, text in enumerate(texts) if text is not None}
+    worst = max(fits, key=lambda rank: fits[rank].peak / fits[rank].capacity)
+    fit = fits[worst]
+    batch = f"{fit.queries} queries of up to {fit.tokens:,} tokens"
+    found = f"{batch}: peak {fit.peak / GIB:.2f} of {fit.capacity / GIB:.1f} GiB"
+    if len(fits) > 1:
+        found += f" on rank {worst}, which has least left"
+    if fit.peak > _CLOSE * fit.capacity:
+        return warning(
+            found,
+            "That is close: lower --batch_size, raise --train.accumulation, or --qwen.gradient_checkpointing true.",
+        )
+    return Finding(found=found)
+
 
 _NEEDED_TO_START = ("launch", "DeepSpeed", "device")
 _FIT = "longest batch"

@@ -2,9 +2,7 @@
 
 from arcdist.config import Config, Program
 from arcdist.distributed import FailureWatch
-from arcdist.doctor.finding import Verdict
-from arcdist.doctor.installation import check_installation
-from arcdist.doctor.report import Row, conclude
+from arcdist.doctor.findings import Row, Verdict, check_installation, conclude
 
 DOCTOR = Program(
     name="doctor.py",

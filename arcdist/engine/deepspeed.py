@@ -21,10 +21,17 @@ from jaxtyping import Float
 from torch import Tensor, distributed, nn
 from transformers.integrations import HfDeepSpeedConfig
 
-from arcdist.engine.interface import OptimizerSettings, ParameterGroup
-from arcdist.engine.precision import Precision
-from arcdist.engine.schedule import Schedule
-from arcdist.engine.trained_state import check_names, moments_of, on_cpu, trainable, trained_state
+from arcdist.engine.base import (
+    OptimizerSettings,
+    ParameterGroup,
+    Precision,
+    Schedule,
+    check_names,
+    moments_of,
+    on_cpu,
+    trainable,
+    trained_state,
+)
 from arcdist.errors import ConfigError
 
 _INVALID_NORM = -1.0

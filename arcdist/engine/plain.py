@@ -8,11 +8,18 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from arcdist.distributed.exchange import add_up_in_place, take_over_from_first
-from arcdist.engine.interface import OptimizerSettings, ParameterGroup
-from arcdist.engine.precision import Precision
-from arcdist.engine.schedule import Schedule
-from arcdist.engine.trained_state import check_names, moments_of, on_cpu, trainable, trained_state
+from arcdist.distributed.collectives import add_up_in_place, take_over_from_first
+from arcdist.engine.base import (
+    OptimizerSettings,
+    ParameterGroup,
+    Precision,
+    Schedule,
+    check_names,
+    moments_of,
+    on_cpu,
+    trainable,
+    trained_state,
+)
 from arcdist.errors import ConfigError
 
 

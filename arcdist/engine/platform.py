@@ -2,23 +2,206 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
-from arcdist.config import Config
-from arcdist.distributed import local_rank, rank, world_size
+from arcdist.config import Config, TrainConfig
+from arcdist.distributed import local_rank, local_world_size, rank, world_size
 from arcdist.distributed.environment import attempt, is_restart, launcher_keeps_store, store_address
 from arcdist.engine.deepspeed_config import effective_deepspeed_config, read_deepspeed_config
-from arcdist.engine.device import choose_device
-from arcdist.engine.launch_settings import check_launch_settings, deepspeed_config_file
 from arcdist.errors import ConfigError, PlatformError
+from arcdist.host import usable_cores
 from arcdist.models import UNSHARDED, Sharding
+
+_DEVICES = "choose auto, cpu, cuda, cuda:N or mps"
+
+
+def choose_device(train: TrainConfig) -> torch.device:
+    """This process's device. Where several share a machine, each takes the GPU of its number.
+
+    Raises:
+        ConfigError: no such device, or more processes than there are GPUs.
+        PlatformError: this machine lacks the device, or the device the precision.
+    """
+    device = _named(train.device)
+    if world_size() > 1:
+        device = _of_several(device, train.device)
+    if train.precision == "fp16" and device.type != "cuda":
+        raise PlatformError(f"--train.precision fp16 needs a CUDA GPU, and the device is {device}: use bf16 or no.")
+    if train.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise PlatformError("This GPU has no bfloat16: use --train.precision fp16 --qwen.dtype float32.")
+    if device.type == "cpu":
+        _prepare_cpu(train.cpu_threads)
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is, such as `NVIDIA H200` or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _of_several(device: torch.device, name: str) -> torch.device:
+    if device.type == "mps" or ":" in name:
+        raise ConfigError(
+            f"train.device is {name!r}, and the run has {world_size()} processes, which cannot share it: choose cuda "
+            f"(each takes a GPU of its own) or cpu, or start one process."
+        )
+    if device.type == "cuda":
+        found = torch.cuda.device_count()
+        if local_world_size() > found:
+            raise ConfigError(
+                f"{local_world_size()} processes were started on a machine where PyTorch sees {found} "
+                f"GPU{'' if found == 1 else 's'}: start one a GPU with --num_processes {found}, or use --device cpu."
+            )
+        return torch.device("cuda", local_rank())
+    return device
+
+
+def _prepare_cpu(threads: int | None) -> None:
+    # `accelerate launch` sets OMP_NUM_THREADS=1 where the user has set nothing.
+    torch.set_num_threads(threads or max(1, usable_cores() // local_world_size()))
+    # Probabilities of colours that the agent has ruled out, and their gradients, are denormal numbers, with which
+    # processors compute some 20 times slower. The threads of PyTorch's pool take this over when they are started.
+    torch.set_flush_denormal(True)
+
+
+def _named(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+        raise ConfigError(f"train.device is {name!r}, which is no device: {_DEVICES}.")
+    device = torch.device(name)
+    if device.type == "cuda":
+        found = torch.cuda.device_count()
+        if (device.index or 0) >= found:
+            raise PlatformError(
+                f"train.device is {name!r}, and PyTorch sees {found} CUDA devices on this machine: "
+                f"{_DEVICES}, or check the driver with nvidia-smi."
+            )
+        return torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise PlatformError(f"train.device is 'mps', which this machine lacks: {_DEVICES}.")
+    return device
+
+
+_OTHER_PARADIGMS = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+    "ACCELERATE_IN_TPU_POD": "TPUs",
+}
+
+# What a DeepSpeed file says, given to the launcher beside it. Accelerate refuses these in its own file, and takes no
+# notice of most of them as flags.
+_ZERO_FIELDS = {
+    "zero_stage": "zero_optimization.stage",
+    "offload_optimizer_device": "zero_optimization.offload_optimizer.device",
+    "offload_optimizer_nvme_path": "zero_optimization.offload_optimizer.nvme_path",
+    "offload_param_device": "zero_optimization.offload_param.device",
+    "offload_param_nvme_path": "zero_optimization.offload_param.nvme_path",
+    "zero3_save_16bit_model": "zero_optimization.stage3_gather_16bit_weights_on_model_save",
+}
+
+# These Accelerate refuses in its file as well, whatever their values.
+_RUN_FIELDS = {
+    "mixed_precision": "train.precision",
+    "gradient_accumulation_steps": "train.accumulation",
+    "gradient_clipping": "optim.max_grad_norm",
+}
+
+
+def deepspeed_config_file() -> str | None:
+    """The DeepSpeed configuration file that the launcher names; none where it was not told to use DeepSpeed.
+
+    Raises:
+        ConfigError: DeepSpeed without such a file.
+    """
+    if not _is_set("ACCELERATE_USE_DEEPSPEED"):
+        return None
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if file == "none":
+        raise ConfigError(
+            "The launcher asks for DeepSpeed (distributed_type DEEPSPEED, or --use_deepspeed) without a "
+            "deepspeed_config_file: launch with accelerate_configs/zero2.yaml, whose file is ds_configs/zero2.json, or "
+            "name one of ds_configs/ in yours. Its fields (zero_stage, ...) are read from such a file only."
+        )
+    return file
+
+
+def check_launch_settings(config: Config) -> None:
+    """Refuse a launch that says something else than the run configuration, or that no run can have.
+
+    Raises:
+        ConfigError: the first such setting; the message names both places and both values.
+    """
+    for variable, paradigm in _OTHER_PARADIGMS.items():
+        if _is_set(variable):
+            raise ConfigError(
+                f"The launcher asks for {paradigm}, which is not supported: launch with "
+                f"accelerate_configs/multi_gpu.yaml, or with zero2.yaml there for DeepSpeed."
+            )
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", config.train.precision):
+        raise _contradiction("mixed_precision", precision, "train.precision", config.train.precision)
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
+    if steps != "auto" and _number(steps) != config.train.accumulation:
+        raise _contradiction("gradient_accumulation_steps", steps, "train.accumulation", config.train.accumulation)
+    norm = os.environ.get("ACCELERATE_GRADIENT_CLIPPING", "auto")
+    if norm != "auto" and _number(norm) != config.optim.max_grad_norm:
+        raise _contradiction("gradient_clipping", norm, "optim.max_grad_norm", config.optim.max_grad_norm)
+    if _is_set("ACCELERATE_USE_CPU") and config.train.device not in ("auto", "cpu"):
+        raise _contradiction("use_cpu", "true", "train.device", config.train.device)
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend != "no":
+        raise ConfigError(
+            f"The launcher's dynamo_backend is {backend}, but compiled models are not supported: take it out of its "
+            f"file, or leave out --dynamo_backend."
+        )
+    file = deepspeed_config_file()
+    if file is not None:
+        _check_fields_beside(file)
+
+
+def _check_fields_beside(file: str) -> None:
+    in_launcher_file = os.environ.get("ACCELERATE_CONFIG_DS_FIELDS", "").split(",")
+    for field, key in _ZERO_FIELDS.items():
+        if field in in_launcher_file or f"ACCELERATE_DEEPSPEED_{field.upper()}" in os.environ:
+            raise ConfigError(
+                f"The launcher has a {field} beside the deepspeed_config_file {file}: take it out of the launcher's "
+                f"file or flags, and write {key} in {file}."
+            )
+    for field, key in _RUN_FIELDS.items():
+        if field in in_launcher_file:
+            raise ConfigError(
+                f"The launcher's file has {field}, which Accelerate refuses beside the deepspeed_config_file {file}: "
+                f"take it out there. The run configuration has it as {key}."
+            )
+
+
+def _contradiction(field: str, told: str, key: str, value: object) -> ConfigError:
+    return ConfigError(
+        f"The launcher's {field} is {told}, but {key} is {value}: take {field} out of the launcher's file or flags, "
+        f"and choose with --{key}."
+    )
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("true", "1")
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,15 +1,20 @@
 """From what the agent plans to the answer that is scored."""
 
-# B queries, H W the query's canvas, h w another canvas, C colours.
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from arcdist.data import OUTSIDE, QueryInputs, QueryTargets
+from arcdist.data import MAX_SIDE, OUTSIDE, QueryBatch, QueryInputs, QueryTargets
+from arcdist.distributed.collectives import add_up
 from arcdist.models import AgentOutput, predicted_size
 from arcdist.rl import Answer
+
+# B queries, H W the query's canvas, h w another canvas, C colours.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,3 +70,105 @@ def grade(said: Answer, targets: QueryTargets) -> Grades:
         size=size,
         cell=(right & inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp_min(1),
     )
+
+
+# Q queries in the book, S of them shown whole, T steps, B queries of a batch, H W canvas, C colours, G largest side.
+
+
+_OUTSIDE = 0
+"""Of a picture that holds colours + 1, so that pictures of several processes can be added up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Noted:
+    """What a book says of one query."""
+
+    id: str
+    exact: bool
+    cell: float
+    confidence: float
+    """Geometric mean of the probabilities of the answer's cells."""
+    pictures: tuple[list[list[int]], ...]
+    """Input, target, the answer as it stands after each planning step, the answer that is scored; or none at all."""
+
+
+class AnswerBook:
+    """Scores of all queries, and the grids of some.
+
+    Args:
+        ids: of all queries that may be answered.
+        shown: how many are shown whole: those whose ids have the smallest checksums, the same in every run.
+        steps: planning steps of the agent.
+        device: of the models.
+    """
+
+    def __init__(self, ids: Sequence[str], shown: int, steps: int, device: torch.device) -> None:
+        self._ids = tuple(ids)
+        self._rows = {name: row for row, name in enumerate(ids)}
+        by_checksum = sorted(ids, key=lambda name: sha256(name.encode()).digest())
+        self._shown = {name: row for row, name in enumerate(by_checksum[:shown])}
+        self._scores = torch.zeros(len(self._ids), 4, device=device)
+        self._pictures = torch.zeros(len(self._shown), steps + 3, MAX_SIDE, MAX_SIDE, device=device)
+
+    def note(
+        self,
+        batch: QueryBatch,
+        known: Tensor,
+        grades: Grades,
+        output: AgentOutput,
+        size: Int[Tensor, "B 2"],
+        logits: Float[Tensor, "B H W C"],
+    ) -> None:
+        """Take in the answers of a batch, each query of which is in no other batch.
+
+        Args:
+            batch: the queries.
+            known: bool, a query each: whether its target is, so that it counts.
+            grades: of the answers.
+            output: what the agent planned.
+            size: of the answers.
+            logits: of the answers' cells: log-probabilities.
+        """
+        height, width = output.area.shape[1:]
+        inside = _inside(size, height, width)  # [B, H, W]
+        surest = logits.log_softmax(-1).amax(-1)  # [B, H, W]
+        confidence = ((surest * inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp_min(1)).exp()
+        rows = torch.tensor([self._rows[name] for name in batch.ids], device=self._scores.device)
+        columns = (grades.exact.float(), grades.cell, confidence, torch.ones_like(confidence))
+        self._scores.index_add_(0, rows, torch.stack(columns, 1) * known[:, None])
+
+        chosen = [index for index, name in enumerate(batch.ids) if name in self._shown]
+        if not chosen:
+            return
+        answers = torch.cat((output.forward_logits[:, chosen].argmax(-1), logits[None, chosen].argmax(-1)))
+        answers = answers.where(inside[chosen], OUTSIDE)  # [T + 1, S, H, W]
+        grids = (batch.inputs.query[chosen], batch.targets.target[chosen], *answers)
+        pictures = torch.stack([fit_canvas(grid, MAX_SIDE, MAX_SIDE) for grid in grids], 1) - OUTSIDE + _OUTSIDE
+        at = torch.tensor([self._shown[batch.ids[index]] for index in chosen], device=self._pictures.device)
+        self._pictures.index_add_(0, at, pictures.float() * known[chosen, None, None, None])
+
+    def read(self) -> list[Noted]:
+        """What all processes have noted, by id. All of them call it together."""
+        whole = add_up({"scores": self._scores, "pictures": self._pictures})
+        pictures = whole["pictures"].to(torch.int8).cpu()
+        shown = {name: tuple(map(_cropped, pictures[row])) for name, row in self._shown.items()}
+        return [
+            Noted(id=name, exact=exact > 0, cell=cell, confidence=confidence, pictures=shown.get(name, ()))
+            for name, (exact, cell, confidence, answered) in sorted(
+                zip(self._ids, whole["scores"].tolist(), strict=True)
+            )
+            if answered
+        ]
+
+
+def _inside(size: Int[Tensor, "B 2"], height: int, width: int) -> Tensor:
+    rows = torch.arange(height, device=size.device) < size[:, :1]
+    columns = torch.arange(width, device=size.device) < size[:, 1:]
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def _cropped(picture: Int[Tensor, "G G"]) -> list[list[int]]:
+    """The grid in the upper left corner of a picture."""
+    height, width = int((picture[:, 0] != _OUTSIDE).sum()), int((picture[0] != _OUTSIDE).sum())
+    grid: list[list[int]] = (picture[:height, :width] - 1).tolist()
+    return grid

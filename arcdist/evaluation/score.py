@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from arcdist.data import OUTSIDE, QueryBatch
-from arcdist.distributed.exchange import add_up
-from arcdist.evaluation.answers import answer, fit_canvas, grade
-from arcdist.evaluation.book import AnswerBook
+from arcdist.distributed.collectives import add_up
+from arcdist.evaluation.answers import AnswerBook, answer, fit_canvas, grade
 from arcdist.models import ARCPromptGuidedAgent, PermanentSolver, PromptOutput, QwenHybridPrompt
 from arcdist.rl import Answer, PolicyRefinedAgent
 

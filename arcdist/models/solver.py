@@ -1,8 +1,9 @@
 """The solver: recalls solved problems, proposes a grid from them, and says how far to trust it."""
 
-# B queries, k recalled problems, H W canvas, C colours, C1 = C + 1 (the last is "outside"), P = D features.
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,162 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arcdist.data.batch import OUTSIDE, QueryInputs
-from arcdist.models.context import one_hot_colors
-from arcdist.models.memory import SolvedMemory, query_keys
+from arcdist.models.cores import one_hot_colors
+
+# N capacity, B queries, k recalled, H W canvas, G largest side, C colours, D features.
+
+
+_FIELDS = ("features", "outcomes", "color_maps", "keys", "exact", "age")
+
+
+def query_keys(ids: Sequence[str]) -> Int[Tensor, " B"]:
+    """A stable 63-bit name for each query id, so that a memory is tensors only."""
+    digests = (hashlib.blake2b(query_id.encode(), digest_size=8).digest() for query_id in ids)
+    return torch.tensor([int.from_bytes(d, "little") >> 1 for d in digests], dtype=torch.int64)
+
+
+def color_map(query: Int[Tensor, "B H W"], outcome: Int[Tensor, "B H W"], num_colors: int) -> Float[Tensor, "B C C"]:
+    """Row c: shares of the colours that stand in the outcome where the query has colour c; zeros where it has none."""
+    both = (query != OUTSIDE) & (outcome != OUTSIDE)
+    pair = torch.where(both, query * num_colors + outcome, num_colors**2).flatten(1)
+    counts = torch.zeros(len(query), num_colors**2 + 1, device=query.device)
+    counts = counts.scatter_add_(1, pair, torch.ones_like(pair, dtype=counts.dtype))
+    counts = counts[:, :-1].unflatten(1, (num_colors, num_colors))
+    return counts / counts.sum(-1, keepdim=True).clamp(min=1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recalled:
+    """The k nearest solved problems of B queries."""
+
+    similarity: Float[Tensor, "B k"]
+    """Cosine of the features; 0 where nothing was found."""
+    found: Bool[Tensor, "B k"]
+    """False where the memory holds fewer than k problems that the query may see."""
+    features: Float[Tensor, "B k D"]
+    outcomes: Int[Tensor, "B k H W"]
+    """The answer's colours on the query's canvas, `OUTSIDE` beyond it."""
+    color_maps: Float[Tensor, "B k C C"]
+    """How the problem turned colours: see `color_map`."""
+
+
+class SolvedMemory(nn.Module):
+    """Up to `capacity` solved problems, filled from slot 0 on. A query solved again replaces its own entry.
+
+    When all slots are taken, the entry to go is the oldest of those not solved exactly, else, for one that was, the
+    oldest.
+    """
+
+    features: Float[Tensor, "N D"]
+    outcomes: Int[Tensor, "N G G"]
+    color_maps: Float[Tensor, "N C C"]
+    keys: Int[Tensor, " N"]
+    exact: Bool[Tensor, " N"]
+    age: Int[Tensor, " N"]
+
+    def __init__(self, *, capacity: int, feature_dim: int, max_grid_size: int, num_colors: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.num_colors = num_colors
+        self.max_grid_size = max_grid_size
+        self._slot_of: dict[int, int] = {}
+        grid = (capacity, max_grid_size, max_grid_size)
+        self.register_buffer("features", torch.zeros(capacity, feature_dim))
+        self.register_buffer("outcomes", torch.full(grid, OUTSIDE, dtype=torch.int8))
+        self.register_buffer("color_maps", torch.zeros(capacity, num_colors, num_colors))
+        self.register_buffer("keys", torch.full((capacity,), -1, dtype=torch.int64))
+        self.register_buffer("exact", torch.zeros(capacity, dtype=torch.bool))
+        self.register_buffer("age", torch.zeros(capacity, dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return len(self._slot_of)
+
+    def add(
+        self,
+        *,
+        keys: Int[Tensor, " B"],
+        features: Float[Tensor, "B D"],
+        queries: Int[Tensor, "B H W"],
+        outcomes: Int[Tensor, "B H W"],
+        exact: Bool[Tensor, " B"],
+        step: int,
+    ) -> None:
+        """Remember B solved problems: what was asked, the right outcome, whether it was found exactly, and when."""
+        if not len(keys):
+            return
+        # A row may push out an earlier one of the same batch: a slot goes to the last row that took it.
+        taken = [(self._take_slot(key, exact[row], step), row) for row, key in enumerate(keys.tolist())]
+        row_of = {slot: row for slot, row in taken if slot is not None}
+        if not row_of:
+            return
+        slots, rows = (torch.tensor(list(each), device=self.features.device) for each in (row_of, row_of.values()))
+        queries, outcomes = queries[rows], outcomes[rows]
+        height, width = (min(side, self.max_grid_size) for side in outcomes.shape[1:])
+        self.features[slots] = F.normalize(features[rows].detach().float(), dim=-1)
+        self.outcomes[slots] = OUTSIDE
+        self.outcomes[slots, :height, :width] = outcomes[:, :height, :width].to(torch.int8)
+        self.color_maps[slots] = color_map(queries, outcomes, self.num_colors)
+
+    def _take_slot(self, key: int, exact: Bool[Tensor, ""], step: int) -> int | None:
+        """The slot for a problem; none where it would push out one that was solved exactly and was not itself."""
+        slot = self._slot_of.get(key, len(self))
+        if slot == self.capacity:
+            # Success outweighs any age.
+            slot = int((self.age + self.exact.long() * torch.iinfo(torch.int32).max).argmin())
+            if self.exact[slot] and not exact:
+                return None
+            del self._slot_of[int(self.keys[slot])]
+            self.exact[slot] = False
+        self._slot_of[key] = slot
+        self.keys[slot], self.age[slot] = key, step
+        self.exact[slot] |= exact  # Solved once is solved.
+        return slot
+
+    @torch.no_grad()
+    def recall(
+        self, features: Float[Tensor, "B D"], own_keys: Int[Tensor, " B"], *, k: int, height: int, width: int
+    ) -> Recalled:
+        """The k entries nearest to each query by cosine. A query never recalls itself: its answer is its target."""
+        used = len(self)
+        similarity = F.normalize(features.float(), dim=-1) @ self.features[:used].T  # [B, used]
+        similarity = similarity.masked_fill(own_keys[:, None] == self.keys[:used], -torch.inf)
+        similarity = F.pad(similarity, (0, max(0, k - used)), value=-torch.inf)
+        similarity, slots = similarity.topk(k)
+        found = similarity > -torch.inf
+        slots = slots.where(found, 0)
+        height, width = min(height, self.max_grid_size), min(width, self.max_grid_size)
+        return Recalled(
+            similarity=similarity.where(found, 0.0),
+            found=found,
+            features=self.features[slots],
+            outcomes=self.outcomes[slots, :height, :width].long(),
+            color_maps=self.color_maps[slots],
+        )
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        # Only the slots in use: an empty memory takes no room in a checkpoint.
+        for name in _FIELDS:
+            field = getattr(self, name)[: len(self)]
+            destination[prefix + name] = field if keep_vars else field.detach()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        _, _, missing, unexpected, errors = others
+        unexpected.extend(key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in _FIELDS)
+        names = [name for name in _FIELDS if prefix + name in state_dict]
+        missing.extend(prefix + name for name in _FIELDS if name not in names)
+        if len(names) < len(_FIELDS):
+            return
+        used = len(state_dict[prefix + "keys"])
+        if used > self.capacity:
+            errors.append(f"{prefix}keys holds {used} solved problems, over solver.capacity = {self.capacity}.")
+            return
+        for name in _FIELDS:
+            getattr(self, name)[:used] = state_dict[prefix + name]
+        self._slot_of = {key: slot for slot, key in enumerate(self.keys[:used].tolist())}
+
+
+# B queries, k recalled problems, H W canvas, C colours, C1 = C + 1 (the last is "outside"), P = D features.
+
 
 _FLOOR = 1e-4
 _FIRST_CONFIDENCE_LOGIT = -3.0

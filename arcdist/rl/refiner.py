@@ -6,11 +6,137 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributions import Normal
+from torch.distributions.transforms import (
+    AffineTransform,
+    CatTransform,
+    ComposeTransform,
+    SigmoidTransform,
+    TanhTransform,
+)
 
 from arcdist.errors import NotFiniteError
-from arcdist.losses.means import query_mean
-from arcdist.rl.curiosity import IntrinsicCuriosity
-from arcdist.rl.squashed import SquashedGaussian
+from arcdist.losses.efe import query_mean
+
+# B queries, P prompt, A = P + 1 components of an action.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SquashedGaussian:
+    """Delta = delta_scale tanh(u) and alpha = sigmoid(v), (u, v) ~ Normal(mean, std) with independent components.
+
+    An action is handed around as (u, v), before squashing: (Delta, alpha) saturate, and u cannot be had back from them.
+    """
+
+    mean: Float[Tensor, "B A"]
+    std: Float[Tensor, "B A"]
+    delta_scale: float
+
+    def at(self, noise: Float[Tensor, "B A"]) -> Float[Tensor, "B A"]:
+        """The action that standard normal `noise` stands for: mean + std x noise."""
+        return self.mean + self.std * noise
+
+    def squash(self, action: Float[Tensor, "B A"]) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B 1"]]:
+        """(Delta, alpha): the change of the prompt and the share of it that is applied."""
+        squashed: Tensor = self._squashing(action)
+        return squashed[:, :-1], squashed[:, -1:]
+
+    def log_prob(self, action: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
+        """Log-density of (Delta, alpha) in nats, summed over the A components."""
+        gaussian: Tensor = self._gaussian.log_prob(action).sum(dim=-1)
+        return gaussian - self._log_volume(action)
+
+    def entropy(self, noise: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
+        """Unbiased one-sample estimate of the entropy of (Delta, alpha) in nats, differentiable in mean and std.
+
+        The entropy of a squashed Gaussian has no closed form. That of the Gaussian alone would reward an ever larger
+        std, which drives tanh into saturation; this one has its maximum before.
+        """
+        gaussian: Tensor = self._gaussian.entropy().sum(dim=-1)
+        return gaussian + self._log_volume(self.at(noise))
+
+    @property
+    def _gaussian(self) -> Normal:
+        # Without validation, which would wait for the device each time.
+        return Normal(self.mean, self.std, validate_args=False)
+
+    @property
+    def _squashing(self) -> CatTransform:
+        to_delta = ComposeTransform([TanhTransform(), AffineTransform(0.0, self.delta_scale)])
+        return CatTransform([to_delta, SigmoidTransform()], dim=-1, lengths=[self.mean.shape[-1] - 1, 1])
+
+    def _log_volume(self, action: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
+        """Log-determinant of the Jacobian of squashing, from the action before it: stable where it saturates."""
+        squashing = self._squashing
+        log_slopes: Tensor = squashing.log_abs_det_jacobian(action, squashing(action))
+        return log_slopes.sum(dim=-1)
+
+
+# B queries, N numbers of a state, A components of an action, Z features.
+
+FORWARD_SHARE = 0.2
+"""beta of the paper: weight of the forward loss; the inverse loss has the rest."""
+TINY = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curiosity:
+    """What the module makes of B transitions."""
+
+    loss: Float[Tensor, " B"]
+    """0.8 x inverse error + 0.2 x forward error."""
+    bonus: Float[Tensor, " B"]
+    """Intrinsic reward within [0, 1], detached."""
+
+
+class IntrinsicCuriosity(nn.Module):
+    """Features of a state that tell which action was taken, and a model of how an action changes them.
+
+    The encoder learns from the inverse model only, as in the paper, so that features are what an action can influence;
+    the forward model predicts them from outside, or it could make them predictable by making them empty.
+    """
+
+    def __init__(self, state_dim: int, action_dim: int, feature_dim: int = 64, hidden_dim: int = 256) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Linear(state_dim, hidden_dim),
+            nn.SiLU(),
+            nn.Linear(hidden_dim, feature_dim),
+            nn.LayerNorm(feature_dim, elementwise_affine=False),
+        )
+        self.forward_model = nn.Sequential(
+            nn.Linear(feature_dim + action_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, feature_dim)
+        )
+        self.inverse_model = nn.Sequential(
+            nn.Linear(2 * feature_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, action_dim)
+        )
+
+    def forward(
+        self, state: Float[Tensor, "B N"], next_state: Float[Tensor, "B N"], action: Float[Tensor, "B A"]
+    ) -> Curiosity:
+        """Loss and bonus of going from `state` to `next_state` by `action`, whose components are of order 1.
+
+        The bonus is e / (e + c), e the forward model's squared error and c the squared change of the features: 0 for a
+        change foreseen, 1/2 for a prediction no better than none. Made from one query alone, it does not depend on
+        which others are in the batch or on this process.
+        """
+        features, next_features = self.encoder(state), self.encoder(next_state)
+        inverse_error = _mean_square(self.inverse_model(torch.cat([features, next_features], dim=-1)) - action)
+
+        here, there = features.detach(), next_features.detach()
+        foreseen = here + self.forward_model(torch.cat([here, action], dim=-1))
+        forward_error = _mean_square(foreseen - there)
+
+        unforeseen = forward_error.detach()
+        return Curiosity(
+            loss=(1.0 - FORWARD_SHARE) * inverse_error + FORWARD_SHARE * forward_error,
+            bonus=unforeseen / (unforeseen + _mean_square(there - here) + TINY),
+        )
+
+
+def _mean_square(difference: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
+    return difference.square().mean(dim=-1)
+
 
 # B queries, P prompt, D control vector, F grid summary, A = P + 1 components of an action.
 

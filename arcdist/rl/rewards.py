@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from arcdist.losses.means import cell_mean, color_shares
+from arcdist.losses.efe import cell_mean, color_shares
 
 # B queries, h w the target's canvas, H W the query's canvas.
 

@@ -1,15 +1,39 @@
 """Where a run's numbers, lines and pictures go. Nothing flows back from here into training."""
 
-from arcdist.tracking.grids import ARC_COLORS, Example, draw_grids, plot_examples, queries_figure, query_figure
-from arcdist.tracking.log import console, log_table, no_log, open_log
-from arcdist.tracking.metrics import Record, TrainingMetricsTracker
-from arcdist.tracking.mirror import Mirrors, check_mirrors, open_mirrors
-from arcdist.tracking.pace import MovingPace
-from arcdist.tracking.phases import PhaseLines
-from arcdist.tracking.plots import panel_figure, plot_metrics
-from arcdist.tracking.progress import ProgressBar
-from arcdist.tracking.run_folder import discard_run_folder, make_run_folder
-from arcdist.tracking.table import epoch_table
+from arcdist.tracking.console import (
+    MovingPace,
+    PhaseLines,
+    ProgressBar,
+    epoch_table,
+    log_table,
+    no_log,
+    open_log,
+)
+from arcdist.tracking.grids import (
+    ARC_COLORS,
+    Example,
+    draw_grids,
+    plot_examples,
+    queries_figure,
+    query_figure,
+)
+from arcdist.tracking.metrics import (
+    Record,
+    TrainingMetricsTracker,
+)
+from arcdist.tracking.mirror import (
+    Mirrors,
+    check_mirrors,
+    open_mirrors,
+)
+from arcdist.tracking.plots import (
+    panel_figure,
+    plot_metrics,
+)
+from arcdist.tracking.run_folder import (
+    discard_run_folder,
+    make_run_folder,
+)
 
 __all__ = [
     "ARC_COLORS",
@@ -21,7 +45,6 @@ __all__ = [
     "Record",
     "TrainingMetricsTracker",
     "check_mirrors",
-    "console",
     "discard_run_folder",
     "draw_grids",
     "epoch_table",

@@ -13,8 +13,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from arcdist.tracking.atomic import replacing
-from arcdist.tracking.validation import Rows, ShownQuery
+from arcdist.files import replacing
+from arcdist.tracking.metrics import Rows, ShownQuery
 
 ARC_COLORS = (
     "#000000",

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from arcdist.config import Config
-from arcdist.tracking.identity import Identity
-from arcdist.tracking.metrics import Record, finite
-from arcdist.tracking.validation import Validation
+from arcdist.tracking.metrics import Record, Validation, finite
+from arcdist.tracking.run_folder import Identity
 
 CLOSE_SECONDS = 30.0
 """How long the end of a run waits for its mirrors."""
@@ -127,7 +126,7 @@ def check_mirrors(config: Config) -> None:
         PlatformError: a package is not installed.
     """
     from arcdist.tracking.tensorboard import require_tensorboard
-    from arcdist.tracking.wandb_mode import wandb_mode
+    from arcdist.tracking.wandb_run import wandb_mode
 
     if config.tracking.tensorboard:
         require_tensorboard()
@@ -150,8 +149,7 @@ def open_mirrors(
         PlatformError: a package that is asked for by name is not installed.
     """
     from arcdist.tracking.tensorboard import TensorBoardMirror
-    from arcdist.tracking.wandb_mode import wandb_mode
-    from arcdist.tracking.wandb_run import WandbMirror
+    from arcdist.tracking.wandb_run import WandbMirror, wandb_mode
 
     mirrors: list[Mirror] = []
     if config.tracking.tensorboard:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from arcdist.tracking.atomic import replacing
+from arcdist.files import replacing
 
 # Okabe & Ito's palette (2008), told apart with every kind of colour vision; its yellow is too pale for white paper.
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (

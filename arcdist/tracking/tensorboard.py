@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from arcdist.errors import PlatformError
-from arcdist.tracking.grid_pictures import png_of, strip_of
-from arcdist.tracking.identity import Identity
-from arcdist.tracking.metrics import Record
+from arcdist.tracking.metrics import Record, Validation
 from arcdist.tracking.mirror import Mirror
-from arcdist.tracking.rows import Row, make_row, rows_of
-from arcdist.tracking.validation import Validation
+from arcdist.tracking.rows import Row, make_row, png_of, rows_of, strip_of
+from arcdist.tracking.run_folder import Identity
 
 FOLDER = "tensorboard"
 

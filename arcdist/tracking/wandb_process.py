@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import wandb
 
-from arcdist.tracking.validation import parse_validation
-from arcdist.tracking.wandb_files import steps_in
+from arcdist.tracking.metrics import parse_validation
 from arcdist.tracking.wandb_keys import PLOT, QUERIES, RUN, SHOWN, WHOLE
+from arcdist.tracking.wandb_reader import steps_in
 from arcdist.tracking.wandb_tables import query_table, shown_table
 
 _SECONDS_WITHOUT_TRAINING = 10

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 
 from PIL import Image
 
-from arcdist.tracking.grid_pictures import difference_of, picture_of
-from arcdist.tracking.validation import QueryResult, Validation, parse_validation
+from arcdist.tracking.metrics import QueryResult, Validation, parse_validation
+from arcdist.tracking.rows import difference_of, picture_of
 
 Table: TypeAlias = tuple[list[str | int], list[list[Any]]]
 """Names of the columns, and the rows."""

@@ -1,14 +1,128 @@
 """Where a run is, and what it has counted on the way."""
 
-from collections.abc import Mapping
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from arcdist.config import Config
-from arcdist.training.cost import Cost
-from arcdist.training.curriculum import DynamicMemoryThreshold, SizeWarmupCurriculum
 from arcdist.training.health import RunHealth
-from arcdist.training.interval import Interval
-from arcdist.training.step import StepReport
+from arcdist.training.step import DynamicMemoryThreshold, SizeWarmupCurriculum, StepReport
+
+
+class Interval:
+    """Means of the metrics over queries, means and maxima of the gradient norms over steps, and the pace."""
+
+    def __init__(self) -> None:
+        self.largest_norms: dict[str, float] = {}
+        self.steps = 0
+        self._sums: dict[str, float] = defaultdict(float)
+        self._norm_sums: dict[str, float] = defaultdict(float)
+        self._queries = 0
+        self._tokens = 0
+        self._seconds = 0.0
+
+    def add(self, report: StepReport, *, seconds: float) -> None:
+        """Take in a step and what it took, its wait for data included."""
+        self.steps += 1
+        self._queries += report.queries
+        self._tokens += report.tokens
+        self._seconds += seconds
+        norms = {f"grad_norm/{name}": norm for name, norm in report.group_norms.items()}
+        for name, value in report.metrics.items():
+            self._sums[name] += value * report.queries  # The last batch of an epoch may be smaller.
+        for name, norm in norms.items():
+            self._norm_sums[name] += norm
+        for name, norm in report.group_norms.items():
+            self.largest_norms[name] = max(norm, self.largest_norms.get(name, 0.0))
+
+    def means(self) -> dict[str, float]:
+        """Metrics, `grad_norm/<group>`, and `pairs_per_s` and `tokens_per_s`; only the pace if nothing was added."""
+        seconds = max(self._seconds, 1e-9)
+        means = {name: total / self._queries for name, total in self._sums.items()}
+        means |= {name: total / self.steps for name, total in self._norm_sums.items()}
+        return means | {"pairs_per_s": self._queries / seconds, "tokens_per_s": self._tokens / seconds}
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {
+            "steps": self.steps,
+            "queries": self._queries,
+            "tokens": self._tokens,
+            "seconds": self._seconds,
+            "sums": dict(self._sums),
+            "norm_sums": dict(self._norm_sums),
+            "largest_norms": dict(self.largest_norms),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()` of another run."""
+        self.steps, self._queries, self._tokens = state["steps"], state["queries"], state["tokens"]
+        self._seconds = state["seconds"]
+        self._sums = defaultdict(float, state["sums"])
+        self._norm_sums = defaultdict(float, state["norm_sums"])
+        self.largest_norms = dict(state["largest_norms"])
+
+
+class Cost:
+    """Time, by the clock and by device, over interruptions; steps that were lost with one are not counted.
+
+    Args:
+        processes: each of which computes on a device of its own.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self._processes = processes
+        self._seconds_before = 0.0
+        self._device_seconds_before = 0.0
+        self._tracking_seconds = 0.0
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the run's first step began."""
+        return self._seconds_before + self._seconds_now
+
+    @property
+    def device_hours(self) -> float:
+        """The same for each device, in hours, added up."""
+        return (self._device_seconds_before + self._processes * self._seconds_now) / 3600
+
+    @property
+    def _seconds_now(self) -> float:
+        return time.perf_counter() - self._began
+
+    def start(self) -> None:
+        """Begin to count, or to count on."""
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def of_tracking(self) -> Iterator[None]:
+        """Count the block as time that training waits for numbers and pictures to be kept."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._tracking_seconds += time.perf_counter() - began
+
+    def record(self) -> dict[str, float]:
+        """As it is logged."""
+        return {
+            "time/elapsed_s": self.seconds,
+            "time/device_hours": self.device_hours,
+            "time/tracking_s": self._tracking_seconds,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"seconds": self.seconds, "device_seconds": self.device_hours * 3600, "tracking": self._tracking_seconds}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()` of another run, on any number of processes."""
+        self._seconds_before, self._device_seconds_before = state["seconds"], state["device_seconds"]
+        self._tracking_seconds = state["tracking"]
+        self.start()
 
 
 class LoopState:

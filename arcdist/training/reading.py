@@ -11,12 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from arcdist.data import QueryBatch
-from arcdist.distributed.exchange import gather_rows
+from arcdist.data.sampler import DealtBatch
+from arcdist.distributed.collectives import gather_rows
 from arcdist.engine import Engine
 from arcdist.models import PromptOutput
 from arcdist.regions import region
 from arcdist.training.models import Models
-from arcdist.training.query_set import DealtBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,14 +8,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, redi
 from datetime import UTC, datetime
 from pathlib import Path
 
+from arcdist.checkpoint.resume import Start, check_configuration, find_start, set_aside_later_ones
+from arcdist.checkpoint.store import BEST, FILES, Snapshot, parse_files
+from arcdist.cli import standard_error
 from arcdist.config import LoadedConfig, save_config
 from arcdist.config.keys import flatten
 from arcdist.distributed import FailureWatch, Heartbeat, is_main, rank
-from arcdist.distributed.exchange import bytes_from_first, hear_from_first, part
-from arcdist.engine.device import device_name
-from arcdist.engine.platform import Platform, start_platform
+from arcdist.distributed.collectives import bytes_from_first, hear_from_first, part
+from arcdist.engine.platform import Platform, device_name, start_platform
 from arcdist.errors import ArcdistError, ConfigError, DataError, SaveError
-from arcdist.standard_error import standard_error
+from arcdist.host import git_commit, versions
 from arcdist.tracking import (
     Mirrors,
     PhaseLines,
@@ -27,16 +29,11 @@ from arcdist.tracking import (
     open_log,
     open_mirrors,
 )
-from arcdist.tracking.identity import Identity, group_of, read_identity, write_identity
-from arcdist.tracking.run_folder import held
-from arcdist.training.checkpoint import BEST, FILES, Snapshot, parse_files
-from arcdist.training.compatibility import check_configuration
-from arcdist.training.dry_run import dry_run
+from arcdist.tracking.run_folder import Identity, group_of, held, read_identity, write_identity
 from arcdist.training.loop import Loop
-from arcdist.training.memory_limit import explained_out_of_memory
-from arcdist.training.resume import Start, find_start, set_aside_later_ones
+from arcdist.training.memory import explained_out_of_memory
 from arcdist.training.session import Session, build_session
-from arcdist.versions import git_commit, versions
+from arcdist.training.trial import dry_run
 
 _logger = logging.getLogger(__name__)
 

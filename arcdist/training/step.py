@@ -1,18 +1,18 @@
 """One training step, whole and in its order."""
 
-# B queries of a pass, N queries of the batch on all processes, P prompt, A = P + 1 components of an action.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from arcdist.config import RewardConfig
-from arcdist.distributed.exchange import add_up
+from arcdist.data.sampler import DealtBatch
+from arcdist.distributed.collectives import add_up, gather_rows
 from arcdist.engine import Engines
-from arcdist.evaluation import answer, canvas_target, grade
+from arcdist.evaluation import answer, canvas_target, fit_canvas, grade
 from arcdist.losses import (
     cell_mean,
     color_shares,
@@ -23,14 +23,130 @@ from arcdist.losses import (
     query_mean,
     size_loss,
 )
-from arcdist.models import AgentOutput
+from arcdist.models import AgentOutput, PermanentSolver
 from arcdist.regions import region
 from arcdist.rl import RewardTotals, Transition, advantages, shaping_reward
-from arcdist.training.curriculum import DynamicMemoryThreshold
 from arcdist.training.models import Models
-from arcdist.training.query_set import DealtBatch
 from arcdist.training.reading import Reading, keep_prompts, read_prompts
-from arcdist.training.remembering import Solved, remember
+
+# B queries.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SizeWarmupCurriculum:
+    """Lowers the weight of the size loss linearly: cells can only be right once the grid has its size."""
+
+    start: float = 1.0
+    end: float = 0.5
+    epochs: int = 3
+    """Length of the warm-up; 0 gives `end` from the beginning."""
+
+    def weight(self, epoch: float | int) -> float:
+        """Weight at `epoch`, counted from 0 and fractional within an epoch.
+
+        w(e) = start + (end - start) * min(e / epochs, 1)
+        """
+        if epoch >= self.epochs:
+            return self.end
+        return self.start + (self.end - self.start) * epoch / self.epochs
+
+
+class DynamicMemoryThreshold:
+    """Gates the solver's memory by how well the run does at present.
+
+    average <- (1 - alpha) average + alpha accuracy, beginning at `start`.
+    """
+
+    def __init__(self, start: float = 0.2, alpha: float = 0.1, gate: float = 1.1) -> None:
+        self.alpha = alpha
+        self.gate = gate
+        self._average = start
+
+    @property
+    def threshold(self) -> float:
+        """Cell accuracy that a query must exceed: `gate` times the average. Above 1 only exact grids enter."""
+        return self.gate * self._average
+
+    def admits(self, accuracy: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        """Which queries enter the memory, by their cell accuracy (0 to 1).
+
+        An exact grid always enters: once the average passes 1 / gate, the threshold lies out of anyone's reach.
+        """
+        return (accuracy > self.threshold) | (accuracy >= 1.0)
+
+    def update(self, accuracy: float) -> None:
+        """Move the average towards a batch's mean cell accuracy (0 to 1)."""
+        self._average += self.alpha * (accuracy - self._average)
+
+    def state(self) -> dict[str, float]:
+        """What a resumed run needs."""
+        return {"average": self._average}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Go on from `state()` of another run."""
+        self._average = state["average"]
+
+
+# B queries of a pass, n solved by this process, N by all of them, H W canvas, G largest side, P prompt.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Solved:
+    """The queries of a pass, and which of them are worth remembering."""
+
+    admitted: Bool[Tensor, " B"]
+    positions: tuple[int, ...]
+    """Place of each in the batch."""
+    features: Float[Tensor, "B P"]
+    queries: Int[Tensor, "B H W"]
+    outcomes: Int[Tensor, "B H W"]
+    exact: Bool[Tensor, " B"]
+
+    def packed(self, side: int) -> UInt8[Tensor, "n bytes"]:
+        """What is admitted, a row of bytes each, its grids on a canvas of that side."""
+        rows = self.admitted.nonzero().flatten()
+        places = torch.tensor(self.positions, device=rows.device)[rows]
+        grids = [fit_canvas(grid[rows], side, side).flatten(1).to(torch.int8) for grid in (self.queries, self.outcomes)]
+        fields = (places[:, None], self.features[rows].float(), *grids, self.exact[rows, None])
+        return torch.cat([field.contiguous().view(torch.uint8) for field in fields], dim=1)
+
+
+def remember(
+    solver: PermanentSolver, ids: Sequence[str], solved: Sequence[Solved], counts: Sequence[int], step: int
+) -> None:
+    """Put what all processes admitted into the memory of this one.
+
+    Args:
+        solver: owns the memory.
+        ids: names of the batch's queries.
+        solved: of each pass of this process.
+        counts: queries that each process admitted.
+        step: of the run.
+    """
+    if not any(counts):
+        return
+    side = solver.memory.max_grid_size
+    rows = gather_rows(torch.cat([each.packed(side) for each in solved]), counts)
+    width = 4 * solved[0].features.shape[1]
+    place, features, queries, outcomes, exact = rows.split([8, width, side * side, side * side, 1], dim=1)
+    places = place.flatten().view(torch.int64)
+    order = places.argsort()
+    solver.remember(
+        ids=[ids[index] for index in places[order].tolist()],
+        features=features.flatten().view(torch.float32).unflatten(0, (len(order), -1))[order],
+        queries=_grids(queries, side)[order],
+        outcomes=_grids(outcomes, side)[order],
+        exact=exact.flatten().bool()[order],
+        step=step,
+    )
+
+
+def _grids(values: UInt8[Tensor, "N cells"], side: int) -> Int[Tensor, "N G G"]:
+    return values.view(torch.int8).unflatten(1, (side, side)).long()
+
+
+# B queries of a pass, N queries of the batch on all processes, P prompt, A = P + 1 components of an action.
+
 
 REVERSIBILITY_WEIGHT = 0.1
 """Weight of the loss that teaches the backward trajectory to arrive at the query's input."""

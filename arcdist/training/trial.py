@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
 from torch import distributed
 
-from arcdist.distributed.exchange import several_processes
+from arcdist.checkpoint.state import take_snapshot
+from arcdist.config import Config
+from arcdist.distributed.collectives import several_processes
+from arcdist.engine.platform import device_name
 from arcdist.models import training_flops
-from arcdist.training.curriculum import DynamicMemoryThreshold
-from arcdist.training.session import Session
-from arcdist.training.step import StepSettings, train_step
+from arcdist.training.session import Session, build_session
+from arcdist.training.step import DynamicMemoryThreshold, StepSettings, train_step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,3 +79,87 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     # Linux counts kibibytes, macOS bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+WARM_UP_STEPS = 5
+_SIDE = {"cuda": 8192, "mps": 2048, "cpu": 1024}
+_PRODUCTS = 20
+
+
+def benchmark(config: Config, steps: int) -> None:
+    """Train so many steps after a warm-up, and print pace, memory and the share of the device's measured rate.
+
+    Raises:
+        OutOfMemoryError: by way of the caller, if a batch does not fit.
+    """
+    session = build_session(config)
+    batches = session.training.batches.batches(0)
+    batches = (batches * (1 + (WARM_UP_STEPS + steps) // len(batches)))[: WARM_UP_STEPS + steps]
+    run_steps(session, batches[:WARM_UP_STEPS])
+    pace = run_steps(session, batches[WARM_UP_STEPS:])
+    # The first gathering may set things up. What follows it, writing, is done while training goes on.
+    take_snapshot(session, {})
+    start = time.perf_counter()
+    snapshot = take_snapshot(session, {})
+    saving = time.perf_counter() - start
+    share = saving / (saving + config.output.save_every * pace.seconds / pace.steps)
+    processes = session.accelerator.num_processes
+    rate, name = measured_rate(session.device, session.engines.precision.dtype or torch.float32)
+    used = pace.flops / pace.seconds / processes
+
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, title=f"{pace.steps} steps of {config.train.batch_size}")
+    device = device_name(session.device)
+    table.add_row("device", f"{processes} × {device}, precision {config.train.precision}")
+    table.add_row("pace", f"{pace.queries / pace.seconds:,.1f} pairs/s, {pace.tokens / pace.seconds:,.0f} tokens/s")
+    table.add_row("peak memory of a process", f"{worst_peak_bytes(session.device) / 2**30:.2f} GiB")
+    table.add_row(f"{name} products, measured", f"{rate / 1e12:.3g} TFLOP/s a device")
+    table.add_row("Qwen's operations", f"{used / 1e12:.3g} TFLOP/s a device, {used / rate:.1%} of that")
+    every = config.output.save_every
+    table.add_row(
+        "copy for a checkpoint", f"{saving:.2f} s, {snapshot.size / 1e6:,.1f} MB: {share:.2%} of each {every} steps"
+    )
+    Console().print(table)
+
+
+def measured_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """Operations a second of large matrix products on this device, and what was multiplied."""
+    side = _SIDE[device.type]
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+
+    def run(products: int) -> float:
+        start = time.perf_counter()
+        for _ in range(products):
+            product = left @ right
+        product[0, 0].item()  # Waits for the device.
+        return time.perf_counter() - start
+
+    run(2)
+    return 2.0 * side**3 * _PRODUCTS / run(_PRODUCTS), str(dtype).removeprefix("torch.")
+
+
+_TIMED_BATCHES = 4
+
+
+def dry_run(config: Config) -> None:
+    """Build everything, train on the longest batch and on a few others, and print what it took.
+
+    Raises:
+        OutOfMemoryError: by way of the caller, if the longest batch does not fit.
+    """
+    session = build_session(config)
+    run_steps(session, [longest_batch(session)])
+    pace = run_steps(session, session.training.batches.batches(0)[:_TIMED_BATCHES])
+
+    total, trainable = session.engines.qwen.parameter_counts()
+    grid, refiner = (engine.parameter_counts()[1] for engine in (session.engines.grid, session.engines.refiner))
+    steps = session.steps_per_epoch
+    per_epoch = pace.seconds / pace.steps * steps
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, title="Dry run: no file was written")
+    table.add_row("device", f"{session.device}, precision {config.train.precision}")
+    table.add_row("Qwen parameters", f"{total:,} in all, {trainable:,} trained")
+    table.add_row("agent, solver, EFE, refiner", f"{grid + refiner:,} trained")
+    table.add_row("peak memory, longest batch included", f"{worst_peak_bytes(session.device) / 2**30:.2f} GiB")
+    table.add_row("pace", f"{pace.queries / pace.seconds:,.1f} queries/s, {pace.tokens / pace.seconds:,.0f} tokens/s")
+    table.add_row(f"an epoch of {steps} steps", f"{per_epoch:,.0f} s, without validation")
+    table.add_row(f"{config.train.epochs} epochs", f"{per_epoch * config.train.epochs / 60:,.1f} min")
+    Console().print(table)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from shared.made_runs import make_run
 
-from arcdist.report import write
+from arcdist.analysis import report as write
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 main = runpy.run_path(str(LAUNCH / "report.py"))["main"]

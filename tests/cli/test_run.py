@@ -15,7 +15,7 @@ import pytest
 import yaml
 from shared.measured import without_measured
 
-from arcdist.training.checkpoint import FILES, MANIFEST, checkpoints, load_checkpoint
+from arcdist.checkpoint.store import FILES, MANIFEST, checkpoints, load_checkpoint
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROGRAM = CHECKOUT / "launch" / "train.py"

@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from arcdist.data.augment import draw_augmentation
-from arcdist.data.batch import OUTSIDE
-from arcdist.data.canvas import working_area
+from arcdist.data.batch import OUTSIDE, working_area
 from arcdist.data.collate import Collator
 from arcdist.data.features import grid_summary, transformation_features
 from arcdist.data.queries import Query, build_queries, read_queries
 from arcdist.data.sources import read_tasks
 from arcdist.data.tasks import Pair
 from arcdist.data.text import embedded_tokenizer
-from arcdist.random import stream
+from arcdist.rng import stream
 
 GRIDS = arrays(np.uint8, st.tuples(st.integers(1, 8), st.integers(1, 8)), elements=st.integers(0, 9))
 ALL_ON = {"dihedral": True, "colors": True, "order": True}

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from arcdist.data.canvas import stack_grids
+from arcdist.data.batch import stack_grids
 from arcdist.data.features import FEATURE_NAMES, grid_summary, pair_features, transformation_features
 from arcdist.data.tasks import Pair
 

@@ -9,10 +9,9 @@ import re
 import pytest
 import torch
 
+from arcdist.checkpoint.resume import find_start
+from arcdist.checkpoint.store import FILES, MANIFEST, Entry, manifest_text, parse_files, read_files
 from arcdist.errors import DataError
-from arcdist.training.checkpoint import FILES, MANIFEST, parse_files, read_files
-from arcdist.training.manifest import Entry, manifest_text
-from arcdist.training.resume import find_start
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from arcdist.training.checkpoint import checkpoints, flaw
+from arcdist.checkpoint.store import checkpoints, flaw
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from arcdist.training.checkpoint import checkpoints, load_checkpoint
+from arcdist.checkpoint.store import checkpoints, load_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -14,10 +14,9 @@ import pytest
 from PIL import Image
 from shared.measured import without_measured
 
-from arcdist.comparison import compare
-from arcdist.comparison.files import numbers
-from arcdist.tracking.run_record import RunRecord, read_run_folder
-from arcdist.tracking.wandb_files import read_wandb_folder
+from arcdist.analysis.compare import compare, numbers
+from arcdist.analysis.record import RunRecord, read_run_folder
+from arcdist.tracking.wandb_reader import read_wandb_folder
 
 pytestmark = pytest.mark.slow
 

@@ -8,10 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from arcdist.checkpoint.state import gather_moments, gather_weights
 from arcdist.data import Share
-from arcdist.training.curriculum import DynamicMemoryThreshold
-from arcdist.training.state import gather_moments, gather_weights
-from arcdist.training.step import StepSettings, train_step
+from arcdist.training.step import DynamicMemoryThreshold, StepSettings, train_step
 
 ROWS = (range(8), range(4, 12), range(8), (11, 3, 8, 0, 9))
 """Batches that share queries, so that some prompts are kept, all are, or none is; the last divides unevenly."""

@@ -10,8 +10,7 @@ import torch
 from arcdist.evaluation import answer, canvas_target, grade
 from arcdist.losses import cell_mean, combined_loss, consistency, hard_cell_weight, query_mean, size_loss
 from arcdist.rl import RewardTotals, advantages, shaping_reward
-from arcdist.training.curriculum import DynamicMemoryThreshold
-from arcdist.training.step import REVERSIBILITY_WEIGHT, StepSettings, train_step
+from arcdist.training.step import REVERSIBILITY_WEIGHT, DynamicMemoryThreshold, StepSettings, train_step
 
 UNCLIPPED = ("--optim.max_grad_norm=1e9", "--refiner.rl_grad_clip=1e9")
 SIZE_WEIGHT = 0.75

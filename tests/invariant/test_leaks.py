@@ -11,10 +11,9 @@ import torch
 
 from arcdist.data.sources import read_tasks
 from arcdist.evaluation import fit_canvas, score
-from arcdist.training.curriculum import DynamicMemoryThreshold
+from arcdist.training.metrics import answerer_of
 from arcdist.training.reading import keep_prompts, read_prompts
-from arcdist.training.step import StepSettings, train_step
-from arcdist.training.validate import answerer_of
+from arcdist.training.step import DynamicMemoryThreshold, StepSettings, train_step
 
 
 def other_colors(grid):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from shared.measured import without_measured
 
+from arcdist.checkpoint.state import gather_weights
 from arcdist.distributed import Heartbeat
 from arcdist.training.loop import Loop
-from arcdist.training.state import gather_weights
 
 
 @pytest.fixture

@@ -4,22 +4,345 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from arcdist.models import PermanentSolver, Proposal
+from arcdist.models.solver import SolvedMemory, color_map, query_keys
 
-D = 8
+D, G = 4, 3
+
+
+def build(capacity=4):
+    return SolvedMemory(capacity=capacity, feature_dim=D, max_grid_size=G, num_colors=10)
+
+
+def feature(query_id):
+    """A direction of each query's own."""
+    return torch.randn(D, generator=torch.Generator().manual_seed(sum(query_id.encode())))
+
+
+def outcome(query_id):
+    return torch.full((2, 2), ord(query_id[0]) % 10)
+
+
+def add(memory, ids, *, exact=True, step=0):
+    """Remember queries, whose features and outcomes follow from their names; `exact` for all or for each."""
+    solved = [exact] * len(ids) if isinstance(exact, bool) else list(exact)
+    memory.add(
+        keys=query_keys(ids),
+        features=torch.stack([feature(each) for each in ids]),
+        queries=torch.zeros(len(ids), 2, 2, dtype=torch.long),
+        outcomes=torch.stack([outcome(each) for each in ids]),
+        exact=torch.tensor(solved),
+        step=step,
+    )
+
+
+def held(memory, names):
+    """Those of `names` that the memory holds, each with its whole entry right."""
+    found = set()
+    for name in names:
+        slots = torch.nonzero(memory.keys[: len(memory)] == query_keys([name])[0]).flatten().tolist()
+        if not slots:
+            continue
+        (slot,) = slots
+        torch.testing.assert_close(memory.features[slot], F.normalize(feature(name), dim=-1))
+        assert memory.outcomes[slot, :2, :2].tolist() == outcome(name).tolist()
+        assert memory.color_maps[slot, 0].argmax() == outcome(name)[0, 0]
+        found.add(name)
+    return found
+
+
+def recall(memory, ids, *, k=2, height=G, width=G):
+    features = torch.stack([feature(each) for each in ids])
+    return memory.recall(features, query_keys(ids), k=k, height=height, width=width)
+
+
+def test_colour_map_by_hand():
+    query = torch.tensor([[[1, 1, 2], [1, 0, -1]], [[5, 5, 5], [5, 5, 5]]])
+    answer = torch.tensor([[[3, 3, 2], [4, -1, 7]], [[-1] * 3] * 2])
+    shares = color_map(query, answer, 6)
+    expected = torch.zeros(2, 6, 6)
+    expected[0, 1, 3], expected[0, 1, 4], expected[0, 2, 2] = 2 / 3, 1 / 3, 1.0
+    torch.testing.assert_close(shares, expected)
+
+
+def test_keys_are_stable_distinct_and_positive():
+    assert query_keys(["007bbfb7:train:0"]).tolist() == [7742454625538715367]
+    keys = query_keys([f"{task:08x}:train:{pair}" for task in range(500) for pair in range(4)])
+    assert len(keys.unique()) == 2000
+    assert keys.min() >= 0
+
+
+def test_an_entry_is_kept_whole():
+    memory = build()
+    memory.add(
+        keys=query_keys(["x"]),
+        features=torch.tensor([[3.0, 0.0, 4.0, 0.0]], requires_grad=True),
+        queries=torch.tensor([[[1, 1]]]),
+        outcomes=torch.tensor([[[2, 7]]]),
+        exact=torch.tensor([True]),
+        step=17,
+    )
+    assert len(memory) == 1
+    torch.testing.assert_close(memory.features[0], torch.tensor([0.6, 0.0, 0.8, 0.0]))
+    assert not memory.features.requires_grad
+    assert memory.outcomes[0].tolist() == [[2, 7, -1], [-1, -1, -1], [-1, -1, -1]]
+    assert memory.color_maps[0, 1].nonzero().flatten().tolist() == [2, 7]
+    assert memory.color_maps[0].sum() == 1.0
+    assert (memory.exact[0].item(), memory.age[0].item()) == (True, 17)
+
+
+def test_no_more_than_the_largest_side_is_kept():
+    memory = build()
+    grid = torch.arange(20).reshape(1, 4, 5) % 10
+    memory.add(
+        keys=query_keys(["x"]),
+        features=torch.ones(1, D),
+        queries=grid,
+        outcomes=grid,
+        exact=torch.tensor([True]),
+        step=0,
+    )
+    assert memory.outcomes[0].tolist() == grid[0, :3, :3].tolist()
+
+
+def test_nothing_to_add():
+    memory = build()
+    memory.add(
+        keys=query_keys([]),
+        features=torch.zeros(0, D),
+        queries=torch.zeros(0, 2, 2, dtype=torch.long),
+        outcomes=torch.zeros(0, 2, 2, dtype=torch.long),
+        exact=torch.zeros(0, dtype=torch.bool),
+        step=0,
+    )
+    assert len(memory) == 0
+
+
+def test_a_query_solved_again_replaces_its_own_entry():
+    memory = build()
+    add(memory, ["a", "b"], step=1)
+    memory.add(
+        keys=query_keys(["a"]),
+        features=torch.tensor([[0.0, 0.0, 0.0, 2.0]]),
+        queries=torch.tensor([[[4]]]),
+        outcomes=torch.tensor([[[8]]]),
+        exact=torch.tensor([False]),
+        step=5,
+    )
+    assert len(memory) == 2
+    assert memory.features[0].tolist() == [0, 0, 0, 1]
+    assert memory.outcomes[0].tolist() == [[8, -1, -1], [-1] * 3, [-1] * 3]  # nothing of the larger grid before
+    assert (memory.exact[0].item(), memory.age[0].item()) == (True, 5)  # solved once is solved
+    assert held(memory, "b") == {"b"}
+
+
+def test_the_oldest_unsolved_goes_first_then_for_a_success_the_oldest():
+    memory = build(capacity=3)
+    add(memory, ["a"], exact=True, step=1)
+    add(memory, ["b"], exact=False, step=2)
+    add(memory, ["c"], exact=False, step=3)
+    add(memory, ["d"], exact=True, step=4)
+    assert held(memory, "abcd") == {"a", "c", "d"}
+    add(memory, ["e"], exact=True, step=5)
+    assert held(memory, "abcde") == {"a", "d", "e"}
+    add(memory, ["f"], exact=True, step=6)
+    assert held(memory, "abcdef") == {"d", "e", "f"}
+    add(memory, ["g"], exact=False, step=7)
+    assert held(memory, "abcdefg") == {"d", "e", "f"}
+    assert len(memory) == 3
+
+
+def test_solving_again_makes_an_entry_recent():
+    memory = build(capacity=2)
+    add(memory, ["a"], step=1)
+    add(memory, ["b"], step=2)
+    add(memory, ["a"], step=3)
+    add(memory, ["c"], step=4)
+    assert held(memory, "abc") == {"a", "c"}
+
+
+def test_a_memory_may_fill_up_in_the_middle_of_a_batch():
+    memory = build(capacity=3)
+    add(memory, ["a", "b"], exact=False, step=1)
+    add(memory, ["c", "d", "e"], step=2)
+    assert held(memory, "abcde") == {"c", "d", "e"}
+
+
+def test_a_batch_larger_than_the_memory_leaves_its_last_queries():
+    memory = build(capacity=2)
+    add(memory, ["a", "b", "c"], exact=False, step=1)
+    assert len(memory) == 2
+    assert held(memory, "abc") == {"b", "c"}
+
+
+def test_successes_of_one_batch_do_not_push_out_each_other():
+    memory = build(capacity=2)
+    add(memory, ["a", "b"], exact=[True, False], step=1)
+    add(memory, ["c", "d"], step=2)
+    assert held(memory, "abcd") == {"c", "d"}
+
+
+def test_failures_do_not_push_out_successes_older_than_a_failure_that_is_held():
+    memory = build(capacity=2)
+    add(memory, ["a", "b"], exact=[True, False], step=1)
+    add(memory, ["c", "d"], exact=False, step=2)
+    assert held(memory, "abcd") == {"a", "d"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.lists(
+        st.lists(st.tuples(st.sampled_from("abcdefgh"), st.booleans()), max_size=5, unique_by=lambda each: each[0]),
+        max_size=6,
+    ),
+)
+def test_against_a_slow_memory(capacity, batches):
+    memory, slow = build(capacity), {}
+    for step, batch in enumerate(batches):
+        if batch:
+            add(memory, [name for name, _ in batch], exact=[exact for _, exact in batch], step=step)
+        for name, exact in batch:
+            slot = slow[name][2] if name in slow else len(slow)
+            if slot == capacity:
+                gone = min(slow, key=lambda each: slow[each])
+                if slow[gone][0] and not exact:
+                    continue
+                slot = slow.pop(gone)[2]
+            slow[name] = (exact or slow.get(name, (False,))[0], step, slot)
+    assert len(memory) == len(slow)
+    assert held(memory, "abcdefgh") == set(slow)
+    for name, (exact, step, slot) in slow.items():
+        assert memory.keys[slot] == query_keys([name])[0]
+        assert (memory.exact[slot].item(), memory.age[slot].item()) == (exact, step)
+
+
+def test_recall_is_the_cosine_s_top_k_by_a_slow_loop():
+    memory = build(capacity=8)
+    names = list("abcdef")
+    add(memory, names)
+    recalled = recall(memory, ["a", "new", "f"], k=3, height=2, width=3)
+    assert recalled.outcomes.shape == (3, 3, 2, 3)
+    for row, name in enumerate(["a", "new", "f"]):
+        cosines = {
+            other: F.cosine_similarity(feature(name), feature(other), dim=0).item() for other in names if other != name
+        }
+        nearest = sorted(cosines, key=cosines.get, reverse=True)[:3]
+        assert recalled.found[row].all()
+        assert recalled.similarity[row].tolist() == pytest.approx([cosines[other] for other in nearest], abs=1e-6)
+        for place, other in enumerate(nearest):
+            torch.testing.assert_close(recalled.features[row, place], F.normalize(feature(other), dim=-1))
+            assert recalled.outcomes[row, place, :2, :2].tolist() == outcome(other).tolist()
+            assert recalled.outcomes[row, place, :, 2].tolist() == [-1, -1]
+            assert recalled.color_maps[row, place, 0].argmax() == outcome(other)[0, 0]
+
+
+def test_a_query_never_recalls_itself():
+    memory = build()
+    add(memory, ["a"])
+    alone = recall(memory, ["a"], k=1)
+    assert not alone.found.any()
+    assert not alone.similarity.any()
+    add(memory, ["b"])
+    both = recall(memory, ["a", "b"], k=2)
+    assert both.found.tolist() == [[True, False], [True, False]]
+    assert both.outcomes[0, 0, :2, :2].tolist() == outcome("b").tolist()
+    assert both.outcomes[1, 0, :2, :2].tolist() == outcome("a").tolist()
+
+
+def test_an_empty_memory_finds_nothing():
+    recalled = recall(build(), ["a", "b"], k=3)
+    assert not recalled.found.any()
+    assert not recalled.similarity.any()
+    assert recalled.outcomes.shape == (2, 3, G, G)
+
+
+def test_a_canvas_beyond_the_largest_side_is_cut():
+    memory = build()
+    add(memory, ["a"])
+    assert recall(memory, ["b"], k=1, height=9, width=2).outcomes.shape == (1, 1, G, 2)
+
+
+def test_a_checkpoint_holds_the_slots_in_use_and_no_pickled_object(tmp_path):
+    memory = build(capacity=1000)
+    assert all(len(value) == 0 for value in memory.state_dict().values())
+    add(memory, ["a", "b", "c"], exact=[True, False, True], step=4)
+    state = memory.state_dict()
+    assert {name: tuple(value.shape) for name, value in state.items()} == {
+        "features": (3, D),
+        "outcomes": (3, G, G),
+        "color_maps": (3, 10, 10),
+        "keys": (3,),
+        "exact": (3,),
+        "age": (3,),
+    }
+    assert state["outcomes"].dtype == torch.int8
+    path = tmp_path / "memory.safetensors"  # a format that knows tensors only
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+
+    loaded = build(capacity=3)
+    loaded.load_state_dict(load_file(path))
+    assert len(loaded) == 3
+    assert held(loaded, "abc") == {"a", "b", "c"}
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in state.items())
+    first, second = recall(memory, ["b", "x"]), recall(loaded, ["b", "x"])
+    assert torch.equal(first.similarity, second.similarity)
+    assert torch.equal(first.outcomes, second.outcomes)
+
+    # It goes on as the one that was saved: "b" is the one that was not solved.
+    add(loaded, ["d"], step=5)
+    assert held(loaded, "abcd") == {"a", "c", "d"}
+
+
+def test_loading_replaces_what_was_held():
+    memory, other = build(), build()
+    add(memory, ["a", "b", "c"])
+    add(other, ["d"])
+    memory.load_state_dict(other.state_dict())
+    assert len(memory) == 1
+    assert held(memory, "abcd") == {"d"}
+    assert recall(memory, ["a"], k=2).found.tolist() == [[True, False]]
+    add(memory, ["a"], step=1)
+    assert held(memory, "abcd") == {"a", "d"}
+
+
+def test_a_memory_that_is_too_large_is_refused():
+    large, small = build(capacity=4), build(capacity=2)
+    add(large, ["a", "b", "c"])
+    add(small, ["d"])
+    with pytest.raises(RuntimeError, match=r"keys holds 3 solved problems, over solver\.capacity = 2"):
+        small.load_state_dict(large.state_dict())
+    assert held(small, "abcd") == {"d"}
+
+
+def test_missing_and_unknown_tensors_are_named():
+    memory = build()
+    state = build().state_dict()
+    del state["age"]
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "age"'):
+        memory.load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "color"'):
+        memory.load_state_dict(build().state_dict() | {"color": torch.zeros(1)})
+
+
+D_of_solver = 8
 IDS = ("a:train:0", "b:train:0", "unknown:train:0")
 
 
-def build(shaken=None, **options):
+def build_of_solver(shaken=None, **options):
     torch.manual_seed(0)
-    solver = PermanentSolver(**{"capacity": 16, "feature_dim": D, "top_k": 3} | options)
+    solver = PermanentSolver(**{"capacity": 16, "feature_dim": D_of_solver, "top_k": 3} | options)
     return solver if shaken is None else shaken(solver)
 
 
 def features(queries: int = 3, seed: int = 0) -> Tensor:
-    return torch.randn(queries, D, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(queries, D_of_solver, generator=torch.Generator().manual_seed(seed))
 
 
 def fill(solver: PermanentSolver, count: int = 5, *, side: int = 4) -> None:
@@ -44,7 +367,7 @@ def trust_null(solver: PermanentSolver, weight: float) -> None:
 
 
 def test_candidates_are_log_probabilities(shaken, mixed):
-    solver = build(shaken)
+    solver = build_of_solver(shaken)
     for count in (0, 1, 5):
         fill(solver, count)
         proposal = solver(features(), mixed, IDS)
@@ -54,7 +377,7 @@ def test_candidates_are_log_probabilities(shaken, mixed):
 
 
 def test_an_empty_memory_proposes_the_query(shaken, mixed):
-    proposal = build(shaken)(features(), mixed, IDS)
+    proposal = build_of_solver(shaken)(features(), mixed, IDS)
     inside = mixed.query >= 0
     assert torch.equal(proposal.candidate.argmax(-1)[inside], mixed.query[inside])
     assert proposal.candidate.amax(-1)[inside].exp().min() > 0.998
@@ -62,7 +385,7 @@ def test_an_empty_memory_proposes_the_query(shaken, mixed):
 
 
 def test_an_empty_memory_still_teaches_whom_to_trust(mixed):
-    solver = build()
+    solver = build_of_solver()
     agent = torch.randn(3, 7, 8, 10, generator=torch.Generator().manual_seed(0)).requires_grad_()
     weighed = solver(features(), mixed, IDS).weigh(agent)
     weighed[mixed.query >= 0].gather(-1, mixed.query[mixed.query >= 0][:, None]).sum().backward()
@@ -72,7 +395,7 @@ def test_an_empty_memory_still_teaches_whom_to_trust(mixed):
 
 
 def test_every_parameter_learns_from_a_filled_memory(shaken, mixed):
-    solver = build(shaken)
+    solver = build_of_solver(shaken)
     fill(solver)
     proposal = solver(features(), mixed, IDS)
     (proposal.candidate[mixed.query >= 0].cos().sum() + proposal.confidence_logit.sum()).backward()
@@ -83,12 +406,12 @@ def test_every_parameter_learns_from_a_filled_memory(shaken, mixed):
 
 
 def test_an_untrained_solver_is_hardly_trusted(mixed):
-    solver = build()
+    solver = build_of_solver()
     assert 0.02 < solver(features(), mixed, IDS).confidence_logit.sigmoid().mean() < 0.1
 
 
 def test_the_candidate_by_a_slow_loop(shaken, mixed):
-    solver = build(shaken)
+    solver = build_of_solver(shaken)
     fill(solver)
     proposal = solver(features(), mixed, IDS)
     own, memory = torch.nn.functional.normalize(features(), dim=-1), solver.memory
@@ -121,7 +444,7 @@ def test_the_candidate_by_a_slow_loop(shaken, mixed):
 
 
 def test_a_like_problem_s_outcome_is_proposed(mixed):
-    solver = build(top_k=1)
+    solver = build_of_solver(top_k=1)
     fill(solver)
     trust_null(solver, 50.0)
     with torch.no_grad():
@@ -133,7 +456,7 @@ def test_a_like_problem_s_outcome_is_proposed(mixed):
 
 
 def test_a_like_problem_s_colour_map_is_applied_to_the_query(mixed):
-    solver = build(top_k=1)
+    solver = build_of_solver(top_k=1)
     recolor = torch.tensor([0, 5, 1, 2, 9, 4, 3, 8, 7, 6])
     colors = torch.arange(10).reshape(1, 2, 5)
     solver.remember(
@@ -149,7 +472,7 @@ def test_a_like_problem_s_colour_map_is_applied_to_the_query(mixed):
 
 
 def test_what_a_query_left_itself_changes_no_bit_of_its_proposal(shaken, mixed):
-    solver = build(shaken)
+    solver = build_of_solver(shaken)
     fill(solver, 2)
     first = solver(features(), mixed, IDS)
     for outcome in (3, 8):
@@ -169,7 +492,7 @@ def test_what_a_query_left_itself_changes_no_bit_of_its_proposal(shaken, mixed):
 
 
 def test_the_length_of_the_features_does_not_matter(shaken, mixed):
-    solver = build(shaken)
+    solver = build_of_solver(shaken)
     fill(solver)
     first, second = solver(features(), mixed, IDS), solver(16.0 * features(), mixed, IDS)
     torch.testing.assert_close(second.candidate, first.candidate)
@@ -177,7 +500,7 @@ def test_the_length_of_the_features_does_not_matter(shaken, mixed):
 
 
 def test_batch_and_padding_change_nothing(shaken, mixed, mixed_queries, collate, enlarged):
-    solver = build(shaken)
+    solver = build_of_solver(shaken)
     fill(solver)
     expected = solver(features(), mixed, IDS)
     large = solver(features(), enlarged(mixed, margin=2, pairs=1), IDS)
@@ -214,7 +537,7 @@ def test_weighing_is_finite_where_the_confidence_is_certain(logit, trusted):
 
 
 def test_float32_inside_autocast(shaken, mixed):
-    solver = build(shaken)
+    solver = build_of_solver(shaken)
     fill(solver)
     agent = torch.randn(3, 7, 8, 10, generator=torch.Generator().manual_seed(0)).bfloat16()
     expected = solver(features(), mixed, IDS)
@@ -228,14 +551,14 @@ def test_float32_inside_autocast(shaken, mixed):
 
 
 def test_statistics_of_an_empty_memory():
-    assert build().statistics() == {"problems": 0.0, "exact": 0.0, "clusters": 0.0}
+    assert build_of_solver().statistics() == {"problems": 0.0, "exact": 0.0, "clusters": 0.0}
 
 
 def test_statistics_count_clusters_of_like_problems():
-    solver = build()
+    solver = build_of_solver()
     # Two bundles of directions and one on its own, which is no cluster.
-    east, north, west = torch.eye(D)[0], torch.eye(D)[1], -torch.eye(D)[0]
-    nudge = 0.05 * torch.eye(D)[2]
+    east, north, west = torch.eye(D_of_solver)[0], torch.eye(D_of_solver)[1], -torch.eye(D_of_solver)[0]
+    nudge = 0.05 * torch.eye(D_of_solver)[2]
     directions = torch.stack([east, east + nudge, 3.0 * east, north, north - nudge, west])
     grid = torch.zeros(6, 1, 1, dtype=torch.long)
     solver.remember(
@@ -250,9 +573,9 @@ def test_statistics_count_clusters_of_like_problems():
 
 
 def test_a_state_dict_takes_parameters_and_memory_along(shaken, mixed):
-    solver = build(shaken)
+    solver = build_of_solver(shaken)
     fill(solver)
-    other = build()
+    other = build_of_solver()
     other.load_state_dict(solver.state_dict())
     first, second = (each(features(), mixed, IDS) for each in (solver, other))
     assert torch.equal(first.candidate, second.candidate)

@@ -1,13 +1,148 @@
+""""""
+
 import inspect
 import math
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Normal, TransformedDistribution
+from torch.distributions.transforms import AffineTransform, SigmoidTransform, TanhTransform
 
 from arcdist.config.schema import RefinerConfig
 from arcdist.errors import NotFiniteError
 from arcdist.rl import PolicyRefinedAgent, Transition
+from arcdist.rl.refiner import IntrinsicCuriosity, SquashedGaussian
+
+
+def test_log_prob_equals_torch_distributions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean, log_std, noise = (torch.randn(3, 5, generator=generator, dtype=torch.float64) for _ in range(3))
+    policy = SquashedGaussian(mean=mean, std=(0.3 * log_std).exp(), delta_scale=0.2)
+    action = policy.at(noise)
+    delta, alpha = policy.squash(action)
+
+    of_delta = TransformedDistribution(
+        Normal(mean[:, :4], policy.std[:, :4]), [TanhTransform(), AffineTransform(0.0, 0.2)]
+    )
+    of_alpha = TransformedDistribution(Normal(mean[:, 4:], policy.std[:, 4:]), [SigmoidTransform()])
+    expected = of_delta.log_prob(delta).sum(dim=-1) + of_alpha.log_prob(alpha).sum(dim=-1)
+    torch.testing.assert_close(policy.log_prob(action), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_log_prob_by_hand() -> None:
+    policy = SquashedGaussian(mean=torch.zeros(1, 2), std=torch.ones(1, 2), delta_scale=0.2)
+    # At u = v = 0 the squashing has slopes 0.2 and 1/4.
+    expected = 2 * -0.5 * math.log(2 * math.pi) - math.log(0.2) - math.log(0.25)
+    assert policy.log_prob(torch.zeros(1, 2)).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_density_integrates_to_one() -> None:
+    policy = SquashedGaussian(mean=torch.tensor([[0.4, -0.3]]), std=torch.tensor([[0.7, 0.5]]), delta_scale=0.2)
+    grid = torch.linspace(-8, 8, 400)
+    actions = torch.cartesian_prod(grid, grid)
+    everywhere = SquashedGaussian(
+        mean=policy.mean.expand_as(actions), std=policy.std.expand_as(actions), delta_scale=0.2
+    )
+    delta, alpha = everywhere.squash(actions)
+    # In (Delta, alpha) the mass is density x area; the area of a cell is du dv times the slopes there.
+    slopes = 0.2 * (1 - (delta / 0.2) ** 2) * alpha * (1 - alpha)
+    mass = (everywhere.log_prob(actions).exp() * slopes[:, 0]).sum() * (grid[1] - grid[0]) ** 2
+    assert mass.item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_finite_where_it_saturates() -> None:
+    mean = torch.tensor([[30.0, -30.0, 40.0]], requires_grad=True)
+    policy = SquashedGaussian(mean=mean, std=torch.ones(1, 3), delta_scale=0.2)
+    action = torch.tensor([[31.0, -32.0, 41.0]])
+    policy.log_prob(action).sum().backward()
+    assert policy.log_prob(action).isfinite().all()
+    assert mean.grad is not None
+    assert mean.grad.tolist() == [[1.0, -2.0, 1.0]]
+
+
+def test_entropy_is_the_mean_negative_log_prob() -> None:
+    policy = SquashedGaussian(
+        mean=torch.tensor([[0.5, -0.5, 1.0]]).expand(50_000, 3), std=torch.full((50_000, 3), 0.6), delta_scale=0.2
+    )
+    noise = torch.randn(50_000, 3, generator=torch.Generator().manual_seed(0))
+    entropy = policy.entropy(noise).mean()
+    assert entropy.item() == pytest.approx(-policy.log_prob(policy.at(noise)).mean().item(), abs=0.02)
+
+
+def test_entropy_does_not_reward_an_ever_larger_std() -> None:
+    noise = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
+    entropies = [
+        SquashedGaussian(mean=torch.zeros(20_000, 2), std=torch.full((20_000, 2), std), delta_scale=0.2)
+        .entropy(noise)
+        .mean()
+        .item()
+        for std in (0.1, 0.9, 5.0)
+    ]
+    assert entropies[1] > entropies[0]
+    assert entropies[1] > entropies[2]
+
+
+@pytest.fixture
+def curiosity() -> IntrinsicCuriosity:
+    torch.manual_seed(0)
+    return IntrinsicCuriosity(state_dim=6, action_dim=3, feature_dim=8, hidden_dim=32)
+
+
+def transitions(queries: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Random states, what an action makes of them, and the action."""
+    generator = torch.Generator().manual_seed(seed)
+    state = torch.randn(queries, 6, generator=generator)
+    action = torch.rand(queries, 3, generator=generator) * 2 - 1
+    return state, state + torch.cat([action, action.flip(-1)], dim=-1), action
+
+
+def test_loss_and_bonus_are_those_of_the_paper(curiosity: IntrinsicCuriosity) -> None:
+    state, next_state, action = transitions(4, seed=1)
+    result = curiosity(state, next_state, action)
+    for b in range(4):
+        here, there = curiosity.encoder(state[b]), curiosity.encoder(next_state[b])
+        inverse = (curiosity.inverse_model(torch.cat([here, there])) - action[b]).pow(2).mean()
+        error = (here + curiosity.forward_model(torch.cat([here, action[b]])) - there).pow(2).mean()
+        change = (there - here).pow(2).mean()
+        assert result.loss[b].item() == pytest.approx((0.8 * inverse + 0.2 * error).item(), rel=1e-5)
+        assert result.bonus[b].item() == pytest.approx((error / (error + change)).item(), rel=1e-5)
+
+
+def test_the_encoder_learns_from_the_inverse_model_only(curiosity: IntrinsicCuriosity) -> None:
+    result = curiosity(*transitions(4, seed=1))
+    assert not result.bonus.requires_grad
+    with torch.no_grad():
+        for parameter in curiosity.inverse_model.parameters():
+            parameter.zero_()
+    curiosity(*transitions(4, seed=1)).loss.sum().backward()
+    assert all(parameter.grad.any() for parameter in curiosity.forward_model.parameters())
+    # With a constant inverse model nothing is left that could reach the encoder.
+    assert not any(parameter.grad.any() for parameter in curiosity.encoder.parameters())
+
+
+def test_a_model_that_foresees_no_change_has_bonus_one_half_and_no_change_none(curiosity: IntrinsicCuriosity) -> None:
+    with torch.no_grad():
+        for parameter in curiosity.forward_model.parameters():
+            parameter.zero_()
+    state, next_state, action = transitions(4, seed=1)
+    torch.testing.assert_close(curiosity(state, next_state, action).bonus, torch.full((4,), 0.5))
+    assert curiosity(state, state, action).bonus.tolist() == [0.0] * 4
+
+
+def test_what_is_learned_is_no_longer_curious(curiosity: IntrinsicCuriosity) -> None:
+    optimizer = torch.optim.Adam(curiosity.parameters(), lr=1e-2)
+    before = curiosity(*transitions(64, seed=1000))
+    for seed in range(80):
+        loss = curiosity(*transitions(64, seed)).loss.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    after = curiosity(*transitions(64, seed=1000))
+    assert after.loss.mean().item() < 0.3 * before.loss.mean().item()
+    assert after.bonus.mean().item() < 0.7 * before.bonus.mean().item()
+    assert after.bonus.min().item() >= 0.0
+    assert after.bonus.max().item() <= 1.0
 
 
 def small_refiner(**options: float) -> PolicyRefinedAgent:

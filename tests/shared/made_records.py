@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from arcdist.tracking.identity import Identity
-from arcdist.tracking.run_record import RunRecord
-from arcdist.tracking.validation import QueryResult, Validation
+from arcdist.analysis.record import RunRecord
+from arcdist.tracking.metrics import QueryResult, Validation
+from arcdist.tracking.run_folder import Identity
 
 IDENTITY: dict[str, Any] = {
     "recipe": "quickstart",

@@ -10,9 +10,8 @@ import numpy as np
 
 from arcdist.config import load_config, save_config
 from arcdist.config.keys import flatten
-from arcdist.tracking.identity import Identity, group_of, write_identity
-from arcdist.tracking.metrics import TrainingMetricsTracker
-from arcdist.tracking.validation import QueryResult, Rows, ShownQuery, Validation, write_validation
+from arcdist.tracking.metrics import QueryResult, Rows, ShownQuery, TrainingMetricsTracker, Validation, write_validation
+from arcdist.tracking.run_folder import Identity, group_of, write_identity
 
 TERMS = ("risk", "ambiguity", "step", "consistency", "bidirectional", "z_learning", "prompt")
 STEPS_PER_EPOCH = 40

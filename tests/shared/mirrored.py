@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from arcdist.analysis.record import RunRecord, read_run_folder
 from arcdist.tracking.mirror import Mirrors, open_mirrors
-from arcdist.tracking.run_record import RunRecord, read_run_folder
 from shared.made_runs import STEPS_PER_EPOCH
 
 

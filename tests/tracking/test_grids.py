@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from arcdist.analysis.page import picture
 from arcdist.tracking import ARC_COLORS, Example, plot_examples, queries_figure, query_figure
 from arcdist.tracking.grids import _difference, _wrong_cells, right_cells, verdict, verdict_of
-from arcdist.tracking.page import picture
-from arcdist.tracking.validation import ShownQuery
+from arcdist.tracking.metrics import ShownQuery
 
 TARGET = ((1, 2, 3), (4, 6, 7))
 NEARLY = ((1, 2, 3), (4, 6, 8))

@@ -8,11 +8,12 @@ import time
 import pytest
 from shared.made_runs import make_run
 
+from arcdist.analysis.record import read_run_folder
 from arcdist.config import load_config
 from arcdist.errors import PlatformError
-from arcdist.tracking import tensorboard, wandb_mode
+from arcdist.tracking import tensorboard
+from arcdist.tracking import wandb_run as wandb_mode
 from arcdist.tracking.mirror import Mirror, Mirrors, open_mirrors
-from arcdist.tracking.run_record import read_run_folder
 
 
 class Listed(Mirror):

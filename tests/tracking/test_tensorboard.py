@@ -10,9 +10,9 @@ from shared.made_runs import make_run
 from shared.mirrored import catch_up, log_steps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from arcdist.tracking.grid_pictures import strip_of
+from arcdist.analysis.record import read_run_folder
 from arcdist.tracking.mirror import Mirrors
-from arcdist.tracking.run_record import read_run_folder
+from arcdist.tracking.rows import strip_of
 from arcdist.tracking.tensorboard import TensorBoardMirror
 
 

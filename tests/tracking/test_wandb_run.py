@@ -12,14 +12,14 @@ from shared.made_runs import make_run
 from shared.mirrored import catch_up, children, log_steps, wait_until, without_accounts
 from shared.wandb_server import KEY, wandb_server
 
+from arcdist.analysis.record import read_run_folder
 from arcdist.config import load_config
 from arcdist.errors import ConfigError, DataError, PlatformError
-from arcdist.tracking import wandb_mode as mode_module
 from arcdist.tracking import wandb_run
+from arcdist.tracking import wandb_run as mode_module
 from arcdist.tracking.mirror import open_mirrors
-from arcdist.tracking.run_record import read_run_folder
-from arcdist.tracking.wandb_files import read_wandb_folder, read_wandb_run
-from arcdist.tracking.wandb_mode import wandb_mode
+from arcdist.tracking.wandb_reader import read_wandb_folder, read_wandb_run
+from arcdist.tracking.wandb_run import wandb_mode
 
 pytestmark = pytest.mark.slow
 

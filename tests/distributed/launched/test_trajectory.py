@@ -10,8 +10,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from arcdist.models.embedded import TINY, embedded_config
-from arcdist.training.checkpoint import FILES, MANIFEST
+from arcdist.checkpoint.store import FILES, MANIFEST
+from arcdist.models.qwen_source import TINY, embedded_config
 
 pytestmark = pytest.mark.slow
 

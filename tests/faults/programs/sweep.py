@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from faults import Fault, Faults
 
+from arcdist.checkpoint import store as checkpoint
+from arcdist.checkpoint.resume import find_start
+from arcdist.checkpoint.saver import Saver
+from arcdist.checkpoint.store import Snapshot, checkpoints, flaw, load_checkpoint, save_checkpoint, step_folder
 from arcdist.errors import ArcdistError
-from arcdist.training import checkpoint
-from arcdist.training.checkpoint import Snapshot, checkpoints, flaw, load_checkpoint, save_checkpoint, step_folder
-from arcdist.training.resume import find_start
-from arcdist.training.saver import Saver
 
 checkpoint._PIECE = 200  # several writes a file
 

@@ -6,8 +6,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from arcdist.cli import quick_imports
 from arcdist.distributed import rank
-from arcdist.imports import quick_imports
 
 with quick_imports():
     from arcdist.training import loop, step

@@ -11,8 +11,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from arcdist.cli import quick_imports
 from arcdist.distributed import rank, world_size
-from arcdist.imports import quick_imports
 
 with quick_imports():
     import torch

@@ -1,0 +1,1 @@
+"""What a run saves, where, and how it is resumed, inspected and exported."""

@@ -1,0 +1,268 @@
+"""Queries on their way to the models: the batches of an epoch, this process's share of each, on its device."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, islice, pairwise
+from math import fsum
+
+import datasets
+import numpy as np
+import torch
+
+from arcdist.data.batch import QueryBatch
+from arcdist.data.collate import Collator
+from arcdist.data.queries import read_queries
+from arcdist.rng import stream
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """What one process takes of a batch in one pass."""
+
+    rows: tuple[int, ...]
+    """Rows of the data set."""
+    positions: tuple[int, ...]
+    """Place of each in the batch, ascending."""
+    is_padding: bool
+    """True where the process has nothing left to compute: the one row repeats a query of the batch, without weight."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deal:
+    """A batch, dealt out."""
+
+    shares: tuple[tuple[Share, ...], ...]
+    """Those of each process, one a pass, the longest queries first."""
+    rows: tuple[int, ...]
+    """The whole batch, in its order."""
+    imbalance: float
+    """The most loaded process's work over the mean process's, at least 1; what is padded counts as work."""
+
+
+class Dealer:
+    """Deals batches out so that the process with most to do is done early.
+
+    A query of L tokens is work w(L) = L + quadratic · L²: the linear layers, and attention. A share is padded to its
+    longest query, B · w(max L), and a process's work is the sum over its passes. Every process has as many queries as
+    the others, or one more, and so have its shares; only the lengths are there to be levelled.
+
+    Queries are dealt in rounds, the longest first: in each round the process with the least work so far takes the
+    longest (longest processing time first, Graham 1969, with the number of queries fixed). Three deals are compared:
+    blocks as large as a share, which pads least; single queries, which gives the processes like lengths; and the
+    batch's own order in turn. The one whose most loaded process has least to do is taken, and among equals the most
+    level one: a step lasts as long as its slowest process, and padding more would level as well.
+
+    The result depends on the arguments only, so all processes come to the same deal.
+
+    Args:
+        lengths: tokens of each row of the data set.
+        processes: that share a batch.
+        passes: that each makes over its part of it.
+        quadratic: attention's operations a token and position over the linear layers' operations a token; 0 or more.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, processes: int, passes: int, quadratic: float) -> None:
+        tokens = np.asarray(lengths, dtype=np.float64)
+        self._work: list[float] = (tokens + quadratic * tokens**2).tolist()
+        self._processes = processes
+        self._passes = passes
+
+    def deal(self, rows: Sequence[int]) -> Deal:
+        """Deal out a batch of at least one row."""
+        work = [self._work[row] for row in rows]
+        longest_first = sorted(range(len(rows)), key=work.__getitem__, reverse=True)
+        shortest = longest_first[-1]
+        counts = [len(rows[process :: self._processes]) for process in range(self._processes)]
+        in_turn: list[list[int]] = [[] for _ in counts]
+        for position in longest_first:
+            in_turn[position % self._processes].append(position)
+
+        def burden(deal: list[list[list[int]]]) -> tuple[float, float]:
+            loads = [fsum(_padded(part or [shortest], work) for part in parts) for parts in deal]
+            return max(loads), max(loads) * len(loads) / fsum(loads)
+
+        def share(part: list[int]) -> Share:
+            positions = tuple(sorted(part or [shortest]))
+            return Share(rows=tuple(rows[place] for place in positions), positions=positions, is_padding=not part)
+
+        dealings = (
+            _in_rounds(longest_first, work, counts, rounds=min(self._passes, counts[0])),
+            _in_rounds(longest_first, work, counts, rounds=counts[0]),
+            in_turn,
+        )
+        best = min(([_cut(hand, self._passes) for hand in hands] for hands in dealings), key=burden)
+        shares = tuple(tuple(share(part) for part in parts) for parts in best)
+        return Deal(shares=shares, rows=tuple(rows), imbalance=burden(best)[1])
+
+
+def _in_rounds(longest_first: list[int], work: list[float], counts: list[int], rounds: int) -> list[list[int]]:
+    hands: list[list[int]] = [[] for _ in counts]
+    loads = [0.0] * len(counts)
+    sizes = [_sizes(count, rounds) for count in counts]
+    start = 0
+    for turn in range(rounds):
+        # Among equals the process with fewer queries comes first: the longest cost least where they are few.
+        for process in sorted(range(len(counts)), key=lambda process: (loads[process], counts[process])):
+            block = longest_first[start : start + sizes[process][turn]]
+            start += len(block)
+            hands[process] += block
+            loads[process] += _padded(block, work) if block else 0
+    return hands
+
+
+def _cut(hand: list[int], parts: int) -> list[list[int]]:
+    # All processes make their passes from long to short, so that backends that meet after each pass wait little.
+    ends = accumulate(_sizes(len(hand), parts), initial=0)
+    return [hand[start:end] for start, end in pairwise(ends)]
+
+
+def _sizes(count: int, parts: int) -> list[int]:
+    # The smaller parts first, as the longest queries go there; but a part without queries last.
+    size, more = divmod(count, parts)
+    return [size] * (parts - more) + [size + 1] * more if size else [1] * more + [0] * (parts - more)
+
+
+def _padded(longest_first: list[int], work: list[float]) -> float:
+    return len(longest_first) * work[longest_first[0]]
+
+
+_DEALT_BATCHES = 4
+_BATCHES_AHEAD = 2
+
+
+class BucketedBatches:
+    """Batches of queries of similar length, each query exactly once an epoch.
+
+    An epoch shuffles all queries, cuts them into windows and sorts each window by length. The queries of one task are
+    about as long as each other; so that they do not fill a batch, runs of `_DEALT_BATCHES` batches are dealt out task
+    by task, like cards. Then the batches are shuffled. The result depends on the arguments and the epoch only, so every
+    process that cuts its share out of each batch sees the same epoch.
+
+    Args:
+        lengths: of each query's text, in any unit.
+        tasks: of each query.
+        batch_size: queries of a batch; up to `_DEALT_BATCHES` are smaller where it does not divide their number.
+        window: batches that are sorted together.
+        seed: of the shuffles.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], tasks: Sequence[str], *, batch_size: int, window: int, seed: int
+    ) -> None:
+        self._lengths = np.asarray(lengths)
+        self._tasks = np.unique(tasks, return_inverse=True)[1]
+        self._batch_size = batch_size
+        self._window = window
+        self._seed = seed
+
+    def __len__(self) -> int:
+        """Count the batches of an epoch."""
+        return -(-len(self._lengths) // self._batch_size)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Give the rows of each batch of an epoch, in the order of training."""
+        rng = stream(self._seed, "batches", epoch, "")
+        batches = []
+        for window in _cut_of_batches(rng.permutation(len(self._lengths)), self._window * self._batch_size):
+            by_length = window[np.argsort(self._lengths[window], kind="stable")]
+            for run in _cut_of_batches(by_length, _DEALT_BATCHES * self._batch_size):
+                by_task = run[np.argsort(self._tasks[run], kind="stable")]
+                hands = -(-len(run) // self._batch_size)
+                batches += [by_task[hand::hands].tolist() for hand in range(hands)]
+        return [batches[place] for place in rng.permutation(len(batches))]
+
+
+def make_loader(
+    queries: datasets.Dataset, collator: Collator, batches: Iterable[Sequence[int]], epoch: int = 0
+) -> Iterator[QueryBatch]:
+    """Collate batches of rows in a background thread, two ahead of the one that is used."""
+    queries = queries.with_format("arrow")
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collate")
+    ahead: deque[Future[QueryBatch]] = deque()
+
+    def collate(rows: Sequence[int]) -> QueryBatch:
+        return collator(read_queries(queries, rows), epoch)
+
+    try:
+        for rows in batches:
+            ahead.append(pool.submit(collate, rows))
+            if len(ahead) > _BATCHES_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _cut_of_batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DealtBatch:
+    """One batch of all processes, and what this one computes of it."""
+
+    deal: Deal
+    """Who computes what."""
+    ids: tuple[str, ...]
+    """Names of all its queries, in the order of the batch."""
+    process: int
+    """Number of this one."""
+    shares: tuple[Share, ...]
+    """This process's share for each of its passes."""
+    queries: tuple[QueryBatch, ...]
+    """The queries of each share, on the device."""
+
+    def __len__(self) -> int:
+        """Count the queries of all processes."""
+        return len(self.ids)
+
+
+class QuerySet:
+    """Queries with the batches they come in, how these are dealt to processes, and how the queries are seen.
+
+    Args:
+        queries: the data set.
+        batches: which queries form a batch of all processes.
+        collator: makes tensors of them.
+        dealer: shares a batch out.
+        process: this one's number.
+    """
+
+    def __init__(
+        self, queries: datasets.Dataset, batches: BucketedBatches, collator: Collator, dealer: Dealer, process: int
+    ) -> None:
+        self.queries = queries
+        self.batches = batches
+        self.collator = collator
+        self._dealer = dealer
+        self._process = process
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Name of each query."""
+        return list(self.queries["id"])
+
+    def loader(
+        self, epoch: int, device: torch.device, max_batches: int | None = None, *, start: int = 0
+    ) -> Iterator[DealtBatch]:
+        """The batches of an epoch from number `start` on, up to number `max_batches`."""
+        return self.load(self.batches.batches(epoch)[start:max_batches], epoch, device)
+
+    def load(self, batches: Sequence[Sequence[int]], epoch: int, device: torch.device) -> Iterator[DealtBatch]:
+        """Deal out and collate batches of rows."""
+        deals = [self._dealer.deal(rows) for rows in batches]
+        shares = [share.rows for deal in deals for share in deal.shares[self._process]]
+        collated = make_loader(self.queries, self.collator, shares, epoch)
+        for deal in deals:
+            own = deal.shares[self._process]
+            yield DealtBatch(
+                deal=deal,
+                ids=tuple(self.ids[row] for row in deal.rows),
+                process=self._process,
+                shares=own,
+                queries=tuple(queries.to(device) for queries in islice(collated, len(own))),
+            )

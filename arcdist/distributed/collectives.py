@@ -1,0 +1,219 @@
+"""Replicas stay replicas: what every process holds alike is compared, bit for bit, by a checksum of each module."""
+
+import json
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+
+import torch
+from jaxtyping import Int64, Num, Shaped
+from torch import Tensor, distributed
+
+from arcdist.errors import ConfigError, ReplicaError
+from arcdist.regions import region
+
+# N rows over all processes, n rows of this one, F shape of a row.
+
+
+def several_processes() -> bool:
+    """Whether there is anyone to talk to."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def add_up(named: Mapping[str, Num[Tensor, "..."]]) -> dict[str, Num[Tensor, "..."]]:
+    """Sums over all processes of tensors by name, in float32 and in one message.
+
+    Every process gives the same names and shapes, in the same order.
+    """
+    sums = torch.cat([value.detach().float().reshape(-1) for value in named.values()])
+    if several_processes():
+        with region("communication"):
+            distributed.all_reduce(sums)
+    parts = sums.split([value.numel() for value in named.values()])
+    return {name: part.view(value.shape) for (name, value), part in zip(named.items(), parts, strict=True)}
+
+
+@torch.no_grad()
+def add_up_in_place(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors of one dtype by their sums over all processes, in one message."""
+    if not (several_processes() and tensors):
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    with region("communication"):
+        distributed.all_reduce(flat)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(list(tensors), [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+
+
+@torch.no_grad()
+def take_over_from_first(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by those of process 0, so that replicas begin alike."""
+    if several_processes():
+        for tensor in tensors:
+            distributed.broadcast(tensor, src=0)
+
+
+def gather_rows(rows: Shaped[Tensor, " n *F"], counts: Sequence[int]) -> Shaped[Tensor, " N *F"]:
+    """The rows of all processes, one process after the other.
+
+    Args:
+        rows: this process's.
+        counts: rows of each process, known to all of them.
+    """
+    if not several_processes():
+        return rows
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    received = [torch.empty_like(padded) for _ in counts]
+    with region("communication"):
+        distributed.all_gather(received, padded)
+    return torch.cat([part[:count] for part, count in zip(received, counts, strict=True)])
+
+
+def part() -> None:
+    """Take leave of the other processes, at the end of a run that went well.
+
+    Without it a process may be aborted at its very end, by threads of the process group that are still at work.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def bytes_from_first(content: bytes) -> bytes:
+    """Process 0's bytes, on every process; what the others give is not heard."""
+    if not several_processes():
+        return content
+    device = torch.device("cuda") if distributed.get_backend() == "nccl" else torch.device("cpu")
+    length = torch.tensor([len(content)], device=device)
+    distributed.broadcast(length, src=0)
+    said = torch.zeros(int(length), dtype=torch.uint8, device=device)
+    if distributed.get_rank() == 0 and content:
+        said.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    distributed.broadcast(said, src=0)
+    return said.cpu().numpy().tobytes()
+
+
+def hear_from_first(text: str) -> str:
+    """Process 0's text, on every process; what the others say is not heard."""
+    return bytes_from_first(text.encode()).decode()
+
+
+_SHOWN = 3
+"""How many differences a message names."""
+
+
+def check_agreement(facts: Mapping[str, str]) -> None:
+    """Compare facts of this process with rank 0's.
+
+    Args:
+        facts: by name; every process gives them at the same point of its run.
+
+    Raises:
+        ConfigError: a fact differs, and this is the process whose it is.
+    """
+    first: dict[str, str] = json.loads(hear_from_first(json.dumps(dict(facts))))
+    differing = sorted(name for name in {*first, *facts} if first.get(name) != facts.get(name))
+    if differing:
+        shown = "; ".join(f"{name} is {facts.get(name)}, there {first.get(name)}" for name in differing[:_SHOWN])
+        more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        raise ConfigError(
+            f"This process, on {socket.gethostname()}, would not train what rank 0 trains: {shown}{more}. "
+            f"Start every machine with the same flags, files, data and checkout."
+        )
+
+
+# M modules, n numbers of a tensor.
+
+_CHUNK = 2**20
+_INTEGERS = {1: torch.int8, 2: torch.int16}
+"""What the bits of numbers of so many bytes are read as; those of larger ones as one or more 32-bit integers."""
+
+
+@torch.no_grad()
+def fingerprints(modules: Mapping[str, Iterable[Tensor]], device: torch.device) -> Int64[Tensor, " M"]:
+    """A checksum of each module's tensors, computed where they are, without waiting for the device.
+
+    Bits are read as integers of at most 32 bits, multiplied by odd weights of 64 bits that depend on the place, and
+    summed modulo 2^64. A single integer that differs always shows; of other differences one in 2^32 at most does not.
+
+    Args:
+        modules: the tensors of each module, of any dtype, always in the same order.
+        device: where the result is wanted.
+    """
+    sums = [_fingerprint(tensors, device) for tensors in modules.values()]
+    return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64, device=device)
+
+
+def _fingerprint(tensors: Iterable[Tensor], device: torch.device) -> Int64[Tensor, ""]:
+    total = torch.zeros((), dtype=torch.int64, device=device)
+    for tensor in tensors:
+        bits = tensor.reshape(-1).view(_INTEGERS.get(tensor.element_size(), torch.int32))
+        for chunk in bits.split(_CHUNK):
+            weighted = (chunk * _weights(chunk.device)[: len(chunk)]).sum()
+            # An odd factor loses no bit, and tells apart chunks and tensors that have changed places.
+            total = total * 0x5851F42D4C957F2D + weighted.to(device)
+    return total
+
+
+@cache
+def _weights(device: torch.device) -> Int64[Tensor, " n"]:
+    """Odd numbers of 64 bits without a pattern: the place, mixed as SplitMix64 does."""
+    mixed = torch.arange(1, _CHUNK + 1, device=device) * -0x61C8864680B583EB
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        mixed = (mixed ^ (mixed >> shift)) * factor
+    return (mixed ^ (mixed >> 31)) | 1
+
+
+def check_replicas(modules: Mapping[str, Iterable[Tensor]], device: torch.device, step: int) -> None:
+    """Compare modules over all processes, in one message; every process finds the same. With one process: nothing.
+
+    Args:
+        modules: as `fingerprints` takes them, with the same names in the same order on every process.
+        device: where the process group's messages live.
+        step: the step just done, for the message.
+
+    Raises:
+        ReplicaError: names each module that differs and the ranks that hold another one than most do.
+    """
+    if not several_processes():
+        return
+    mine = fingerprints(modules, device)
+    everyone = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(everyone, mine)
+    by_module = torch.stack(everyone, dim=1).tolist()
+    found = [_difference(name, values) for name, values in zip(modules, by_module, strict=True) if len(set(values)) > 1]
+    if found:
+        raise ReplicaError(
+            f"After step {step} the processes no longer hold the same parameters: {'; '.join(found)}. Go back to a "
+            f"checkpoint from before that step. Where it happens again at the same step, it is an error in arcdist; at "
+            f"another, suspect the machine of the rank named, which heartbeats/ in the run folder tells."
+        )
+
+
+def _difference(module: str, values: Sequence[int]) -> str:
+    """Which ranks differ, from their fingerprints in order; where most agree, those that do not."""
+    holders: dict[int, list[int]] = {}
+    for rank, value in enumerate(values):
+        holders.setdefault(value, []).append(rank)
+    common = max(holders, key=lambda value: len(holders[value]))
+    if 2 * len(holders[common]) > len(values):
+        odd = {value: ranks for value, ranks in holders.items() if value != common}
+        subject = _possessive(sorted(rank for ranks in odd.values() for rank in ranks))
+        held = [*(f"{_hex(value)} on {_ranks(ranks)}" for value, ranks in odd.items()), f"{_hex(common)} on the others"]
+        return f"{subject} {module} differs from the others' ({', '.join(held)})"
+    held = [f"{_hex(value)} on {_ranks(ranks)}" for value, ranks in holders.items()]
+    subject = _possessive([rank for rank, value in enumerate(values) if value != values[0]])
+    return f"{subject} {module} differs from {_possessive(holders[values[0]])} ({', '.join(held)})"
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    *first, last = map(str, ranks)
+    return f"ranks {', '.join(first)} and {last}" if first else f"rank {last}"
+
+
+def _possessive(ranks: Sequence[int]) -> str:
+    return f"{_ranks(ranks)}'s"
+
+
+def _hex(fingerprint: int) -> str:
+    return f"{fingerprint % 2**64:016x}"

@@ -1,0 +1,274 @@
+"""The engines of a step, which move together or not at all."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from arcdist.errors import ConfigError
+from arcdist.regions import region
+
+
+class Schedule:
+    """Sets the learning rates of an optimizer's groups: their first ones, multiplied by a share of the step.
+
+    The rates depend on the number of steps done and on nothing else, so a run can go on anywhere.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, share: Callable[[int], float]) -> None:
+        self._optimizer = optimizer  # Loading its state replaces the groups.
+        self._peaks: list[float] = [group["lr"] for group in optimizer.param_groups]
+        self._share = share
+        self.steps_done = 0
+
+    @property
+    def steps_done(self) -> int:
+        """Steps taken so far; setting it sets the rates of the next one."""
+        return self._steps_done
+
+    @steps_done.setter
+    def steps_done(self, steps: int) -> None:
+        self._steps_done = steps
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * self._share(steps)
+
+    def rates(self) -> list[float]:
+        """Present rate of each group."""
+        return [group["lr"] for group in self._optimizer.param_groups]
+
+
+_FIRST_SCALE = 2.0**16
+_STEPS_BETWEEN_DOUBLINGS = 2000
+
+_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """Autocast to `no`, `bf16` or `fp16` on a device type; what is trained stays float32.
+
+    Under fp16, losses are multiplied by `loss_scale` before the backward pass, so that small gradients do not vanish.
+    The scale is halved by a step whose gradients overflowed and doubled after 2,000 good ones. It is a number of the
+    host, the same on all processes and for all engines, since they step together or not at all.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name = name
+        self.dtype = _DTYPES[name]
+        self.device_type = device.type
+        self.loss_scale = _FIRST_SCALE if self.scales_losses else 1.0
+        self._good_steps = 0
+
+    @property
+    def scales_losses(self) -> bool:
+        """Whether gradients may overflow, so that a skipped step now and then is in order."""
+        return self.dtype == torch.float16
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context, or decorator, of a forward pass."""
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def update(self, *, finite: bool) -> None:
+        """Take in whether a step's gradients were finite."""
+        if not self.scales_losses:
+            return
+        self._good_steps = self._good_steps + 1 if finite else 0
+        if not finite:
+            self.loss_scale /= 2.0
+        elif self._good_steps == _STEPS_BETWEEN_DOUBLINGS:
+            self.loss_scale *= 2.0
+            self._good_steps = 0
+
+    def state(self) -> dict[str, float | int]:
+        """What a resumed run needs."""
+        return {"scale": self.loss_scale, "good_steps": self._good_steps}
+
+    def load_state(self, state: Mapping[str, float | int]) -> None:
+        """Go on from `state()` of another run; from one of another precision, nothing is taken over."""
+        if self.scales_losses and state["scale"] != 1.0:
+            self.loss_scale, self._good_steps = float(state["scale"]), int(state["good_steps"])
+
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter."""
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Every trained parameter by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """Every trained parameter and persistent buffer by name, where it is; a frozen base has no part in it."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {name: value for name, value in module.state_dict(keep_vars=True).items() if name not in frozen}
+
+
+def on_cpu(value: Tensor) -> Tensor:
+    """A copy that nothing else changes."""
+    return value.detach().cpu().contiguous().clone()
+
+
+def moments_of(moments: Mapping[str, Tensor], module: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Moments by parameter, from names of the kind `<parameter>@<moment>`.
+
+    Raises:
+        ConfigError: a moment of a trained parameter is missing, or there are others.
+    """
+    names = {f"{name}@{moment}": (name, moment) for name in trainable(module) for moment in MOMENTS}
+    check_names(moments, dict.fromkeys(names, torch.empty(0)))
+    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, (name, moment) in names.items():
+        found[name][moment] = moments[key]
+    return found
+
+
+def check_names(weights: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> None:
+    """Refuse weights of another model.
+
+    Raises:
+        ConfigError: a name is missing or unknown.
+    """
+    missing, unknown = sorted(known.keys() - weights.keys()), sorted(weights.keys() - known.keys())
+    if missing or unknown:
+        raise ConfigError(
+            f"The weights do not fit the configured model: missing {missing}, unknown {unknown}. "
+            f"Use the configuration that they were saved with."
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParameterGroup:
+    """Parameters that share a name in the logs and a peak learning rate."""
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    lr: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerSettings:
+    """AdamW and its schedule."""
+
+    schedule: Callable[[int], float]
+    """Multiplies the peak learning rates; takes the number of steps done."""
+    max_grad_norm: float
+    """Largest norm of all gradients of an engine together."""
+    weight_decay: float
+    """Decoupled."""
+    betas: tuple[float, float]
+    """Decays of the two moments."""
+
+    def make_optimizer(self, groups: Sequence[ParameterGroup]) -> torch.optim.AdamW:
+        """AdamW with a slot a group, at the groups' peak learning rates."""
+        slots = [{"params": list(group.parameters), "lr": group.lr} for group in groups]
+        return torch.optim.AdamW(slots, weight_decay=self.weight_decay, betas=self.betas, fused=True)
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """One module's gradients, optimizer and schedule.
+
+    The order of a step is `backward` for each pass, `gradient_norms`, then `step` or `skip`: what the engine is asked
+    in between lets several engines, on all processes, agree before a parameter of any of them moves. Gradients are
+    sums over passes and processes: losses are means over the whole batch, not over a process's share. Each method is
+    called by all processes together.
+    """
+
+    module: nn.Module
+    """Holds all parameters, trained or not."""
+    schedule: Schedule
+    """Of the learning rates; counts the steps taken, without skipped ones."""
+    in_lockstep: bool
+    """Whether forward and backward passes exchange something, so that every process has to take part in each."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The module's forward pass, in the engine's precision."""
+
+    def backward(self, tensor: Tensor, gradient: Tensor | None = None, *, is_last: bool = True) -> None:
+        """Backpropagate a loss, or a tensor from the gradient that another engine's backward gave for it.
+
+        `is_last` marks the last pass of a step. A `gradient` is scaled already (`Precision.loss_scale`).
+        """
+
+    def gradient_norms(self) -> dict[str, Float[Tensor, ""]]:
+        """Norm of each group's gradient, before clipping, the same on all processes. Not finite where a gradient is."""
+
+    def step(self) -> None:
+        """Clip and update. Call after `gradient_norms`, and only if every engine may step."""
+
+    def skip(self) -> None:
+        """Drop the gradients of this step; parameters, moments and schedule stay as they are."""
+
+    def learning_rates(self) -> dict[str, float]:
+        """Present learning rate of each group."""
+
+    def gather_weights(self) -> dict[str, Tensor]:
+        """A whole copy of every trainable parameter and persistent buffer by name, on the CPU."""
+
+    def gather_moments(self) -> dict[str, Tensor]:
+        """The optimizer's state by `<parameter name>@<moment>`, on the CPU; empty before the first step."""
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Set what `gather_weights` gave; every trainable name must be there, and no other.
+
+        Raises:
+            ConfigError: names or shapes that do not fit this module.
+        """
+
+    def load_moments(self, moments: dict[str, Tensor]) -> None:
+        """Set what `gather_moments` of any engine gave; none of them, and the optimizer is as before its first step.
+
+        Raises:
+            ConfigError: a moment of a trained parameter is missing, or there are others.
+        """
+
+    def replicated(self) -> Iterable[Tensor]:
+        """What every process holds a whole copy of, equal to the last bit."""
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """Number of all parameters and of the trained ones, over all processes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engines:
+    """The two worlds of a step, Qwen with its adapters and the grid modules, and the policy between them."""
+
+    qwen: Engine
+    grid: Engine
+    refiner: Engine
+    precision: Precision
+
+    def by_name(self) -> dict[str, Engine]:
+        """All engines, in the order in which they are asked."""
+        return {"qwen": self.qwen, "grid": self.grid, "refiner": self.refiner}
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision of forward passes."""
+        return self.precision.autocast()
+
+    def gradient_norms(self) -> dict[str, Float[Tensor, ""]]:
+        """Norms of all groups of all engines."""
+        with region("optimizer"):
+            return {name: norm for engine in self.by_name().values() for name, norm in engine.gradient_norms().items()}
+
+    def step(self) -> None:
+        """Update all."""
+        with region("optimizer"):
+            for engine in self.by_name().values():
+                engine.step()
+        self.precision.update(finite=True)
+
+    def skip(self) -> None:
+        """Update none; a loss scale that overflowed is lowered."""
+        for engine in self.by_name().values():
+            engine.skip()
+        self.precision.update(finite=False)
+
+    def learning_rates(self) -> dict[str, float]:
+        """Present learning rates of all groups."""
+        return {name: rate for engine in self.by_name().values() for name, rate in engine.learning_rates().items()}

@@ -1,0 +1,95 @@
+"""Which software a run is made with."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_ROOT = Path("/sys/fs/cgroup")
+_OF_PROCESS = Path("/proc/self/cgroup")
+
+
+def cores_at_hand() -> int:
+    """Cores that the process may run on, before any limit on their time."""
+    # Not every system tells which ones those are.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_cores() -> int:
+    """How many cores the process can keep busy."""
+    limit = most_cores()
+    return cores_at_hand() if limit is None else max(1, min(cores_at_hand(), int(limit)))
+
+
+def most_cores(root: Path = _ROOT, of_process: Path = _OF_PROCESS) -> float | None:
+    """Cores whose time the process may use; none where nothing limits them."""
+    limits = []
+    for group in _groups(root, of_process):
+        quota, _, period = _read(group / "cpu.max").partition(" ")
+        if quota.isdigit() and period.isdigit():
+            limits.append(int(quota) / int(period))
+    return min(limits, default=None)
+
+
+def memory_left(root: Path = _ROOT, of_process: Path = _OF_PROCESS) -> int | None:
+    """Bytes that the process may still take; none where nothing limits them."""
+    left = []
+    for group in _groups(root, of_process):
+        limit, used = _read(group / "memory.max"), _read(group / "memory.current")
+        if limit.isdigit() and used.isdigit():
+            # Files in the cache count as used, and go when memory is wanted.
+            lines = (line.split() for line in _read(group / "memory.stat").splitlines())
+            cached = sum(int(words[1]) for words in lines if words[0] == "inactive_file")
+            left.append(int(limit) - int(used) + cached)
+    return min(left, default=None)
+
+
+def _groups(root: Path, of_process: Path) -> Iterator[Path]:
+    """The process's group and those that it is in."""
+    for line in _read(of_process).splitlines():
+        if line.startswith("0::/"):
+            group = root / line.removeprefix("0::/")
+            yield group
+            yield from (parent for parent in group.parents if parent.is_relative_to(root))
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
+
+
+_PACKAGES = ("arcdist", "torch", "accelerate", "deepspeed", "transformers", "peft", "wandb")
+_SECONDS_FOR_GIT = 10
+
+
+def versions() -> dict[str, str]:
+    """Version of each package that a run's numbers may depend on; those that are not installed are left out."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit that arcdist runs from, with `+changes` where files differ from it; none outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    commit, changes = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no")
+    return None if commit is None else commit + ("+changes" if changes else "")
+
+
+def _git(root: Path, *command: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=_SECONDS_FOR_GIT, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

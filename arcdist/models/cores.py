@@ -1,0 +1,228 @@
+"""The recursive core: one weight-shared block, applied once a planning step."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from arcdist.data.batch import OUTSIDE, QueryInputs
+
+# B queries, K context pairs, H W canvas, N context tokens, D hidden, E condition.
+
+
+def one_hot_colors(grid: Int[Tensor, "*shape"], num_colors: int) -> Float[Tensor, "*shape C1"]:
+    """One-hot colours with a last channel for `OUTSIDE` cells: C1 = num_colors + 1."""
+    return F.one_hot(grid.where(grid != OUTSIDE, num_colors), num_colors + 1).float()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """What the agent knows of B tasks from their demonstration pairs alone."""
+
+    keys: Float[Tensor, "B heads N Dh"]
+    values: Float[Tensor, "B heads N Dh"]
+    token_mask: Bool[Tensor, "B 1 1 N"]
+    """True for tokens that hold a part of a pair."""
+    summary: Float[Tensor, "B E"]
+    """Mean over all cells of all pairs."""
+
+
+class ContextEncoder(nn.Module):
+    """Pairs -> one token a row and a column of each pair, for the query's cells to attend to.
+
+    Input and output are laid over each other on the canvas, mixed by a 3x3 convolution and pooled along each axis:
+    H + W tokens a pair in place of H * W keep attention linear in the side.
+    """
+
+    def __init__(self, *, num_colors: int, max_grid_size: int, hidden_dim: int, condition_dim: int, heads: int) -> None:
+        super().__init__()
+        self.num_colors = num_colors
+        self.heads = heads
+        width = max(16, hidden_dim // 2)
+        self.cells = nn.Linear(2 * (num_colors + 1), width)
+        self.rows = nn.Parameter(torch.randn(max_grid_size, width) * 0.1)
+        self.columns = nn.Parameter(torch.randn(max_grid_size, width) * 0.1)
+        self.mix = nn.Conv2d(width, width, kernel_size=3, padding=1)
+        self.to_key_value = nn.Linear(width, 2 * hidden_dim)
+        self.to_summary = nn.Linear(width, condition_dim)
+
+    def forward(self, inputs: QueryInputs) -> Context:
+        """Encode the context pairs of each query."""
+        batch, pairs, height, width = inputs.context_inputs.shape
+        grids = torch.cat(
+            [one_hot_colors(g, self.num_colors) for g in (inputs.context_inputs, inputs.context_outputs)], dim=-1
+        ).flatten(0, 1)  # [B*K, H, W, 2*C1]
+        inside = (inputs.context_inputs != OUTSIDE) | (inputs.context_outputs != OUTSIDE)  # [B, K, H, W]
+        weight = inside.flatten(0, 1)[..., None].float()
+
+        cells = self.cells(grids) + self.rows[:height, None] + self.columns[:width]
+        cells = cells * weight
+        cells = F.silu(cells + self.mix(cells.movedim(-1, 1)).movedim(1, -1)) * weight  # [B*K, H, W, width]
+
+        by_row = cells.sum(2) / weight.sum(2).clamp(min=1.0) + self.rows[:height]
+        by_column = cells.sum(1) / weight.sum(1).clamp(min=1.0) + self.columns[:width]
+        tokens = torch.cat([by_row, by_column], dim=1).reshape(batch, pairs * (height + width), -1)
+        token_mask = torch.cat([inside.any(3), inside.any(2)], dim=2).reshape(batch, 1, 1, -1)
+
+        keys, values = self.to_key_value(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        per_query = (batch, -1, cells.shape[-1])
+        total = cells.reshape(per_query).sum(1) / weight.reshape(batch, -1, 1).sum(1).clamp(min=1.0)
+        return Context(keys=keys, values=values, token_mask=token_mask, summary=self.to_summary(total))
+
+
+# B queries, H W canvas, D hidden, E condition, C colours, C1 = C + 1 (the last is "outside").
+
+
+def _conv(cells: Float[Tensor, "B H W D"], layer: nn.Module) -> Float[Tensor, "B H W D2"]:
+    return layer(cells.movedim(-1, 1)).movedim(1, -1)
+
+
+class ConvCore(nn.Module):
+    """Encodes a grid once; planning step t is read by head t from the fused encoding."""
+
+    def __init__(self, *, num_colors: int, hidden_dim: int, condition_dim: int, max_steps: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(num_colors + 1, hidden_dim // 2, kernel_size=3, padding=1)
+        self.second = nn.Conv2d(hidden_dim // 2, hidden_dim, kernel_size=3, padding=1)
+        self.fuse_prompt = nn.Linear(condition_dim, hidden_dim)
+        self.belief = nn.Linear(num_colors, hidden_dim, bias=False)
+        self.heads = nn.ModuleList(nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1) for _ in range(max_steps))
+
+    def start(
+        self,
+        grid: Float[Tensor, "B H W C1"],
+        size: Int[Tensor, "B 2"],
+        condition: Float[Tensor, "B E"],
+        context: Context | None,
+        area: Bool[Tensor, "B H W"],
+    ) -> "ConvTrajectory":
+        """Encode the grid that a trajectory starts from. This core reads neither sizes nor context pairs."""
+        del size, context
+        inside = area[..., None].to(grid.dtype)
+        encoded = F.silu(_conv(grid * inside, self.first)) * inside
+        encoded = F.silu(_conv(encoded, self.second) + self.fuse_prompt(condition)[:, None, None]) * inside
+        return ConvTrajectory(core=self, encoded=encoded, inside=inside)
+
+
+@dataclass(kw_only=True, slots=True)
+class ConvTrajectory:
+    """The running state of one trajectory through a `ConvCore`."""
+
+    core: ConvCore
+    encoded: Float[Tensor, "B H W D"]
+    inside: Float[Tensor, "B H W 1"]
+    steps_done: int = 0
+
+    def step(self, belief: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W D"]:
+        """Read the next planning step."""
+        head = self.core.heads[self.steps_done]
+        self.steps_done += 1
+        return F.silu(_conv((self.encoded + self.core.belief(belief)) * self.inside, head)) * self.inside
+
+
+# B queries, H W canvas, D hidden, E condition, C colours, C1 = C + 1 (the last is "outside").
+
+
+class RecursiveBlock(nn.Module):
+    """h <- h + W silu(FiLM(local + row + column + global mixing of FiLM(h + injection)))."""
+
+    def __init__(self, hidden_dim: int, condition_dim: int) -> None:
+        super().__init__()
+        self.before = nn.LayerNorm(hidden_dim)
+        self.local = nn.Conv2d(hidden_dim, hidden_dim, kernel_size=3, padding=1)
+        # Without a bias, cells beyond the working area, which are 0, stay 0 and are no larger than the clamp below.
+        self.to_axes = nn.Linear(hidden_dim, 3 * (hidden_dim // 2), bias=False)
+        self.from_axes = nn.ModuleList(nn.Linear(hidden_dim // 2, hidden_dim, bias=False) for _ in range(3))
+        self.after = nn.LayerNorm(hidden_dim)
+        self.out = nn.Linear(hidden_dim, hidden_dim)
+        self.modulation = nn.Linear(condition_dim, 4 * hidden_dim)
+        nn.init.normal_(self.modulation.weight, std=0.3 / math.sqrt(condition_dim))
+        nn.init.zeros_(self.modulation.bias)
+
+    def modulate(self, condition: Float[Tensor, "B E"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scale and shift before and after mixing, each [B, 1, 1, D]; the same for all steps of a trajectory."""
+        scale, shift, scale_mixed, shift_mixed = self.modulation(condition)[:, None, None].chunk(4, dim=-1)
+        return 1.0 + scale, shift, 1.0 + scale_mixed, shift_mixed
+
+    def forward(
+        self,
+        state: Float[Tensor, "B H W D"],
+        injection: Float[Tensor, "B H W D"],
+        modulation: tuple[Tensor, Tensor, Tensor, Tensor],
+        area: Float[Tensor, "B H W 1"],
+    ) -> Float[Tensor, "B H W D"]:
+        """One planning step. `area` is 1 in the working area and 0 beyond it."""
+        scale, shift, scale_mixed, shift_mixed = modulation
+        inner = torch.addcmul(shift, self.before(state + injection), scale) * area
+        mixed = self.local(inner.movedim(-1, 1)).movedim(1, -1)
+        row, column, everywhere = self.to_axes(inner).chunk(3, dim=-1)
+        largest = (row.amax(2, keepdim=True), column.amax(1, keepdim=True), everywhere.amax((1, 2), keepdim=True))
+        for project, pooled in zip(self.from_axes, largest, strict=True):
+            mixed = mixed + project(pooled.clamp_min(0.0))
+        return state + self.out(F.silu(torch.addcmul(shift_mixed, self.after(mixed), scale_mixed)))
+
+
+class RecursiveCore(nn.Module):
+    """Runs the block from a grid, re-reading at each step what it believes the answer to be."""
+
+    def __init__(self, *, num_colors: int, max_grid_size: int, hidden_dim: int, condition_dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.colors = nn.Linear(num_colors + 1, hidden_dim)
+        self.belief = nn.Linear(num_colors, hidden_dim, bias=False)
+        self.rows = nn.Parameter(torch.randn(max_grid_size, hidden_dim) * 0.1)
+        self.columns = nn.Parameter(torch.randn(max_grid_size, hidden_dim) * 0.1)
+        self.rows_from_end = nn.Parameter(torch.randn(max_grid_size + 1, hidden_dim) * 0.1)
+        self.columns_from_end = nn.Parameter(torch.randn(max_grid_size + 1, hidden_dim) * 0.1)
+        self.to_query = nn.Linear(hidden_dim, hidden_dim)
+        self.from_context = nn.Linear(hidden_dim, hidden_dim)
+        self.block = RecursiveBlock(hidden_dim, condition_dim)
+
+    def start(
+        self,
+        grid: Float[Tensor, "B H W C1"],
+        size: Int[Tensor, "B 2"],
+        condition: Float[Tensor, "B E"],
+        context: Context | None,
+        area: Bool[Tensor, "B H W"],
+    ) -> "RecursiveTrajectory":
+        """Embed the grid that a trajectory starts from: colours, positions from both ends, context read once."""
+        height, width = grid.shape[1:3]
+        from_bottom = (size[:, :1] - torch.arange(height, device=grid.device)).clamp(min=0)  # [B, H]
+        from_right = (size[:, 1:] - torch.arange(width, device=grid.device)).clamp(min=0)
+        injection = (
+            self.colors(grid)
+            + (self.rows[:height] + self.rows_from_end[from_bottom])[:, :, None]
+            + (self.columns[:width] + self.columns_from_end[from_right])[:, None]
+        )
+        if context is not None:
+            queries = self.to_query(injection).unflatten(-1, (self.heads, -1)).flatten(1, 2).transpose(1, 2)
+            read = F.scaled_dot_product_attention(queries, context.keys, context.values, attn_mask=context.token_mask)
+            injection = injection + self.from_context(read.transpose(1, 2).flatten(2).unflatten(1, (height, width)))
+        return RecursiveTrajectory(
+            core=self,
+            injection=injection,
+            modulation=self.block.modulate(condition),
+            area=area[..., None].to(injection.dtype),
+            state=torch.zeros_like(injection),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class RecursiveTrajectory:
+    """The running state of one trajectory: `step` takes the present belief and gives the next state."""
+
+    core: RecursiveCore
+    injection: Float[Tensor, "B H W D"]
+    modulation: tuple[Tensor, Tensor, Tensor, Tensor]
+    area: Float[Tensor, "B H W 1"]
+    state: Float[Tensor, "B H W D"]
+
+    def step(self, belief: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W D"]:
+        """Apply the block once."""
+        injection = self.injection + self.core.belief(belief)
+        self.state = self.core.block(self.state, injection, self.modulation, self.area)
+        return self.state

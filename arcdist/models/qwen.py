@@ -1,0 +1,283 @@
+"""Prompts that serve several batches before Qwen reads their query again."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from arcdist.errors import ConfigError
+from arcdist.models.qwen_source import UNSHARDED, Sharding, load_body
+
+# d width, L layers, N weights of their linear maps, P weights of the adapters.
+
+
+def layer_weights(config: PretrainedConfig) -> int:
+    """Weights of the linear maps of one layer: attention's four and the gated MLP's three."""
+    width, heads = config.hidden_size, config.num_attention_heads
+    key_width = width * (getattr(config, "num_key_value_heads", None) or heads) // heads
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    return 2 * width * (width + key_width) + 3 * width * inner
+
+
+def attention_share(config: PretrainedConfig) -> float:
+    """Operations of attention a token and position over those of the linear maps a token: 6 d / (4 N / L)."""
+    return 6.0 * config.hidden_size / (4.0 * layer_weights(config))
+
+
+def training_flops(config: PretrainedConfig, adapter_weights: int, lengths: Iterable[int]) -> float:
+    """Operations of reading texts of these lengths (in tokens) and training the adapters on them.
+
+    A token of a text of s tokens takes 4 N + 6 P + 6 s d L: frozen weights have a forward pass and the gradient of
+    their inputs, 2 N each; adapters have that of their own too; attention looks back on half of the text on average.
+    What is computed twice to save memory counts once, and neither embeddings nor an LM head count.
+    """
+    layers: int = config.num_hidden_layers
+    linear = 4.0 * layers * layer_weights(config) + 6.0 * adapter_weights
+    attention = 6.0 * config.hidden_size * layers
+    return sum(length * (linear + attention * length) for length in lengths)
+
+
+# B queries, L tokens, D width of Qwen, F features, P prompt
+
+Fuse = Literal["mean", "concat-linear"]
+
+
+class PromptOutput(NamedTuple):
+    """What the grid modules are given of B tasks; a tuple, so that every engine finds its tensors."""
+
+    prompt: Float[Tensor, "B P"]
+    """Components of mean 0 and variance 1 for each query."""
+    control: Float[Tensor, "B P"]
+    """The part that the features gave, likewise normalised."""
+
+
+def mean_pool(hidden: Float[Tensor, "B L D"], token_mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:
+    """Mean over the real tokens, summed in float32 whatever the precision of `hidden`."""
+    total = (hidden * token_mask.unsqueeze(-1)).sum(dim=1, dtype=torch.float32)
+    return total / token_mask.sum(dim=1, keepdim=True)
+
+
+class PromptProjection(nn.Module):
+    """Projects pooled text to the prompt's width and fuses it with the control vector.
+
+    With text t and control c, both of variance 1, and w = `control_weight`, the prompt is the normalised
+    (1 − w)·t + w·c for `mean`, or Linear([t, w·c]) for `concat-linear`.
+    """
+
+    def __init__(self, text_dim: int, prompt_dim: int, fuse: Fuse, control_weight: float) -> None:
+        super().__init__()
+        self.control_weight = control_weight
+        self.text = nn.Sequential(
+            nn.LayerNorm(text_dim),
+            nn.Linear(text_dim, prompt_dim),
+            nn.LayerNorm(prompt_dim, elementwise_affine=False),
+        )
+        self.mix = nn.Linear(2 * prompt_dim, prompt_dim) if fuse == "concat-linear" else None
+
+    def forward(self, pooled: Float[Tensor, "B D"], control: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]:
+        """Give the prompts of B queries."""
+        text, control = self.text(pooled), self.control_weight * control
+        if self.mix is None:
+            fused = (1 - self.control_weight) * text + control
+        else:
+            fused = self.mix(torch.cat([text, control], dim=-1))
+        return F.layer_norm(fused, fused.shape[-1:])
+
+
+class QwenHybridPrompt(nn.Module):
+    """One prompt a query, from the text of its task and the features of its context pairs.
+
+    The base model is frozen; LoRA adapters on its linear layers, the projection and the control MLP are trained, in
+    float32. Padding must be on the right: the model is causal, so real tokens never see it and no mask is needed.
+
+    Args:
+        model: a Hub name, a local folder, or `embedded:tiny`.
+        prompt_dim: width P of prompt and control vector.
+        numeric_in_dim: number F of features.
+        fuse: `mean` or `concat-linear`, see `PromptProjection`.
+        control_weight: weight w of the control vector in the prompt, 0 to 1; at 0 its MLP is frozen.
+        lora_r: rank of the adapters.
+        lora_alpha: the adapters' output is multiplied by `lora_alpha / lora_r`.
+        lora_dropout: dropout before the adapters.
+        every: batches that a query's prompt serves; kept for the training step, see `PromptCache`.
+        init: `random` builds the model from its configuration, without weights and without a download.
+        dtype: precision of the frozen base, `bfloat16` or `float32`.
+        lora_targets: names of linear layers, or `all-linear` alone.
+        gradient_checkpointing: recompute the base's activations in the backward pass.
+        seed: seed of all random weights; PyTorch's global random state is left as it was.
+        sharding: how the frozen base is shared out over processes.
+
+    Raises:
+        ConfigError: no such model or LoRA target.
+        PlatformError: the model's weights are not at hand.
+    """
+
+    def __init__(
+        self,
+        model: str = "Qwen/Qwen2.5-1.5B",
+        prompt_dim: int = 256,
+        numeric_in_dim: int = 15,
+        fuse: Fuse = "mean",
+        control_weight: float = 0.5,
+        lora_r: int = 16,
+        lora_alpha: int = 32,
+        lora_dropout: float = 0.0,
+        every: int = 1,
+        *,
+        init: Literal["pretrained", "random"] = "pretrained",
+        dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        lora_targets: tuple[str, ...] = ("all-linear",),
+        gradient_checkpointing: bool = False,
+        seed: int = 0,
+        sharding: Sharding = UNSHARDED,
+    ) -> None:
+        super().__init__()
+        self.every = every
+        with _seeded(seed):
+            self.body, self.tokenizer = load_body(model, init, getattr(torch, dtype), seed=seed, sharding=sharding)
+        # Anew: how much was drawn for the base depends on where it came from.
+        with _seeded(seed):
+            lora = LoraConfig(
+                r=lora_r,
+                lora_alpha=lora_alpha,
+                lora_dropout=lora_dropout,
+                target_modules=_checked_targets(self.body, lora_targets, model),
+            )
+            inject_adapter_in_model(lora, self.body)
+            self.prompt_projection = PromptProjection(self.body.config.hidden_size, prompt_dim, fuse, control_weight)
+            self.control_mlp = nn.Sequential(
+                nn.Linear(numeric_in_dim, prompt_dim),
+                nn.GELU(),
+                nn.Linear(prompt_dim, prompt_dim),
+                nn.LayerNorm(prompt_dim, elementwise_affine=False),
+            )
+        self.control_mlp.requires_grad_(control_weight > 0)
+        for parameter in self.trainable_parameters()["lora"]:
+            parameter.data = parameter.data.float()  # PEFT gives them the base's precision
+        if gradient_checkpointing:
+            # The second name is the only one in transformers 5.17. The reentrant kind would give no gradient at all,
+            # as the input of the first layer, frozen embeddings, needs none.
+            name = "activation_checkpointing_enable"
+            enable = getattr(self.body, name, None) or self.body.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        self.train()
+
+    def forward(
+        self, tokens: Int[Tensor, "B L"], token_mask: Bool[Tensor, "B L"], features: Float[Tensor, "B F"]
+    ) -> PromptOutput:
+        """Give prompt and control vector of B queries, in float32 under any autocast.
+
+        Args:
+            tokens: ids of `tokenizer`, padded on the right.
+            token_mask: True for real tokens, at least one a query.
+            features: transformation features averaged over the context pairs.
+        """
+        hidden = self.body(input_ids=tokens, use_cache=False).last_hidden_state
+        with torch.autocast(tokens.device.type, enabled=False):
+            control = self.control_mlp(features)
+            prompt = self.prompt_projection(mean_pool(hidden, token_mask), control)
+        return PromptOutput(prompt, control)
+
+    def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Trained parameters by group: `lora`, `prompt_projection` and, unless its weight is 0, `control_mlp`."""
+        parts = {"lora": self.body, "prompt_projection": self.prompt_projection, "control_mlp": self.control_mlp}
+        groups = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}
+        return {name: parameters for name, parameters in groups.items() if parameters}
+
+
+def _checked_targets(body: PreTrainedModel, targets: tuple[str, ...], model: str) -> str | list[str]:
+    """The targets as PEFT wants them; it would pass over a misspelt one without a word if another is right."""
+    if targets == ("all-linear",):
+        return "all-linear"
+    layers = [name for name, module in body.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            choices = sorted({name.rpartition(".")[2] for name in layers})
+            raise ConfigError(
+                f"qwen.lora_targets names {target!r}, which is no linear layer of {model!r}: "
+                f"choose among {', '.join(choices)}, or all-linear alone."
+            )
+    return list(targets)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from a CPU stream of our own, so that the weights depend on the seed and on nothing drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+# B queries, M of them without a prompt in the cache, P prompt
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPrompts:
+    """What the cache knows of B queries."""
+
+    output: PromptOutput
+    """Prompts and control vectors, without gradient; zeros where there are none."""
+    missing: Int[Tensor, " M"]
+    """Rows of the queries whose prompt must be computed, on the prompts' device."""
+
+    def fill(self, computed: PromptOutput) -> PromptOutput:
+        """Put the M computed prompts into their rows; their gradient flows, the cached rows have none."""
+        return PromptOutput(
+            *(cached.index_copy(0, self.missing, rows) for cached, rows in zip(self.output, computed, strict=True))
+        )
+
+
+class PromptCache:
+    """Holds the prompts of queries, each good for `every` batches from the one it was computed in.
+
+    Args:
+        every: batches that a prompt serves, at least 1; 1 means that each batch computes its own.
+        prompt_dim: width P of prompt and control vector.
+        device: where the prompts are wanted.
+    """
+
+    def __init__(self, every: int, prompt_dim: int, device: torch.device) -> None:
+        self._every = every
+        self._absent = torch.zeros(2, prompt_dim, device=device)
+        self._rows: dict[str, tuple[int, Float[Tensor, "2 P"]]] = {}
+
+    def lookup(self, ids: Sequence[str], batch_number: int) -> CachedPrompts:
+        """The prompts of these queries that are still good in this batch."""
+        rows, missing = [], []
+        for index, query_id in enumerate(ids):
+            if self._holds(query_id, batch_number):
+                rows.append(self._rows[query_id][1])
+            else:
+                missing.append(index)
+                rows.append(self._absent)
+        prompt, control = torch.stack(rows, dim=1)
+        return CachedPrompts(PromptOutput(prompt, control), torch.tensor(missing, dtype=torch.int64).to(prompt.device))
+
+    def store(self, ids: Sequence[str], output: PromptOutput, batch_number: int) -> None:
+        """Keep the prompts that were computed in this batch; a query whose prompt is still good keeps that one."""
+        rows = torch.stack([output.prompt.detach(), output.control.detach()], dim=1)
+        self._rows |= {
+            query_id: (batch_number, row)
+            for query_id, row in zip(ids, rows, strict=True)
+            if not self._holds(query_id, batch_number)
+        }
+
+    def state(self) -> tuple[dict[str, int], dict[str, Float[Tensor, "2 P"]]]:
+        """The batch that each kept prompt is of, and the prompts, on the CPU; both by query."""
+        batches = {query_id: batch for query_id, (batch, _) in self._rows.items()}
+        return batches, {query_id: row.cpu().clone() for query_id, (_, row) in self._rows.items()}
+
+    def load_state(self, batches: Mapping[str, int], rows: Mapping[str, Float[Tensor, "2 P"]]) -> None:
+        """Keep what `state()` gave, and nothing else."""
+        self._rows = {query_id: (batch, rows[query_id].to(self._absent)) for query_id, batch in batches.items()}
+
+    def _holds(self, query_id: str, batch_number: int) -> bool:
+        return query_id in self._rows and batch_number - self._rows[query_id][0] < self._every

