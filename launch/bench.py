@@ -34,13 +34,13 @@ def _run(argv: Sequence[str], watch: FailureWatch) -> None:
     loaded = load_config(argv, BENCH)
     config = loaded.config
     with quick_imports():
-        from arcdist.distributed.collectives import part
+        from arcdist.distributed.collectives import shutdown
         from arcdist.training.memory import explained_out_of_memory
         from arcdist.training.trial import benchmark
 
     with watch, explained_out_of_memory(config):
         benchmark(config, int(loaded.options.get("steps", "50")))
-        part()
+        shutdown()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ if __name__ == "__main__":
     folder = Path(__file__).resolve().parent
     sys.path[:] = [str(folder.parent), *(entry for entry in sys.path if entry != str(folder))]
 
-from arcdist.analysis.preview_arguments import PREVIEW, read_wanted
+from arcdist.analysis.preview_arguments import PREVIEW, read_arguments
 from arcdist.cli import quick_imports
 from arcdist.config import load_config
 from arcdist.distributed import run_guarded
@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     loaded = load_config(argv, PREVIEW)
-    wanted = read_wanted(loaded)
+    wanted = read_arguments(loaded)
     # Imported here, so that help and mistakes in the command line need not wait for torch.
     with quick_imports():
         from arcdist.analysis.preview import preview

@@ -16,7 +16,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from arcdist import errors
-from arcdist.analysis.preview_arguments import PREVIEW, read_wanted
+from arcdist.analysis.preview_arguments import PREVIEW, read_arguments
 from arcdist.checkpoint.store import FILES, MANIFEST
 from arcdist.config import TRAIN, Config, load_config, recipe_names
 from arcdist.config.keys import config_keys, config_sections
@@ -103,7 +103,7 @@ def check_program(words: list[str]) -> None:
         runpy.run_path(str(CHECKOUT / program))["_parser"]().parse_args(arguments)
         return
     if program == "launch/preview.py":
-        read_wanted(load_config(arguments, PREVIEW))
+        read_arguments(load_config(arguments, PREVIEW))
         return
     own = {"launch/bench.py": {"--steps": 1}, "launch/doctor.py": {"--fit": 0}}.get(program, {})
     assert (CHECKOUT / program).is_file()

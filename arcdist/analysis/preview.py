@@ -5,14 +5,14 @@ from pathlib import Path
 from rich.console import Console
 
 from arcdist.analysis.catalogue import read_catalogue, survey
-from arcdist.analysis.preview_arguments import Wanted
+from arcdist.analysis.preview_arguments import PreviewArguments
 from arcdist.analysis.screens import heading, show_data, show_task
 from arcdist.analysis.seen import Given, give, load_tokenizer
 from arcdist.config import Config
 from arcdist.errors import DataError
 
 
-def preview(config: Config, wanted: Wanted) -> None:
+def preview(config: Config, wanted: PreviewArguments) -> None:
     """Show tasks, or the data source as a whole where none is named.
 
     Raises:
@@ -26,7 +26,7 @@ def preview(config: Config, wanted: Wanted) -> None:
         _preview_data(console, config, wanted.picture)
 
 
-def _preview_tasks(console: Console, config: Config, wanted: Wanted) -> None:
+def _preview_tasks(console: Console, config: Config, wanted: PreviewArguments) -> None:
     tokenizer = load_tokenizer(config.qwen)
     catalogue = read_catalogue(config.data)
     task_rows = {task.id: row for row, task in enumerate(catalogue.training.used)}

@@ -31,7 +31,7 @@ PREVIEW = Program(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
+class PreviewArguments:
     """Which tasks are looked at, and how."""
 
     task_ids: tuple[str, ...]
@@ -52,7 +52,7 @@ class Wanted:
         return self.picture.with_stem(f"{self.picture.stem}_{task_id}")
 
 
-def read_wanted(loaded: LoadedConfig) -> Wanted:
+def read_arguments(loaded: LoadedConfig) -> PreviewArguments:
     """Read the program's own part of the command line.
 
     Raises:
@@ -77,7 +77,7 @@ def read_wanted(loaded: LoadedConfig) -> Wanted:
     picture = expanded(options["picture"]) if "picture" in options else None
     if picture is not None and picture.suffix.lower() != ".png":
         raise ConfigError(f"--picture is {options['picture']!r}: give a file whose name ends in .png.")
-    return Wanted(
+    return PreviewArguments(
         task_ids=tuple(dict.fromkeys(loaded.arguments)),
         kind="train" if parts[1] == "train" else "test",
         index=int(parts[2]),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from arcdist.checkpoint.store import BEST, Snapshot, is_numbered, prune, save_checkpoint, step_folder
 from arcdist.config import OutputConfig
-from arcdist.distributed.collectives import hear_from_first
+from arcdist.distributed.collectives import broadcast_text
 from arcdist.errors import SaveError
 
 
@@ -160,7 +160,7 @@ class Checkpointing:
             SaveError: it could not, and it does.
         """
         fatal = self._output.on_save_error == "stop" if fatal is None else fatal
-        failure = hear_from_first(self._saver.take_failure())
+        failure = broadcast_text(self._saver.take_failure())
         if failure:
             _logger.error("NOT SAVED: %s%s", failure, "" if fatal else " Training goes on.")
         if failure and fatal:

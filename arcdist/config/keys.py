@@ -138,7 +138,7 @@ Text = str | list[str] | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Given:
+class RawValue:
     """A value that somebody wrote, before its type is checked."""
 
     text: Text
@@ -147,7 +147,7 @@ class Given:
     """The place, in words, for error messages."""
 
 
-def parse_yaml(text: str, name: str, keys: Collection[str], sections: Collection[str]) -> dict[str, Given]:
+def parse_yaml(text: str, name: str, keys: Collection[str], sections: Collection[str]) -> dict[str, RawValue]:
     """The dotted keys that a YAML text gives.
 
     Args:
@@ -168,14 +168,14 @@ def parse_yaml(text: str, name: str, keys: Collection[str], sections: Collection
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: not YAML, {error}. Give a plain text file.") from error
 
-    found: dict[str, Given] = {}
+    found: dict[str, RawValue] = {}
     for key, node in _entries(root, "", name, sections) if root else ():
         where = f"{name}, line {node.start_mark.line + 1}"
         if key not in keys:
             raise ConfigError(f"{where}: there is no key {key}.{nearest(key, [*keys, *sections])}")
         if key in found:
             raise ConfigError(f"{where}: {key} is given a second time, after {found[key].where}. Keep one of them.")
-        found[key] = Given(text=_text(node, key, where), where=where)
+        found[key] = RawValue(text=_text(node, key, where), where=where)
     return found
 
 

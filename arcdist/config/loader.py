@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from arcdist.config.keys import Given, Key, build, config_keys, config_sections, nearest, parse_yaml
+from arcdist.config.keys import Key, RawValue, build, config_keys, config_sections, nearest, parse_yaml
 from arcdist.config.schema import Config
 from arcdist.errors import ConfigError
 from arcdist.files import expanded
@@ -193,7 +193,7 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
         resumed = config_of_run(options.get("resume"), flags.get("output.dir"))
         recipe = DEFAULT_RECIPE if resumed is None else None
 
-    layers: dict[str, dict[str, Given]] = {}
+    layers: dict[str, dict[str, RawValue]] = {}
     if recipe is not None:
         layers[f"recipe {recipe}"] = parse_yaml(_read_recipe(recipe), f"recipe {recipe}", keys, config_sections())
     if file is not None:
@@ -202,7 +202,7 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
         own = parse_yaml(_read_file(str(resumed)), str(resumed), keys, config_sections())
         own.pop("output.dir", None)  # It says where that run was started, seen from there.
         layers[f"file {resumed}"] = own
-    layers["flag"] = {name: Given(text=text, where="the command line") for name, text in flags.items()}
+    layers["flag"] = {name: RawValue(text=text, where="the command line") for name, text in flags.items()}
 
     values = {name: key.default for name, key in keys.items()}
     sources = dict.fromkeys(keys, "default")
@@ -334,7 +334,7 @@ def _check_counts(options: Mapping[str, str], program: Program) -> None:
             raise ConfigError(f"--{name} is {text!r}: choose a whole number of at least 1.")
 
 
-def _typed(types: ArgumentParser, key: Key, given: Given) -> object:
+def _typed(types: ArgumentParser, key: Key, given: RawValue) -> object:
     text = given.text
     if key.is_list and isinstance(text, str) and not text.startswith("["):
         text = [name.strip() for name in text.split(",") if name.strip()]

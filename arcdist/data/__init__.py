@@ -1,56 +1,14 @@
 """From a source of tasks to batches of queries."""
 
-from arcdist.data.augment import (
-    Augmentation,
-    draw_augmentation,
-)
-from arcdist.data.batch import (
-    OUTSIDE,
-    QueryBatch,
-    QueryInputs,
-    QueryTargets,
-    working_area,
-)
-from arcdist.data.collate import (
-    Collator,
-)
-from arcdist.data.features import (
-    FEATURE_NAMES,
-    grid_summary,
-    transformation_features,
-)
-from arcdist.data.queries import (
-    Query,
-    build_queries,
-    read_queries,
-)
-from arcdist.data.sampler import (
-    BucketedBatches,
-    Deal,
-    Dealer,
-    Share,
-    make_loader,
-)
-from arcdist.data.sources import (
-    LeakReport,
-    Origin,
-    check_leaks,
-    read_tasks,
-    select_tasks,
-)
-from arcdist.data.tasks import (
-    MAX_SIDE,
-    NUM_COLORS,
-    Pair,
-    Task,
-    parse_task,
-    tasks_digest,
-)
-from arcdist.data.text import (
-    GridTokenizer,
-    embedded_tokenizer,
-    from_pretrained_tokenizer,
-)
+from arcdist.data.augment import Augmentation, draw_augmentation
+from arcdist.data.batch import OUTSIDE, Partition, QueryBatch, QueryInputs, QueryTargets, Share, working_area
+from arcdist.data.collate import Collator
+from arcdist.data.features import FEATURE_NAMES, grid_summary, transformation_features
+from arcdist.data.queries import Query, build_queries, read_queries
+from arcdist.data.sampler import BucketedBatches, Partitioner, make_loader
+from arcdist.data.sources import LeakReport, Origin, check_leaks, read_tasks, select_tasks
+from arcdist.data.tasks import MAX_SIDE, NUM_COLORS, Pair, Task, parse_task, tasks_digest
+from arcdist.data.text import GridTokenizer, embedded_tokenizer, from_pretrained_tokenizer
 
 __all__ = [
     "FEATURE_NAMES",
@@ -60,12 +18,12 @@ __all__ = [
     "Augmentation",
     "BucketedBatches",
     "Collator",
-    "Deal",
-    "Dealer",
     "GridTokenizer",
     "LeakReport",
     "Origin",
     "Pair",
+    "Partition",
+    "Partitioner",
     "Query",
     "QueryBatch",
     "QueryInputs",

@@ -80,6 +80,50 @@ class QueryBatch:
         return type(self)(ids=self.ids, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """What one process takes of a batch in one pass."""
+
+    rows: tuple[int, ...]
+    """Rows of the data set."""
+    positions: tuple[int, ...]
+    """Place of each in the batch, ascending."""
+    is_padding: bool
+    """True where the process has nothing left to compute: the one row repeats a query of the batch, without weight."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Partition:
+    """Which process computes which queries of a batch, in which pass."""
+
+    shares: tuple[tuple[Share, ...], ...]
+    """Those of each process, one a pass, the longest queries first."""
+    rows: tuple[int, ...]
+    """The whole batch, in its order."""
+    imbalance: float
+    """The most loaded process's work over the mean process's, at least 1; what is padded counts as work."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistributedBatch:
+    """One batch of all processes, and what this one computes of it."""
+
+    partition: Partition
+    """Who computes what."""
+    ids: tuple[str, ...]
+    """Names of all its queries, in the order of the batch."""
+    process: int
+    """Number of this one."""
+    shares: tuple[Share, ...]
+    """This process's share for each of its passes."""
+    queries: tuple[QueryBatch, ...]
+    """The queries of each share, on the device."""
+
+    def __len__(self) -> int:
+        """Count the queries of all processes."""
+        return len(self.ids)
+
+
 # N grids, H W canvas.
 
 

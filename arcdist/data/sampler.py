@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, islice, pairwise
 from math import fsum
@@ -12,50 +11,26 @@ import datasets
 import numpy as np
 import torch
 
-from arcdist.data.batch import QueryBatch
+from arcdist.data.batch import DistributedBatch, Partition, QueryBatch, Share
 from arcdist.data.collate import Collator
 from arcdist.data.queries import read_queries
 from arcdist.rng import stream
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
-    """What one process takes of a batch in one pass."""
-
-    rows: tuple[int, ...]
-    """Rows of the data set."""
-    positions: tuple[int, ...]
-    """Place of each in the batch, ascending."""
-    is_padding: bool
-    """True where the process has nothing left to compute: the one row repeats a query of the batch, without weight."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Deal:
-    """A batch, dealt out."""
-
-    shares: tuple[tuple[Share, ...], ...]
-    """Those of each process, one a pass, the longest queries first."""
-    rows: tuple[int, ...]
-    """The whole batch, in its order."""
-    imbalance: float
-    """The most loaded process's work over the mean process's, at least 1; what is padded counts as work."""
-
-
-class Dealer:
+class Partitioner:
     """Deals batches out so that the process with most to do is done early.
 
     A query of L tokens is work w(L) = L + quadratic · L²: the linear layers, and attention. A share is padded to its
     longest query, B · w(max L), and a process's work is the sum over its passes. Every process has as many queries as
     the others, or one more, and so have its shares; only the lengths are there to be levelled.
 
-    Queries are dealt in rounds, the longest first: in each round the process with the least work so far takes the
-    longest (longest processing time first, Graham 1969, with the number of queries fixed). Three deals are compared:
-    blocks as large as a share, which pads least; single queries, which gives the processes like lengths; and the
-    batch's own order in turn. The one whose most loaded process has least to do is taken, and among equals the most
+    Queries are partitioned in rounds, the longest first: in each round the process with the least work so far takes the
+    longest (longest processing time first, Graham 1969, with the number of queries fixed). Three partitions are
+    compared: blocks as large as a share, which pads least; single queries, which gives the processes like lengths; and
+    the batch's own order in turn. The one whose most loaded process has least to do is taken, and among equals the most
     level one: a step lasts as long as its slowest process, and padding more would level as well.
 
-    The result depends on the arguments only, so all processes come to the same deal.
+    The result depends on the arguments only, so all processes come to the same partition.
 
     Args:
         lengths: tokens of each row of the data set.
@@ -70,8 +45,8 @@ class Dealer:
         self._processes = processes
         self._passes = passes
 
-    def deal(self, rows: Sequence[int]) -> Deal:
-        """Deal out a batch of at least one row."""
+    def partition(self, rows: Sequence[int]) -> Partition:
+        """Partition out a batch of at least one row."""
         work = [self._work[row] for row in rows]
         longest_first = sorted(range(len(rows)), key=work.__getitem__, reverse=True)
         shortest = longest_first[-1]
@@ -80,22 +55,22 @@ class Dealer:
         for position in longest_first:
             in_turn[position % self._processes].append(position)
 
-        def burden(deal: list[list[list[int]]]) -> tuple[float, float]:
-            loads = [fsum(_padded(part or [shortest], work) for part in parts) for parts in deal]
+        def burden(partition: list[list[list[int]]]) -> tuple[float, float]:
+            loads = [fsum(_padded(part or [shortest], work) for part in parts) for parts in partition]
             return max(loads), max(loads) * len(loads) / fsum(loads)
 
         def share(part: list[int]) -> Share:
             positions = tuple(sorted(part or [shortest]))
             return Share(rows=tuple(rows[place] for place in positions), positions=positions, is_padding=not part)
 
-        dealings = (
+        candidates = (
             _in_rounds(longest_first, work, counts, rounds=min(self._passes, counts[0])),
             _in_rounds(longest_first, work, counts, rounds=counts[0]),
             in_turn,
         )
-        best = min(([_cut(hand, self._passes) for hand in hands] for hands in dealings), key=burden)
+        best = min(([_cut(hand, self._passes) for hand in hands] for hands in candidates), key=burden)
         shares = tuple(tuple(share(part) for part in parts) for parts in best)
-        return Deal(shares=shares, rows=tuple(rows), imbalance=burden(best)[1])
+        return Partition(shares=shares, rows=tuple(rows), imbalance=burden(best)[1])
 
 
 def _in_rounds(longest_first: list[int], work: list[float], counts: list[int], rounds: int) -> list[list[int]]:
@@ -137,9 +112,9 @@ class BucketedBatches:
     """Batches of queries of similar length, each query exactly once an epoch.
 
     An epoch shuffles all queries, cuts them into windows and sorts each window by length. The queries of one task are
-    about as long as each other; so that they do not fill a batch, runs of `_DEALT_BATCHES` batches are dealt out task
-    by task, like cards. Then the batches are shuffled. The result depends on the arguments and the epoch only, so every
-    process that cuts its share out of each batch sees the same epoch.
+    about as long as each other; so that they do not fill a batch, runs of `_DEALT_BATCHES` batches are dealt out
+    task by task, like cards. Then the batches are shuffled. The result depends on the arguments and the epoch only, so
+    every process that cuts its share out of each batch sees the same epoch.
 
     Args:
         lengths: of each query's text, in any unit.
@@ -201,28 +176,8 @@ def _cut_of_batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DealtBatch:
-    """One batch of all processes, and what this one computes of it."""
-
-    deal: Deal
-    """Who computes what."""
-    ids: tuple[str, ...]
-    """Names of all its queries, in the order of the batch."""
-    process: int
-    """Number of this one."""
-    shares: tuple[Share, ...]
-    """This process's share for each of its passes."""
-    queries: tuple[QueryBatch, ...]
-    """The queries of each share, on the device."""
-
-    def __len__(self) -> int:
-        """Count the queries of all processes."""
-        return len(self.ids)
-
-
 class QuerySet:
-    """Queries with the batches they come in, how these are dealt to processes, and how the queries are seen.
+    """Queries with the batches they come in, how these are partitioned to processes, and how the queries are seen.
 
     Args:
         queries: the data set.
@@ -233,12 +188,12 @@ class QuerySet:
     """
 
     def __init__(
-        self, queries: datasets.Dataset, batches: BucketedBatches, collator: Collator, dealer: Dealer, process: int
+        self, queries: datasets.Dataset, batches: BucketedBatches, collator: Collator, dealer: Partitioner, process: int
     ) -> None:
         self.queries = queries
         self.batches = batches
         self.collator = collator
-        self._dealer = dealer
+        self._partitioner = dealer
         self._process = process
 
     @cached_property
@@ -248,20 +203,20 @@ class QuerySet:
 
     def loader(
         self, epoch: int, device: torch.device, max_batches: int | None = None, *, start: int = 0
-    ) -> Iterator[DealtBatch]:
+    ) -> Iterator[DistributedBatch]:
         """The batches of an epoch from number `start` on, up to number `max_batches`."""
         return self.load(self.batches.batches(epoch)[start:max_batches], epoch, device)
 
-    def load(self, batches: Sequence[Sequence[int]], epoch: int, device: torch.device) -> Iterator[DealtBatch]:
-        """Deal out and collate batches of rows."""
-        deals = [self._dealer.deal(rows) for rows in batches]
-        shares = [share.rows for deal in deals for share in deal.shares[self._process]]
+    def load(self, batches: Sequence[Sequence[int]], epoch: int, device: torch.device) -> Iterator[DistributedBatch]:
+        """Partition out and collate batches of rows."""
+        partitions = [self._partitioner.partition(rows) for rows in batches]
+        shares = [share.rows for partition in partitions for share in partition.shares[self._process]]
         collated = make_loader(self.queries, self.collator, shares, epoch)
-        for deal in deals:
-            own = deal.shares[self._process]
-            yield DealtBatch(
-                deal=deal,
-                ids=tuple(self.ids[row] for row in deal.rows),
+        for partition in partitions:
+            own = partition.shares[self._process]
+            yield DistributedBatch(
+                partition=partition,
+                ids=tuple(self.ids[row] for row in partition.rows),
                 process=self._process,
                 shares=own,
                 queries=tuple(queries.to(device) for queries in islice(collated, len(own))),

@@ -3,20 +3,9 @@
 What is named here needs no torch. `exchange` and `replicas`, which do, are imported by their own names.
 """
 
-from arcdist.distributed.environment import (
-    is_main,
-    local_rank,
-    local_world_size,
-    rank,
-    world_size,
-)
-from arcdist.distributed.heartbeat import (
-    Heartbeat,
-)
-from arcdist.distributed.supervision import (
-    FailureWatch,
-    run_guarded,
-)
+from arcdist.distributed.environment import is_main, local_rank, local_world_size, rank, world_size
+from arcdist.distributed.heartbeat import Heartbeat
+from arcdist.distributed.supervision import FailureWatch, run_guarded
 
 __all__ = [
     "FailureWatch",

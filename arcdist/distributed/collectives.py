@@ -15,18 +15,18 @@ from arcdist.regions import region
 # N rows over all processes, n rows of this one, F shape of a row.
 
 
-def several_processes() -> bool:
+def is_distributed() -> bool:
     """Whether there is anyone to talk to."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def add_up(named: Mapping[str, Num[Tensor, "..."]]) -> dict[str, Num[Tensor, "..."]]:
+def all_reduce_sum(named: Mapping[str, Num[Tensor, "..."]]) -> dict[str, Num[Tensor, "..."]]:
     """Sums over all processes of tensors by name, in float32 and in one message.
 
     Every process gives the same names and shapes, in the same order.
     """
     sums = torch.cat([value.detach().float().reshape(-1) for value in named.values()])
-    if several_processes():
+    if is_distributed():
         with region("communication"):
             distributed.all_reduce(sums)
     parts = sums.split([value.numel() for value in named.values()])
@@ -34,9 +34,9 @@ def add_up(named: Mapping[str, Num[Tensor, "..."]]) -> dict[str, Num[Tensor, "..
 
 
 @torch.no_grad()
-def add_up_in_place(tensors: Sequence[Tensor]) -> None:
+def all_reduce_sum_in_place(tensors: Sequence[Tensor]) -> None:
     """Replace tensors of one dtype by their sums over all processes, in one message."""
-    if not (several_processes() and tensors):
+    if not (is_distributed() and tensors):
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     with region("communication"):
@@ -46,9 +46,9 @@ def add_up_in_place(tensors: Sequence[Tensor]) -> None:
 
 
 @torch.no_grad()
-def take_over_from_first(tensors: Sequence[Tensor]) -> None:
+def broadcast_in_place(tensors: Sequence[Tensor]) -> None:
     """Replace tensors by those of process 0, so that replicas begin alike."""
-    if several_processes():
+    if is_distributed():
         for tensor in tensors:
             distributed.broadcast(tensor, src=0)
 
@@ -60,7 +60,7 @@ def gather_rows(rows: Shaped[Tensor, " n *F"], counts: Sequence[int]) -> Shaped[
         rows: this process's.
         counts: rows of each process, known to all of them.
     """
-    if not several_processes():
+    if not is_distributed():
         return rows
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
@@ -70,7 +70,7 @@ def gather_rows(rows: Shaped[Tensor, " n *F"], counts: Sequence[int]) -> Shaped[
     return torch.cat([part[:count] for part, count in zip(received, counts, strict=True)])
 
 
-def part() -> None:
+def shutdown() -> None:
     """Take leave of the other processes, at the end of a run that went well.
 
     Without it a process may be aborted at its very end, by threads of the process group that are still at work.
@@ -79,9 +79,9 @@ def part() -> None:
         distributed.destroy_process_group()
 
 
-def bytes_from_first(content: bytes) -> bytes:
+def broadcast_bytes(content: bytes) -> bytes:
     """Process 0's bytes, on every process; what the others give is not heard."""
-    if not several_processes():
+    if not is_distributed():
         return content
     device = torch.device("cuda") if distributed.get_backend() == "nccl" else torch.device("cpu")
     length = torch.tensor([len(content)], device=device)
@@ -93,9 +93,9 @@ def bytes_from_first(content: bytes) -> bytes:
     return said.cpu().numpy().tobytes()
 
 
-def hear_from_first(text: str) -> str:
+def broadcast_text(text: str) -> str:
     """Process 0's text, on every process; what the others say is not heard."""
-    return bytes_from_first(text.encode()).decode()
+    return broadcast_bytes(text.encode()).decode()
 
 
 _SHOWN = 3
@@ -111,7 +111,7 @@ def check_agreement(facts: Mapping[str, str]) -> None:
     Raises:
         ConfigError: a fact differs, and this is the process whose it is.
     """
-    first: dict[str, str] = json.loads(hear_from_first(json.dumps(dict(facts))))
+    first: dict[str, str] = json.loads(broadcast_text(json.dumps(dict(facts))))
     differing = sorted(name for name in {*first, *facts} if first.get(name) != facts.get(name))
     if differing:
         shown = "; ".join(f"{name} is {facts.get(name)}, there {first.get(name)}" for name in differing[:_SHOWN])
@@ -175,7 +175,7 @@ def check_replicas(modules: Mapping[str, Iterable[Tensor]], device: torch.device
     Raises:
         ReplicaError: names each module that differs and the ranks that hold another one than most do.
     """
-    if not several_processes():
+    if not is_distributed():
         return
     mine = fingerprints(modules, device)
     everyone = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]

@@ -24,7 +24,7 @@ from arcdist.config import Config, DataConfig, OutputConfig, QwenConfig, TrainCo
 from arcdist.config.loader import DEFAULT_ROOT
 from arcdist.data import Origin, check_leaks, from_pretrained_tokenizer, read_tasks
 from arcdist.distributed import is_main, local_rank, local_world_size, world_size
-from arcdist.distributed.collectives import part
+from arcdist.distributed.collectives import shutdown
 from arcdist.doctor.findings import (
     Finding,
     Row,
@@ -412,7 +412,7 @@ def run_checks(config: Config, installation: Mapping[str, Finding], *, fit: bool
     if fit and isinstance(platform, Platform):
         measured = try_longest_batch(config, platform)
         conclude([Row(check=_FIT, who="", finding=judge_fit(texts.gather("fit", measured.to_text())))])
-    part()
+    shutdown()
 
 
 def _alone(config: Config) -> dict[str, Finding]:

@@ -14,7 +14,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in i
 
 from arcdist.config import Config
 from arcdist.distributed import local_world_size
-from arcdist.distributed.collectives import several_processes
+from arcdist.distributed.collectives import is_distributed
 from arcdist.distributed.environment import attempt, launcher_keeps_store, rank, store_address, world_size
 from arcdist.doctor.findings import Finding, Verdict, failure, headline, installed_version, warning
 from arcdist.engine.deepspeed_config import read_deepspeed_config
@@ -122,7 +122,7 @@ def check_all_reduce(device: torch.device, timeout: float) -> Finding:
         device: of this process.
         timeout: seconds after which PyTorch ends a process whose exchange is stuck.
     """
-    if not several_processes():
+    if not is_distributed():
         return Finding(found="one process, which has nobody to exchange with")
     backend = distributed.get_backend()
     mend = f"Name the interface by which the machines reach each other, {backend.upper()}_SOCKET_IFNAME=eth0 for one."

@@ -3,17 +3,8 @@
 `arcdist.engine.deepspeed` is imported by whoever has found that DeepSpeed was asked for.
 """
 
-from arcdist.engine.base import (
-    Engine,
-    Engines,
-    OptimizerSettings,
-    ParameterGroup,
-    Precision,
-    on_cpu,
-)
-from arcdist.engine.plain import (
-    PlainEngine,
-)
+from arcdist.engine.base import Engine, Engines, OptimizerSettings, ParameterGroup, Precision, on_cpu
+from arcdist.engine.plain import PlainEngine
 
 __all__ = [
     "Engine",

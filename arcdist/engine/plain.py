@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from arcdist.distributed.collectives import add_up_in_place, take_over_from_first
+from arcdist.distributed.collectives import all_reduce_sum_in_place, broadcast_in_place
 from arcdist.engine.base import (
     OptimizerSettings,
     ParameterGroup,
@@ -57,7 +57,7 @@ class PlainEngine:
         self.schedule = Schedule(self.optimizer, settings.schedule)
         self._parameters = [parameter for group in groups for parameter in group.parameters]
         self._norms: list[Tensor] = []
-        take_over_from_first(self._parameters)
+        broadcast_in_place(self._parameters)
 
     def __call__(self, *inputs: Any) -> Any:
         """See `Engine`."""
@@ -78,7 +78,7 @@ class PlainEngine:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = self._gradients(self._parameters)
-        add_up_in_place(gradients)
+        all_reduce_sum_in_place(gradients)
         if self.precision.loss_scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / self.precision.loss_scale)
         self._norms = [torch.nn.utils.get_total_norm(self._gradients(group.parameters)) for group in self.groups]

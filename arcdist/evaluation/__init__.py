@@ -1,24 +1,13 @@
 """How right the models are: answers, their grades, scores over a set of queries."""
 
-from arcdist.evaluation.answers import (
-    AnswerBook,
-    Grades,
-    Noted,
-    answer,
-    canvas_target,
-    fit_canvas,
-    grade,
-)
-from arcdist.evaluation.score import (
-    Answerer,
-    score,
-)
+from arcdist.evaluation.answers import Grades, Prediction, Predictions, answer, canvas_target, fit_canvas, grade
+from arcdist.evaluation.score import Predictor, score
 
 __all__ = [
-    "AnswerBook",
-    "Answerer",
     "Grades",
-    "Noted",
+    "Prediction",
+    "Predictions",
+    "Predictor",
     "answer",
     "canvas_target",
     "fit_canvas",

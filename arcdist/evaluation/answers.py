@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arcdist.data import MAX_SIDE, OUTSIDE, QueryBatch, QueryInputs, QueryTargets
-from arcdist.distributed.collectives import add_up
+from arcdist.distributed.collectives import all_reduce_sum
 from arcdist.models import AgentOutput, predicted_size
 from arcdist.rl import Answer
 
@@ -72,7 +72,7 @@ def grade(said: Answer, targets: QueryTargets) -> Grades:
     )
 
 
-# Q queries in the book, S of them shown whole, T steps, B queries of a batch, H W canvas, C colours, G largest side.
+# Q queries, S of them shown whole, T steps, B queries of a batch, H W canvas, C colours, G largest side.
 
 
 _OUTSIDE = 0
@@ -80,8 +80,8 @@ _OUTSIDE = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Noted:
-    """What a book says of one query."""
+class Prediction:
+    """How one query was answered."""
 
     id: str
     exact: bool
@@ -92,7 +92,7 @@ class Noted:
     """Input, target, the answer as it stands after each planning step, the answer that is scored; or none at all."""
 
 
-class AnswerBook:
+class Predictions:
     """Scores of all queries, and the grids of some.
 
     Args:
@@ -147,13 +147,13 @@ class AnswerBook:
         at = torch.tensor([self._shown[batch.ids[index]] for index in chosen], device=self._pictures.device)
         self._pictures.index_add_(0, at, pictures.float() * known[chosen, None, None, None])
 
-    def read(self) -> list[Noted]:
+    def read(self) -> list[Prediction]:
         """What all processes have noted, by id. All of them call it together."""
-        whole = add_up({"scores": self._scores, "pictures": self._pictures})
+        whole = all_reduce_sum({"scores": self._scores, "pictures": self._pictures})
         pictures = whole["pictures"].to(torch.int8).cpu()
         shown = {name: tuple(map(_cropped, pictures[row])) for name, row in self._shown.items()}
         return [
-            Noted(id=name, exact=exact > 0, cell=cell, confidence=confidence, pictures=shown.get(name, ()))
+            Prediction(id=name, exact=exact > 0, cell=cell, confidence=confidence, pictures=shown.get(name, ()))
             for name, (exact, cell, confidence, answered) in sorted(
                 zip(self._ids, whole["scores"].tolist(), strict=True)
             )

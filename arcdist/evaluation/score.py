@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from arcdist.data import OUTSIDE, QueryBatch
-from arcdist.distributed.collectives import add_up
-from arcdist.evaluation.answers import AnswerBook, answer, fit_canvas, grade
+from arcdist.distributed.collectives import all_reduce_sum
+from arcdist.evaluation.answers import Predictions, answer, fit_canvas, grade
 from arcdist.models import ARCPromptGuidedAgent, PermanentSolver, PromptOutput, QwenHybridPrompt
 from arcdist.rl import Answer, PolicyRefinedAgent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answerer:
+class Predictor:
     """The models that answer a query, as evaluation uses them."""
 
     read: Callable[[Tensor, Tensor, Tensor], PromptOutput]
@@ -28,7 +28,7 @@ class Answerer:
 
 @torch.no_grad()
 def score(
-    models: Answerer, batches: Iterable[tuple[QueryBatch, bool]], book: AnswerBook | None = None
+    models: Predictor, batches: Iterable[tuple[QueryBatch, bool]], predictions: Predictions | None = None
 ) -> dict[str, float]:
     """Mean scores over all queries of all processes whose target is known, as shares between 0 and 1.
 
@@ -40,7 +40,7 @@ def score(
         models: answer the queries.
         batches: this process's, each with whether it counts; one that does not is padding, answered because other
             processes may need this one's part in it. Every process has as many, and one at least.
-        book: takes note of how each query is answered.
+        predictions: takes note of how each query is answered.
     """
     sums: dict[str, Tensor] = {}
     modules = (models.qwen, models.agent, models.solver)
@@ -49,18 +49,18 @@ def score(
         module.eval()
     for batch, counts in batches:
         known = (batch.targets.target != OUTSIDE).flatten(1).any(1) & counts
-        scored = _grades(models, batch, known, book if counts else None) | {"queries": torch.ones_like(known)}
+        scored = _grades(models, batch, known, predictions if counts else None) | {"queries": torch.ones_like(known)}
         for name, values in scored.items():
             total = (values * known).float().sum()
             sums[name] = sums[name] + total if name in sums else total
     for module, was_training in modes:
         module.train(was_training)
-    totals = torch.stack(list(add_up(sums).values())).tolist()
+    totals = torch.stack(list(all_reduce_sum(sums).values())).tolist()
     *means, queries = totals
     return {name: total / max(1.0, queries) for name, total in zip(sums, means, strict=False)}
 
 
-def _grades(models: Answerer, batch: QueryBatch, known: Tensor, book: AnswerBook | None) -> dict[str, Tensor]:
+def _grades(models: Predictor, batch: QueryBatch, known: Tensor, predictions: Predictions | None) -> dict[str, Tensor]:
     inputs, targets = batch.inputs, batch.targets
     prompt, control = models.read(inputs.tokens, inputs.token_mask, inputs.features)
     refined = models.refiner.refine_prompt(prompt, control, inputs.summary, deterministic=True).refined
@@ -73,8 +73,8 @@ def _grades(models: Answerer, batch: QueryBatch, known: Tensor, book: AnswerBook
     logits = proposal.weigh(after.final_logits)
     said = answer(after, inputs, targets, logits)
     final = grade(said, targets)
-    if book is not None:
-        book.note(batch, known, final, after, said.size, logits)
+    if predictions is not None:
+        predictions.note(batch, known, final, after, said.size, logits)
     copied = fit_canvas(inputs.query, *targets.target.shape[1:])
     floor = grade(Answer(grid=copied, size=inputs.query_size, reconstruction=inputs.query), targets)
     return {

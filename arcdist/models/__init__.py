@@ -1,25 +1,9 @@
 """The models: Qwen's prompt, the grid agent, the solver."""
 
-from arcdist.models.agent import (
-    AgentOutput,
-    ARCPromptGuidedAgent,
-    predicted_size,
-)
-from arcdist.models.qwen import (
-    PromptCache,
-    PromptOutput,
-    QwenHybridPrompt,
-    attention_share,
-    training_flops,
-)
-from arcdist.models.qwen_source import (
-    UNSHARDED,
-    Sharding,
-)
-from arcdist.models.solver import (
-    PermanentSolver,
-    Proposal,
-)
+from arcdist.models.agent import AgentOutput, ARCPromptGuidedAgent, predicted_size
+from arcdist.models.qwen import PromptCache, PromptOutput, QwenHybridPrompt, attention_share, training_flops
+from arcdist.models.qwen_source import UNSHARDED, Sharding
+from arcdist.models.solver import PermanentSolver, Proposal
 
 __all__ = [
     "UNSHARDED",

@@ -38,7 +38,7 @@ def color_map(query: Int[Tensor, "B H W"], outcome: Int[Tensor, "B H W"], num_co
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recalled:
+class Neighbors:
     """The k nearest solved problems of B queries."""
 
     similarity: Float[Tensor, "B k"]
@@ -121,13 +121,13 @@ class SolvedMemory(nn.Module):
             self.exact[slot] = False
         self._slot_of[key] = slot
         self.keys[slot], self.age[slot] = key, step
-        self.exact[slot] |= exact  # Solved once is solved.
+        self.exact[slot] |= exact  # SolvedQueries once is solved.
         return slot
 
     @torch.no_grad()
     def recall(
         self, features: Float[Tensor, "B D"], own_keys: Int[Tensor, " B"], *, k: int, height: int, width: int
-    ) -> Recalled:
+    ) -> Neighbors:
         """The k entries nearest to each query by cosine. A query never recalls itself: its answer is its target."""
         used = len(self)
         similarity = F.normalize(features.float(), dim=-1) @ self.features[:used].T  # [B, used]
@@ -137,7 +137,7 @@ class SolvedMemory(nn.Module):
         found = similarity > -torch.inf
         slots = slots.where(found, 0)
         height, width = min(height, self.max_grid_size), min(width, self.max_grid_size)
-        return Recalled(
+        return Neighbors(
             similarity=similarity.where(found, 0.0),
             found=found,
             features=self.features[slots],

@@ -1,10 +1,6 @@
 """The refiner that edits prompts, and the reward that says whether an edit helped."""
 
-from arcdist.rl.refiner import (
-    PolicyRefinedAgent,
-    RefinedPrompt,
-    Transition,
-)
+from arcdist.rl.refiner import PolicyRefinedAgent, RefinedPrompt, Transition
 from arcdist.rl.rewards import (
     Answer,
     AnswerScores,

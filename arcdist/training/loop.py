@@ -20,15 +20,15 @@ from arcdist.checkpoint.base import base_identity, has_random_weights
 from arcdist.checkpoint.saver import Checkpointing
 from arcdist.checkpoint.state import replicated, restore, take_snapshot
 from arcdist.checkpoint.store import Snapshot
-from arcdist.data.sampler import DealtBatch
+from arcdist.data.batch import DistributedBatch
 from arcdist.distributed import Heartbeat, world_size
-from arcdist.distributed.collectives import add_up, check_replicas
+from arcdist.distributed.collectives import all_reduce_sum, check_replicas
 from arcdist.errors import ArcdistError, SaveError
 from arcdist.regions import DATA, STEP, each_in_region, region
 from arcdist.tracking import Mirrors, MovingPace, ProgressBar
 from arcdist.training.diagnostics import StepProfiler
 from arcdist.training.loop_state import LoopState
-from arcdist.training.metrics import Logbook, judged, not_finite, progress_note, validate
+from arcdist.training.metrics import MetricsLogger, judged, not_finite, progress_note, validate
 from arcdist.training.session import Session
 from arcdist.training.step import StepReport, StepSettings, train_step
 
@@ -108,9 +108,9 @@ class Loop:
         self.profiled_steps = profiled_steps if session.is_main else 0
         self.pace = MovingPace()
         self.state = LoopState(session.config, session.steps_per_epoch, session.accelerator.num_processes)
-        self.logbook = Logbook(session, folder, self.state)
+        self.metrics_logger = MetricsLogger(session, folder, self.state)
         self.checkpointing = Checkpointing(
-            folder, session.config.output, writes=session.is_main, best_saved=self.logbook.show_best
+            folder, session.config.output, writes=session.is_main, best_saved=self.metrics_logger.show_best
         )
         self._clock = time.perf_counter()
         self._base = self._name_base() if session.is_main else None
@@ -138,7 +138,7 @@ class Loop:
         restore(self.session, snapshot)
         self.state.load_state(snapshot.state)
         self.checkpointing.saved_step = self.state.step
-        self.logbook.tracker.go_on_from(self.state.step, snapshot.state["epochs"])
+        self.metrics_logger.tracker.go_on_from(self.state.step, snapshot.state["epochs"])
 
     def run(self, mirrors: Mirrors | None = None) -> bool:
         """Train all epochs; whether they were, and the run was not preempted before.
@@ -156,7 +156,7 @@ class Loop:
         state, session = self.state, self.session
         state.cost.start()
         if mirrors is not None:
-            self.logbook.show_in(mirrors)
+            self.metrics_logger.show_in(mirrors)
         profiler = StepProfiler(self.folder, self.profiled_steps, state.total_steps - state.step, session.device)
         progress = ProgressBar(state.total_steps, done=state.step, quiet=not session.is_main)
         with Interrupt() as interrupt, progress, profiler:
@@ -201,7 +201,7 @@ class Loop:
     def _asked(self, interrupt: Interrupt) -> tuple[bool, bool]:
         """Whether some process was asked to stop, and whether to make room, as of now."""
         asked = torch.tensor([interrupt.requested, interrupt.preempted], device=self.session.device).float()
-        stop, preempted = add_up({"asked": asked})["asked"].tolist()
+        stop, preempted = all_reduce_sum({"asked": asked})["asked"].tolist()
         return stop > 0, preempted > 0
 
     def _stop(self, *, preempted: bool) -> bool:
@@ -215,7 +215,7 @@ class Loop:
             raise KeyboardInterrupt
         return False
 
-    def _train_on(self, batch: DealtBatch, interrupt: Interrupt) -> StepReport:
+    def _train_on(self, batch: DistributedBatch, interrupt: Interrupt) -> StepReport:
         state, session = self.state, self.session
         self.heartbeat.doing("training", step=state.step + 1)
         settings = StepSettings(
@@ -243,7 +243,7 @@ class Loop:
         # Where every step since the last line was skipped, there is nothing to tell.
         due = state.step % self.config.output.log_every == 0 or state.ends_run
         if due and state.since_log.steps:
-            self.logbook.log_steps()
+            self.metrics_logger.log_steps()
             state.begin_line()
         check_every = self.config.distributed.replica_check_every
         if check_every and state.step % check_every == 0:
@@ -285,7 +285,7 @@ class Loop:
         try:
             yield
         except ArcdistError:
-            self.logbook.log_flags()
+            self.metrics_logger.log_flags()
             raise
 
     def _end_epoch(self) -> None:
@@ -295,7 +295,7 @@ class Loop:
             validation = validate(self.session)
         else:
             validation = None
-        self.checkpointing.best_is_new = self.logbook.log_epoch(validation)
+        self.checkpointing.best_is_new = self.metrics_logger.log_epoch(validation)
         self.state.begin_epoch()
 
     def _save(self, *, now: bool) -> None:
@@ -303,7 +303,7 @@ class Loop:
         self.checkpointing.save(self.state.step, self._snapshot, now=now)
 
     def _snapshot(self) -> Snapshot:
-        counted, epochs = self.state.state(), self.logbook.tracker.epochs
+        counted, epochs = self.state.state(), self.metrics_logger.tracker.epochs
         return take_snapshot(self.session, {"run_id": self.run_id, **counted, "epochs": epochs, "base": self.base})
 
     def _finish_saving(self) -> None:

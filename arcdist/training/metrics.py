@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from arcdist.evaluation import AnswerBook, Answerer, Noted, score
+from arcdist.evaluation import Prediction, Predictions, Predictor, score
 from arcdist.tracking import Mirrors, MovingPace, Record, TrainingMetricsTracker
 from arcdist.tracking.metrics import QueryResult, ShownQuery, Validation
 from arcdist.training.loop_state import LoopState
@@ -37,8 +37,8 @@ def epoch_record(means: Mapping[str, float], memory: Mapping[str, float]) -> dic
     }
 
 
-def as_validation(noted: Sequence[Noted], *, epoch: int, step: int) -> Validation:
-    """What a validation's book says, as it is kept."""
+def as_validation(noted: Sequence[Prediction], *, epoch: int, step: int) -> Validation:
+    """A validation as it is stored."""
     return Validation(
         epoch=epoch,
         step=step,
@@ -84,19 +84,19 @@ def epoch_summary(record: Mapping[str, float | int]) -> str:
     return ", ".join(f"{name} {record[name]:.4f}" for name in shown if name in record)
 
 
-class Validated(NamedTuple):
+class ValidationResult(NamedTuple):
     """What a validation gives."""
 
     scores: dict[str, float]
     """Means over the queries, as they are logged."""
-    answers: AnswerBook
+    answers: Predictions
     """Of this process; it reads those of all."""
 
 
-def answerer_of(session: Session) -> Answerer:
+def predictor_of(session: Session) -> Predictor:
     """What answers with a run's models; the averaged agent, where an average is kept."""
     models = session.models
-    return Answerer(
+    return Predictor(
         read=session.engines.qwen,
         qwen=models.qwen,
         agent=models.averaged_agent.module,
@@ -105,26 +105,26 @@ def answerer_of(session: Session) -> Answerer:
     )
 
 
-def validate(session: Session) -> Validated:
+def validate(session: Session) -> ValidationResult:
     """Score the models on all validation queries; those that stand in for none count nowhere.
 
     All processes call it together.
     """
     shown, steps = session.config.tracking.shown_queries, session.config.agent.max_steps
-    book = AnswerBook(session.validation.ids, shown, steps, session.device)
+    predictions = Predictions(session.validation.ids, shown, steps, session.device)
     shares = (
         (queries, not share.is_padding)
         for batch in session.validation.loader(0, session.device)
         for queries, share in zip(batch.queries, batch.shares, strict=True)
     )
     with session.engines.autocast():
-        return Validated(score(answerer_of(session), shares, book), book)
+        return ValidationResult(score(predictor_of(session), shares, predictions), predictions)
 
 
 _logger = logging.getLogger(__name__)
 
 
-class Logbook:
+class MetricsLogger:
     """Keeps the numbers of steps and epochs. Every process calls it with the same; process 0 alone writes and shows.
 
     Args:
@@ -198,7 +198,7 @@ class Logbook:
         """Keep the flags that are up, of a run that ends over one."""
         self._keep({"step": self._state.step, "epoch": self._state.epoch, "flags": self._state.health.flags})
 
-    def log_epoch(self, validated: Validated | None) -> bool:
+    def log_epoch(self, validated: ValidationResult | None) -> bool:
         """Keep the epoch that ends, and its validation if it had one; whether its models are the best so far."""
         state = self._state
         memory = self._session.models.solver.statistics()

@@ -14,7 +14,7 @@ from arcdist.cli import standard_error
 from arcdist.config import LoadedConfig, save_config
 from arcdist.config.keys import flatten
 from arcdist.distributed import FailureWatch, Heartbeat, is_main, rank
-from arcdist.distributed.collectives import bytes_from_first, hear_from_first, part
+from arcdist.distributed.collectives import broadcast_bytes, broadcast_text, shutdown
 from arcdist.engine.platform import Platform, device_name, start_platform
 from arcdist.errors import ArcdistError, ConfigError, DataError, SaveError
 from arcdist.host import git_commit, versions
@@ -62,7 +62,7 @@ def train(loaded: LoadedConfig, watch: FailureWatch) -> int:
     if loaded.dry_run:
         with explained_out_of_memory(config):
             dry_run(config)
-        part()
+        shutdown()
         return 0
     # What libraries print is no result of training, and no reader of it that has gone may end a run.
     with redirect_stdout(standard_error) if is_main() else nullcontext():
@@ -82,7 +82,7 @@ def _train(loaded: LoadedConfig, watch: FailureWatch, profiled: int) -> int:
                 with _writable(start.folder):
                     save_config(config, start.folder / "config.yaml")
             platform = start_platform(config)
-            shared = Path(hear_from_first(str(folder.resolve()) if folder else ""))
+            shared = Path(broadcast_text(str(folder.resolve()) if folder else ""))
             snapshot = _share_snapshot(start)
         heartbeat = Heartbeat(shared, rank())
         watch.mind_silence(heartbeat.life, float(config.distributed.silence))
@@ -101,21 +101,21 @@ def _train(loaded: LoadedConfig, watch: FailureWatch, profiled: int) -> int:
                 whole = _run(loop, mirrors)
         if folder and whole:
             _report(loop, folder)
-    part()
+    shutdown()
     return 0 if whole else config.output.preempted_exit_code
 
 
 def _share_snapshot(start: Start | None) -> Snapshot | None:
     """The checkpoint that process 0 goes on from, on every process."""
-    place = hear_from_first(str(start.checkpoint or "") if start else "")
+    place = broadcast_text(str(start.checkpoint or "") if start else "")
     if not place:
         return None
-    contents = {name: bytes_from_first(start.files[name] if start else b"") for name in FILES}
+    contents = {name: broadcast_bytes(start.files[name] if start else b"") for name in FILES}
     return parse_files(contents, Path(place))
 
 
 def _resume(loop: Loop, snapshot: Snapshot, start: Start | None) -> None:
-    base = json.loads(hear_from_first(json.dumps(loop.base)))
+    base = json.loads(broadcast_text(json.dumps(loop.base)))
     check_configuration(loop.config, snapshot.state, base, loop.session.data)
     loop.resume(snapshot)
     leaves_a_path = False
@@ -127,7 +127,7 @@ def _resume(loop: Loop, snapshot: Snapshot, start: Start | None) -> None:
             *(start.checkpoint, loop.state.step, loop.state.epoch, loop.state.batch, loop.state.steps_per_epoch),
         )
     # What W&B has of a path that is left cannot be taken back: the run is another one there from here on.
-    loop.run_id = hear_from_first(secrets.token_hex(4) if leaves_a_path else "") or loop.run_id
+    loop.run_id = broadcast_text(secrets.token_hex(4) if leaves_a_path else "") or loop.run_id
 
 
 def _run_id(snapshot: Snapshot | None, start: Start | None) -> str:
@@ -138,7 +138,7 @@ def _run_id(snapshot: Snapshot | None, start: Start | None) -> str:
             own = read_identity(start.folder).id
         except DataError:
             own = snapshot.state.get("run_id", "")
-    return hear_from_first(own or secrets.token_hex(4))
+    return broadcast_text(own or secrets.token_hex(4))
 
 
 def _begin_record(loaded: LoadedConfig, session: Session, folder: Path | None, run_id: str) -> Mirrors:
@@ -178,7 +178,7 @@ def _run(loop: Loop, mirrors: Mirrors) -> bool:
         mirrors.close(exit_code, seconds=None if whole else _SECONDS_TO_LEAVE)
     if not whole:
         # The launcher stops all processes as soon as one has ended with the exit code of a preempted run.
-        hear_from_first("closed")
+        broadcast_text("closed")
     return whole
 
 
@@ -235,11 +235,11 @@ def _log(folder: Path | None) -> AbstractContextManager[object]:
 
 def _report(loop: Loop, folder: Path) -> None:
     outputs = {
-        "plot": loop.logbook.tracker.plot_path,
-        "metrics": loop.logbook.tracker.metrics_path,
-        "steps": loop.logbook.tracker.steps_path,
+        "plot": loop.metrics_logger.tracker.plot_path,
+        "metrics": loop.metrics_logger.tracker.metrics_path,
+        "steps": loop.metrics_logger.tracker.steps_path,
         **({"profile": folder / "profile"} if (folder / "profile").exists() else {}),
         "best": folder / BEST,
         "checkpoints": folder / "checkpoints",
     }
-    log_table(epoch_table(loop.logbook.tracker.epochs[-1], loop.logbook.tracker.best, outputs))
+    log_table(epoch_table(loop.metrics_logger.tracker.epochs[-1], loop.metrics_logger.tracker.best, outputs))

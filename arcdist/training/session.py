@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from arcdist.config import Config, OptimConfig
 from arcdist.config.keys import flatten
-from arcdist.data import BucketedBatches, Collator, Dealer, Origin, build_queries, check_leaks, tasks_digest
+from arcdist.data import BucketedBatches, Collator, Origin, Partitioner, build_queries, check_leaks, tasks_digest
 from arcdist.data import read_tasks as read_source
-from arcdist.data.sampler import DealtBatch, QuerySet
+from arcdist.data.batch import DistributedBatch
+from arcdist.data.sampler import QuerySet
 from arcdist.distributed.collectives import check_agreement
 from arcdist.engine import Engine, Engines, OptimizerSettings, ParameterGroup, PlainEngine, Precision
 from arcdist.engine.platform import Platform, start_platform
@@ -134,7 +135,7 @@ class Session:
         """Whether this is the process that speaks to the user and writes files."""
         return self.accelerator.is_main_process
 
-    def refinement_noise(self, batch: DealtBatch, epoch: int) -> tuple[Float[Tensor, "_ A"], ...]:
+    def refinement_noise(self, batch: DistributedBatch, epoch: int) -> tuple[Float[Tensor, "_ A"], ...]:
         """The refiner's draw for each query of each pass, which depends on seed, epoch and query alone."""
         return tuple(self._draws(queries.ids, epoch) for queries in batch.queries)
 
@@ -217,8 +218,8 @@ def build_session(
     task_rows = {task.id: row for row, task in enumerate(tasks)}
     collate = partial(Collator, models.qwen.tokenizer, task_rows=task_rows, max_grid_size=config.agent.max_grid_size)
 
-    def dealt(queries: datasets.Dataset, passes: int) -> Dealer:
-        return Dealer(
+    def partitioned(queries: datasets.Dataset, passes: int) -> Partitioner:
+        return Partitioner(
             queries["length"][:],
             processes=accelerator.num_processes,
             passes=passes,
@@ -233,7 +234,7 @@ def build_session(
             training,
             batches,
             collate(seed=train.seed, dihedral=augment.dihedral, colors=augment.colors, order=augment.order),
-            dealt(training, train.accumulation),
+            partitioned(training, train.accumulation),
             process,
         ),
         validation=QuerySet(
@@ -247,7 +248,7 @@ def build_session(
                 seed=0,
             ),
             collate(),
-            dealt(validation, 1),
+            partitioned(validation, 1),
             process,
         ),
         models=models,

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from arcdist.config import RewardConfig
-from arcdist.data.sampler import DealtBatch
-from arcdist.distributed.collectives import add_up, gather_rows
+from arcdist.data.batch import DistributedBatch
+from arcdist.distributed.collectives import all_reduce_sum, gather_rows
 from arcdist.engine import Engines
 from arcdist.evaluation import answer, canvas_target, fit_canvas, grade
 from arcdist.losses import (
@@ -27,7 +27,7 @@ from arcdist.models import AgentOutput, PermanentSolver
 from arcdist.regions import region
 from arcdist.rl import RewardTotals, Transition, advantages, shaping_reward
 from arcdist.training.models import Models
-from arcdist.training.reading import Reading, keep_prompts, read_prompts
+from arcdist.training.prompts import Reading, keep_prompts, read_prompts
 
 # B queries.
 
@@ -91,7 +91,7 @@ class DynamicMemoryThreshold:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Solved:
+class SolvedQueries:
     """The queries of a pass, and which of them are worth remembering."""
 
     admitted: Bool[Tensor, " B"]
@@ -112,7 +112,7 @@ class Solved:
 
 
 def remember(
-    solver: PermanentSolver, ids: Sequence[str], solved: Sequence[Solved], counts: Sequence[int], step: int
+    solver: PermanentSolver, ids: Sequence[str], solved: Sequence[SolvedQueries], counts: Sequence[int], step: int
 ) -> None:
     """Put what all processes admitted into the memory of this one.
 
@@ -206,13 +206,17 @@ class Answered:
     """Derivative of the refinement's log-probability in the prompt."""
     transition: Transition
     reward: Float[Tensor, " B"]
-    solved: Solved
+    solved: SolvedQueries
     sums: dict[str, Tensor]
     """What all processes add up: sums over the queries, numbers by process."""
 
 
 def train_step(
-    batch: DealtBatch, models: Models, engines: Engines, noise: Sequence[Float[Tensor, "_ A"]], settings: StepSettings
+    batch: DistributedBatch,
+    models: Models,
+    engines: Engines,
+    noise: Sequence[Float[Tensor, "_ A"]],
+    settings: StepSettings,
 ) -> StepReport:
     """Train all models on a batch: two backward passes that meet in the prompt, then the refiner's own.
 
@@ -226,7 +230,7 @@ def train_step(
         settings: of this step.
     """
     passes = [_answer(batch, index, models, engines, draws, settings) for index, draws in enumerate(noise)]
-    totals = add_up({name: torch.stack([each.sums[name] for each in passes]).sum(0) for name in passes[0].sums})
+    totals = all_reduce_sum({name: torch.stack([each.sums[name] for each in passes]).sum(0) for name in passes[0].sums})
     rewards = RewardTotals(totals["queries"], totals["reward"], totals["squared_reward"])
 
     for index, each in enumerate(passes):
@@ -243,7 +247,7 @@ def train_step(
     metrics = _means(totals, rewards, settings.reward)
     host = _to_host({**metrics, **norms, **{name: totals[name] for name in ("tokens", "news", "broken", "admitted")}})
     report = StepReport(
-        metrics={name: host[name][0] for name in metrics} | {"imbalance": batch.deal.imbalance},
+        metrics={name: host[name][0] for name in metrics} | {"imbalance": batch.partition.imbalance},
         group_norms={name: host[name][0] for name in norms},
         queries=len(batch),
         tokens=round(host["tokens"][0]),
@@ -269,7 +273,12 @@ def train_step(
 
 
 def _answer(
-    batch: DealtBatch, index: int, models: Models, engines: Engines, noise: Float[Tensor, "B A"], settings: StepSettings
+    batch: DistributedBatch,
+    index: int,
+    models: Models,
+    engines: Engines,
+    noise: Float[Tensor, "B A"],
+    settings: StepSettings,
 ) -> Answered:
     """Answer the queries of a pass, score the answers, and give the grid modules their gradients."""
     queries, share = batch.queries[index], batch.shares[index]
@@ -358,7 +367,7 @@ def _answer(
         "tokens": inputs.token_mask.sum(1).float(),
     }
     sums = {name: (counted * values.detach()).sum() for name, values in per_query.items()}
-    own = torch.zeros(len(batch.deal.shares), device=counted.device)
+    own = torch.zeros(len(batch.partition.shares), device=counted.device)
     own[batch.process] = 1.0
     return Answered(
         reading=reading,
@@ -367,7 +376,7 @@ def _answer(
         score=score,
         transition=refinement.transition,
         reward=rewards.reward,
-        solved=Solved(
+        solved=SolvedQueries(
             admitted=admitted,
             positions=share.positions,
             features=border.detach(),

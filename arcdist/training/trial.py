@@ -14,7 +14,7 @@ from torch import distributed
 
 from arcdist.checkpoint.state import take_snapshot
 from arcdist.config import Config
-from arcdist.distributed.collectives import several_processes
+from arcdist.distributed.collectives import is_distributed
 from arcdist.engine.platform import device_name
 from arcdist.models import training_flops
 from arcdist.training.session import Session, build_session
@@ -68,7 +68,7 @@ def longest_batch(session: Session) -> list[int]:
 def worst_peak_bytes(device: torch.device) -> int:
     """`peak_bytes` of the process that has held most."""
     peak = torch.tensor(peak_bytes(device), device=device)
-    if several_processes():
+    if is_distributed():
         distributed.all_reduce(peak, distributed.ReduceOp.MAX)
     return int(peak)
 

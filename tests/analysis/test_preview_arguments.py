@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from arcdist.analysis.preview_arguments import PREVIEW, Wanted, read_wanted
+from arcdist.analysis.preview_arguments import PREVIEW, PreviewArguments, read_arguments
 from arcdist.config import load_config
 from arcdist.errors import ConfigError
 
 
 def read(*argv):
-    return read_wanted(load_config(argv, PREVIEW))
+    return read_arguments(load_config(argv, PREVIEW))
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def read(*argv):
     ],
 )
 def test_the_query_is_the_first_test_pair_or_that_of_training(argv, kind, index, epoch):
-    assert read(*argv) == Wanted(task_ids=("x",), kind=kind, index=index, epoch=epoch, picture=None)
+    assert read(*argv) == PreviewArguments(task_ids=("x",), kind=kind, index=index, epoch=epoch, picture=None)
 
 
 def test_pictures_of_several_tasks_have_names_of_their_own():

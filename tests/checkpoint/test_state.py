@@ -7,7 +7,7 @@ from arcdist.checkpoint.state import gather_moments, gather_weights, load_weight
 from arcdist.checkpoint.store import load_checkpoint, save_checkpoint
 from arcdist.errors import ConfigError
 from arcdist.evaluation import score
-from arcdist.training.metrics import answerer_of
+from arcdist.training.metrics import predictor_of
 from arcdist.training.step import DynamicMemoryThreshold, StepSettings, train_step
 
 
@@ -23,7 +23,7 @@ def steps(session, count=2):
 
 def scores(session):
     batches = session.validation.loader(0, session.device)
-    return score(answerer_of(session), ((batch.queries[0], True) for batch in batches))
+    return score(predictor_of(session), ((batch.queries[0], True) for batch in batches))
 
 
 def assert_equal(left, right):

@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from arcdist.distributed import collectives as replicas
 from arcdist.distributed.collectives import (
-    add_up,
-    add_up_in_place,
-    bytes_from_first,
+    all_reduce_sum,
+    all_reduce_sum_in_place,
+    broadcast_bytes,
+    broadcast_in_place,
+    broadcast_text,
     check_agreement,
     check_replicas,
     fingerprints,
     gather_rows,
-    hear_from_first,
-    several_processes,
-    take_over_from_first,
+    is_distributed,
 )
 from arcdist.errors import ConfigError
 
@@ -26,13 +26,13 @@ shapes = st.lists(st.lists(st.integers(1, 3), max_size=2).map(tuple), min_size=1
 
 
 def test_there_is_nobody_to_talk_to():
-    assert not several_processes()
+    assert not is_distributed()
 
 
 @given(shapes)
 def test_sums_are_given_back_by_name_and_in_their_shapes(shapes):
     named = {f"name {index}": torch.rand(shape) for index, shape in enumerate(shapes)}
-    sums = add_up(named)
+    sums = all_reduce_sum(named)
     assert list(sums) == list(named)
     for name, value in named.items():
         assert torch.equal(sums[name], value)
@@ -40,7 +40,7 @@ def test_sums_are_given_back_by_name_and_in_their_shapes(shapes):
 
 def test_sums_are_float32_copies_without_a_graph():
     value = torch.tensor([1.0, 2.0], requires_grad=True)
-    sums = add_up(
+    sums = all_reduce_sum(
         {
             "a": value * 2,
             "b": torch.tensor(True),
@@ -60,7 +60,7 @@ def test_sums_are_float32_copies_without_a_graph():
 
 
 def test_a_number_that_is_not_finite_stays_where_it_is():
-    sums = add_up({"bad": torch.tensor([torch.nan, torch.inf]), "good": torch.tensor(1.0)})
+    sums = all_reduce_sum({"bad": torch.tensor([torch.nan, torch.inf]), "good": torch.tensor(1.0)})
     assert sums["bad"].isnan().tolist() == [True, False]
     assert sums["good"].item() == 1.0
 
@@ -68,9 +68,9 @@ def test_a_number_that_is_not_finite_stays_where_it_is():
 def test_what_is_added_up_in_place_or_taken_over_stays_as_it_is():
     tensors = [torch.rand(2, 3), torch.rand(1)]
     before = [tensor.clone() for tensor in tensors]
-    add_up_in_place(tensors)
-    take_over_from_first(tensors)
-    add_up_in_place([])
+    all_reduce_sum_in_place(tensors)
+    broadcast_in_place(tensors)
+    all_reduce_sum_in_place([])
     assert all(torch.equal(tensor, old) for tensor, old in zip(tensors, before, strict=True))
 
 
@@ -85,27 +85,27 @@ def test_rows_are_its_own(shape, dtype):
 
 @pytest.mark.parametrize("text", ["", "/tmp/a run", "Ärger mit Ü\n"])
 def test_the_first_process_hears_itself(text):
-    assert hear_from_first(text) == text
+    assert broadcast_text(text) == text
 
 
 @given(st.binary())
 def test_bytes_of_the_first_process_are_its_own(content):
-    assert bytes_from_first(content) == content
+    assert broadcast_bytes(content) == content
 
 
 SEVERAL = """\
 import hashlib, random
 from torch import distributed
-from arcdist.distributed.collectives import bytes_from_first, hear_from_first
+from arcdist.distributed.collectives import broadcast_bytes, broadcast_text
 
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
 contents = [b"", bytes(range(256)), random.Random(0).randbytes(3_000_001), b"\\0"]
 for content in contents:
     # What the others give is shorter, longer or nothing, and is not heard.
-    heard = bytes_from_first(content if rank == 0 else b"x" * (rank * 1000) * bool(len(content) % 2))
+    heard = broadcast_bytes(content if rank == 0 else b"x" * (rank * 1000) * bool(len(content) % 2))
     print(len(heard), hashlib.sha256(heard).hexdigest() == hashlib.sha256(content).hexdigest(), type(heard).__name__)
-print(repr(hear_from_first("\u00c4rger" if rank == 0 else "nothing")))
+print(repr(broadcast_text("\u00c4rger" if rank == 0 else "nothing")))
 distributed.destroy_process_group()
 """
 
@@ -123,7 +123,7 @@ def test_one_process_agrees_with_itself():
 
 
 def first_says(monkeypatch, facts):
-    monkeypatch.setattr("arcdist.distributed.collectives.hear_from_first", lambda text: json.dumps(facts))
+    monkeypatch.setattr("arcdist.distributed.collectives.broadcast_text", lambda text: json.dumps(facts))
 
 
 def test_what_differs_is_named_with_both_values(monkeypatch):

@@ -87,7 +87,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def group(monkeypatch):
     """A process group that takes itself for several."""
-    monkeypatch.setattr(all_reduce, "several_processes", lambda: True)
+    monkeypatch.setattr(all_reduce, "is_distributed", lambda: True)
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield
     distributed.destroy_process_group()

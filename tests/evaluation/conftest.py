@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from arcdist.data import Collator, Pair, Query, QueryBatch, embedded_tokenizer
-from arcdist.evaluation import Answerer
+from arcdist.evaluation import Predictor
 from arcdist.models import ARCPromptGuidedAgent, PermanentSolver, QwenHybridPrompt
 from arcdist.rl import PolicyRefinedAgent
 
@@ -35,12 +35,12 @@ def collate() -> Callable[..., QueryBatch]:
 
 
 @pytest.fixture
-def answerer() -> Answerer:
+def predictor() -> Predictor:
     """Small models with random weights, whose refiner edits the prompt and whose adapters have dropout."""
     torch.manual_seed(0)
     prompt = 16
     qwen = QwenHybridPrompt("embedded:tiny", prompt_dim=prompt, dtype="float32", lora_dropout=0.5)
-    models = Answerer(
+    models = Predictor(
         read=qwen,
         qwen=qwen,
         agent=ARCPromptGuidedAgent(hidden_dim=16, prompt_dim=prompt, max_steps=2, num_tasks=2),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcdist.data import OUTSIDE, QueryTargets
-from arcdist.evaluation import AnswerBook, Grades, answer, canvas_target, fit_canvas, grade, score
+from arcdist.evaluation import Grades, Predictions, answer, canvas_target, fit_canvas, grade, score
 from arcdist.models import AgentOutput
 from arcdist.rl import Answer
 
@@ -184,15 +184,15 @@ def queries(make_query):
 
 
 @pytest.fixture
-def read(answerer, collate, queries):
-    """A book that the answerer has filled, in batches of so many queries, beside its scores."""
+def read(predictor, collate, queries):
+    """A predictions that the predictor has filled, in batches of so many queries, beside its scores."""
 
     def fill(size, shown=3):
         names = [query.id for query in queries]
-        book = AnswerBook(names, shown, answerer.agent.max_steps, CPU)
+        predictions = Predictions(names, shown, predictor.agent.max_steps, CPU)
         batches = [collate(*queries[start : start + size]) for start in range(0, len(queries), size)]
-        scores = score(answerer, [(batch, True) for batch in batches], book)
-        return book.read(), scores
+        scores = score(predictor, [(batch, True) for batch in batches], predictions)
+        return predictions.read(), scores
 
     return fill
 
@@ -213,51 +213,51 @@ def test_batches_make_no_difference(read):
         assert note.confidence == pytest.approx(other.confidence, rel=1e-5)
 
 
-def test_grids_are_the_query_s_and_answers_have_one_size(read, queries, answerer):
+def test_grids_are_the_query_s_and_answers_have_one_size(read, queries, predictor):
     for note, query in zip(read(2)[0], queries, strict=True):
         first, target, *answers = note.pictures
         assert first == query.input.tolist()
         assert target == query.target.tolist()
-        assert len(answers) == answerer.agent.max_steps + 1
+        assert len(answers) == predictor.agent.max_steps + 1
         assert len({(len(grid), len(grid[0])) for grid in answers}) == 1
         assert all(0 <= color <= 9 for grid in answers for row in grid for color in row)
 
 
-def test_the_same_queries_are_shown_whatever_their_order(answerer, collate, queries):
+def test_the_same_queries_are_shown_whatever_their_order(predictor, collate, queries):
     shown = []
     for order in (queries, queries[::-1]):
-        book = AnswerBook([query.id for query in order], 2, answerer.agent.max_steps, CPU)
-        score(answerer, [(collate(*order), True)], book)
-        shown.append([note.id for note in book.read() if note.pictures])
+        predictions = Predictions([query.id for query in order], 2, predictor.agent.max_steps, CPU)
+        score(predictor, [(collate(*order), True)], predictions)
+        shown.append([note.id for note in predictions.read() if note.pictures])
     assert len(shown[0]) == 2
     assert shown[0] == shown[1]
 
 
-def test_padding_and_queries_without_a_target_are_not_noted(answerer, collate, queries):
-    book = AnswerBook([query.id for query in queries], 3, answerer.agent.max_steps, CPU)
+def test_padding_and_queries_without_a_target_are_not_noted(predictor, collate, queries):
+    predictions = Predictions([query.id for query in queries], 3, predictor.agent.max_steps, CPU)
     batch = collate(*queries[:2])
     batch.targets.target[1] = OUTSIDE
-    score(answerer, [(batch, True), (collate(queries[2]), False)], book)
-    (note,) = book.read()
+    score(predictor, [(batch, True), (collate(queries[2]), False)], predictions)
+    (note,) = predictions.read()
     assert note.id == "a:test:0"
 
 
-def test_confidence_is_the_geometric_mean_over_the_answer_s_cells(answerer, collate, queries):
+def test_confidence_is_the_geometric_mean_over_the_answer_s_cells(predictor, collate, queries):
     """Probabilities 0.9 and 0.4 inside an answer of one row and two columns; what is beyond it does not count."""
     batch = collate(queries[0])
     inputs = batch.inputs
-    prompt, _ = answerer.qwen(inputs.tokens, inputs.token_mask, inputs.features)
-    output = answerer.agent(inputs, prompt)
+    prompt, _ = predictor.qwen(inputs.tokens, inputs.token_mask, inputs.features)
+    output = predictor.agent(inputs, prompt)
     logits = torch.full((1, 2, 2, 10), 0.1 / 9).log()
     logits[0, 0, 0, 3] = torch.tensor(0.9).log()
     logits[0, 0, 1] = torch.tensor(0.6 / 9).log()
     logits[0, 0, 1, 5] = torch.tensor(0.4).log()
 
     right = torch.tensor([True])
-    book = AnswerBook([queries[0].id], 1, answerer.agent.max_steps, CPU)
+    predictions = Predictions([queries[0].id], 1, predictor.agent.max_steps, CPU)
     size = torch.tensor([[1, 2]])
     with torch.no_grad():
-        book.note(batch, right, Grades(exact=right, size=right, cell=torch.ones(1)), output, size, logits)
-    (note,) = book.read()
+        predictions.note(batch, right, Grades(exact=right, size=right, cell=torch.ones(1)), output, size, logits)
+    (note,) = predictions.read()
     assert note.confidence == pytest.approx((0.9 * 0.4) ** 0.5, rel=1e-5)
     assert note.pictures[-1] == [[3, 5]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from arcdist.data import Query, QueryBatch
-from arcdist.evaluation import Answerer, score
+from arcdist.evaluation import Predictor, score
 
 NAMES = ["val/exact", "val/cell", "val/size", "val/accuracy_delta", "floor/copy_exact", "floor/copy_cell"]
 
@@ -58,7 +58,7 @@ class Said:
 
 
 @torch.no_grad()
-def ask(models: Answerer, query: Query, collate) -> tuple[Said, Said]:
+def ask(models: Predictor, query: Query, collate) -> tuple[Said, Said]:
     """What one query alone is answered with before and after refinement."""
     batch = collate(query)
     inputs = batch.inputs
@@ -81,8 +81,8 @@ def ask(models: Answerer, query: Query, collate) -> tuple[Said, Said]:
     return both[0], both[1]
 
 
-def test_scores_by_a_slow_loop(answerer, questions, collate):
-    firsts, finals = zip(*(ask(answerer, query, collate) for query in questions), strict=True)
+def test_scores_by_a_slow_loop(predictor, questions, collate):
+    firsts, finals = zip(*(ask(predictor, query, collate) for query in questions), strict=True)
     assert firsts != finals  # the refiner makes a difference
 
     spoilt = [row.copy() for row in finals[1].grid]
@@ -96,7 +96,7 @@ def test_scores_by_a_slow_loop(answerer, questions, collate):
         None,  # not known
     ]
     asked = [with_target(query, target) for query, target in zip(questions, targets, strict=True)]
-    scores = score(answerer, counted(collate(*asked[:4]), collate(*asked[4:])))
+    scores = score(predictor, counted(collate(*asked[:4]), collate(*asked[4:])))
 
     expected = dict.fromkeys(NAMES, 0.0)
     for query, target, first, final in zip(questions, targets, firsts, finals, strict=True):
@@ -118,68 +118,68 @@ def test_scores_by_a_slow_loop(answerer, questions, collate):
     assert scores["floor/copy_exact"] >= 0.2
 
 
-def test_the_copy_floor_by_hand(answerer, make_query, collate):
+def test_the_copy_floor_by_hand(predictor, make_query, collate):
     context = [([[1, 2]], [[2, 1]])]
     copied = make_query("a", [[3, 4], [5, 6]], [[3, 4], [5, 6]], context)
     half = make_query("b", [[3, 4]], [[3, 0]], context)
     larger = make_query("c", [[3, 4]], [[3, 4], [3, 4]], context)  # the cells beyond the query are wrong
     smaller = make_query("d", [[3, 4]], [[3]], context)  # all cells right, but not the size
     unknown = make_query("e", [[3, 4]], None, context)
-    scores = score(answerer, counted(collate(copied, half), collate(larger, smaller, unknown)))
+    scores = score(predictor, counted(collate(copied, half), collate(larger, smaller, unknown)))
     assert scores["floor/copy_exact"] == pytest.approx(1 / 4)
     assert scores["floor/copy_cell"] == pytest.approx((1 + 0.5 + 0.5 + 1) / 4)
 
 
-def test_batches_change_no_score(answerer, questions, collate):
-    firsts, finals = zip(*(ask(answerer, query, collate) for query in questions), strict=True)
+def test_batches_change_no_score(predictor, questions, collate):
+    firsts, finals = zip(*(ask(predictor, query, collate) for query in questions), strict=True)
     asked = [with_target(query, each.grid) for query, each in zip(questions, (*firsts[:3], *finals[3:]), strict=True)]
-    expected = score(answerer, counted(*(collate(query) for query in asked)))
+    expected = score(predictor, counted(*(collate(query) for query in asked)))
     assert expected["val/exact"] >= 0.5
     for batches in ([asked], [asked[:1], asked[1:]], [asked[::-1]]):
-        assert score(answerer, counted(*(collate(*batch) for batch in batches))) == pytest.approx(expected)
+        assert score(predictor, counted(*(collate(*batch) for batch in batches))) == pytest.approx(expected)
 
 
-def test_without_known_targets_there_is_nothing_to_score(answerer, questions, collate):
+def test_without_known_targets_there_is_nothing_to_score(predictor, questions, collate):
     unknown = [with_target(query, None) for query in questions]
-    assert score(answerer, counted(collate(*unknown))) == dict.fromkeys(NAMES, 0.0)
+    assert score(predictor, counted(collate(*unknown))) == dict.fromkeys(NAMES, 0.0)
 
 
-def test_a_batch_that_does_not_count_changes_no_score_and_is_answered_all_the_same(answerer, questions, collate):
-    asked = [with_target(query, ask(answerer, query, collate)[1].grid) for query in questions]
+def test_a_batch_that_does_not_count_changes_no_score_and_is_answered_all_the_same(predictor, questions, collate):
+    asked = [with_target(query, ask(predictor, query, collate)[1].grid) for query in questions]
     real = counted(collate(*asked[:2]), collate(*asked[2:4]))
-    expected = score(answerer, real)
+    expected = score(predictor, real)
     assert expected["val/exact"] == 1.0
     wrong = with_target(asked[4], [[0]] if asked[4].target.size > 1 else [[0, 0]])
     read = []
-    noting = replace(answerer, read=lambda *given: read.append(len(given[0])) or answerer.qwen(*given))
+    noting = replace(predictor, read=lambda *given: read.append(len(given[0])) or predictor.qwen(*given))
     padded = [(collate(wrong), False), *real, (collate(asked[5], wrong), False)]
     assert score(noting, padded) == expected
     # Other processes may need this one's part in the forward pass.
     assert read == [1, 2, 2, 2]
-    assert score(answerer, counted(*(batch for batch, _ in padded)))["val/exact"] < 1.0
-    assert score(answerer, [(collate(wrong), False)]) == dict.fromkeys(NAMES, 0.0)
+    assert score(predictor, counted(*(batch for batch, _ in padded)))["val/exact"] < 1.0
+    assert score(predictor, [(collate(wrong), False)]) == dict.fromkeys(NAMES, 0.0)
 
 
-def test_queries_are_read_by_way_of_the_engine(answerer, questions, collate):
+def test_queries_are_read_by_way_of_the_engine(predictor, questions, collate):
     def other(*given):
-        prompt, control = answerer.qwen(*given)
+        prompt, control = predictor.qwen(*given)
         return -prompt, control
 
-    asked = [with_target(query, ask(answerer, query, collate)[1].grid) for query in questions]
-    assert score(answerer, counted(collate(*asked)))["val/exact"] == 1.0
-    assert score(replace(answerer, read=other), counted(collate(*asked)))["val/exact"] < 1.0
+    asked = [with_target(query, ask(predictor, query, collate)[1].grid) for query in questions]
+    assert score(predictor, counted(collate(*asked)))["val/exact"] == 1.0
+    assert score(replace(predictor, read=other), counted(collate(*asked)))["val/exact"] < 1.0
 
 
-def test_the_solver_has_its_say(answerer, questions, collate):
+def test_the_solver_has_its_say(predictor, questions, collate):
     target = [[9, 9], [9, 8]]
     query = with_target(questions[0], target)
     batch = collate(query)
-    assert score(answerer, counted(batch))["val/exact"] == 0.0
-    answerer.agent.size_head.gates.bias.data[[0, 5]] = 50.0  # as large as the query
+    assert score(predictor, counted(batch))["val/exact"] == 0.0
+    predictor.agent.size_head.gates.bias.data[[0, 5]] = 50.0  # as large as the query
     with torch.no_grad():
-        answerer.qwen.eval()
-        prompt, _ = answerer.qwen(batch.inputs.tokens, batch.inputs.token_mask, batch.inputs.features)
-        answerer.solver.remember(
+        predictor.qwen.eval()
+        prompt, _ = predictor.qwen(batch.inputs.tokens, batch.inputs.token_mask, batch.inputs.features)
+        predictor.solver.remember(
             ids=["another:train:0"],
             features=prompt,
             queries=batch.inputs.query,
@@ -187,33 +187,33 @@ def test_the_solver_has_its_say(answerer, questions, collate):
             exact=torch.tensor([True]),
             step=0,
         )
-        answerer.solver.confidence[-1].bias.fill_(50.0)
-        answerer.solver.sharpness.fill_(100.0)
-        answerer.solver.suggestion.bias.copy_(torch.tensor([50.0, -50.0]))
-    scores = score(answerer, counted(batch))
+        predictor.solver.confidence[-1].bias.fill_(50.0)
+        predictor.solver.sharpness.fill_(100.0)
+        predictor.solver.suggestion.bias.copy_(torch.tensor([50.0, -50.0]))
+    scores = score(predictor, counted(batch))
     assert scores["val/exact"] == 1.0
     assert scores["val/accuracy_delta"] == 0.0  # it has the same say before and after refinement
 
 
 @pytest.mark.parametrize("modes", [(True, True, True), (False, True, False), (True, False, True)])
-def test_modes_are_put_back_and_dropout_is_off(answerer, questions, collate, modes):
-    modules = (answerer.qwen, answerer.agent, answerer.solver)
-    batches = [collate(with_target(query, ask(answerer, query, collate)[1].grid)) for query in questions]
+def test_modes_are_put_back_and_dropout_is_off(predictor, questions, collate, modes):
+    modules = (predictor.qwen, predictor.agent, predictor.solver)
+    batches = [collate(with_target(query, ask(predictor, query, collate)[1].grid)) for query in questions]
     for module, mode in zip(modules, modes, strict=True):
         module.train(mode)
-    scores = score(answerer, counted(*batches))
+    scores = score(predictor, counted(*batches))
     assert scores["val/exact"] == 1.0  # dropout would have changed the prompts
     assert tuple(module.training for module in modules) == modes
-    assert all(part.training is modes[0] for part in answerer.qwen.modules())
+    assert all(part.training is modes[0] for part in predictor.qwen.modules())
 
 
-def test_scoring_leaves_no_gradient_and_changes_nothing(answerer, questions, collate):
-    modules = (answerer.qwen, answerer.agent, answerer.solver, answerer.refiner)
+def test_scoring_leaves_no_gradient_and_changes_nothing(predictor, questions, collate):
+    modules = (predictor.qwen, predictor.agent, predictor.solver, predictor.refiner)
     before = [{name: value.clone() for name, value in module.state_dict().items()} for module in modules]
     random_state = torch.get_rng_state()
-    score(answerer, counted(collate(*questions)))
+    score(predictor, counted(collate(*questions)))
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert len(answerer.solver.memory) == 0
+    assert len(predictor.solver.memory) == 0
     for module, state in zip(modules, before, strict=True):
         assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
         assert all(parameter.grad is None for parameter in module.parameters())

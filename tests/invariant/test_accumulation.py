@@ -64,11 +64,13 @@ def trajectory(session, change=lambda batch: batch):
 
 def padded(session, batch, position=0):
     """The same batch with one more pass, which repeats a query."""
-    row = batch.deal.rows[position]
+    row = batch.partition.rows[position]
     share = Share(rows=(row,), positions=(position,), is_padding=True)
     shares = (*batch.shares, share)
     (queries,) = load(session, [row]).queries[:1]
-    return replace(batch, shares=shares, queries=(*batch.queries, queries), deal=replace(batch.deal, shares=(shares,)))
+    return replace(
+        batch, shares=shares, queries=(*batch.queries, queries), partition=replace(batch.partition, shares=(shares,))
+    )
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ import torch
 
 from arcdist.data.sources import read_tasks
 from arcdist.evaluation import fit_canvas, score
-from arcdist.training.metrics import answerer_of
-from arcdist.training.reading import keep_prompts, read_prompts
+from arcdist.training.metrics import predictor_of
+from arcdist.training.prompts import keep_prompts, read_prompts
 from arcdist.training.step import DynamicMemoryThreshold, StepSettings, train_step
 
 
@@ -72,7 +72,7 @@ def step(session, batch, number=0):
 
 
 def validate(session, batches):
-    return score(answerer_of(session), ((batch.queries[0], True) for batch in batches))
+    return score(predictor_of(session), ((batch.queries[0], True) for batch in batches))
 
 
 def read(session, batch, number):

@@ -346,7 +346,7 @@ def features(queries: int = 3, seed: int = 0) -> Tensor:
 
 
 def fill(solver: PermanentSolver, count: int = 5, *, side: int = 4) -> None:
-    """Solved problems m0, m1, ... with random features, queries and outcomes."""
+    """SolvedQueries problems m0, m1, ... with random features, queries and outcomes."""
     generator = torch.Generator().manual_seed(3)
     solver.remember(
         ids=[f"m{index}" for index in range(count)],

@@ -7,7 +7,7 @@ from shared.loops import read_metrics, read_steps, signal_in_step
 
 from arcdist.checkpoint.store import load_checkpoint
 from arcdist.distributed import Heartbeat
-from arcdist.evaluation import Answerer, score
+from arcdist.evaluation import Predictor, score
 from arcdist.tracking import Mirrors
 from arcdist.tracking.metrics import read_validations
 from arcdist.training.loop import Loop
@@ -18,7 +18,7 @@ def test_an_epoch_s_scores_are_those_of_the_models_it_ends_with(make_loop, tmp_p
     loop.run()
     (record,) = read_metrics(tmp_path)["epochs"]
     models = loop.session.models
-    answerer = Answerer(
+    predictor = Predictor(
         read=models.qwen,
         qwen=models.qwen,
         agent=models.averaged_agent.module,
@@ -26,7 +26,7 @@ def test_an_epoch_s_scores_are_those_of_the_models_it_ends_with(make_loop, tmp_p
         refiner=models.refiner,
     )
     batches = loop.session.validation.loader(0, loop.session.device)
-    expected = score(answerer, ((batch.queries[0], True) for batch in batches))
+    expected = score(predictor, ((batch.queries[0], True) for batch in batches))
     assert {name: record[name] for name in expected} == expected
     assert set(expected) == {
         *("val/exact", "val/cell", "val/size", "val/accuracy_delta", "floor/copy_exact", "floor/copy_cell"),

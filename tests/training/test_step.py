@@ -16,7 +16,7 @@ from arcdist.models import PermanentSolver
 from arcdist.training.step import (
     DynamicMemoryThreshold,
     SizeWarmupCurriculum,
-    Solved,
+    SolvedQueries,
     StepSettings,
     remember,
     train_step,
@@ -92,7 +92,7 @@ EXACT = torch.tensor([True, False, True, False, False, True, False])
 
 def share(positions, admitted):
     rows = torch.tensor(positions)
-    return Solved(
+    return SolvedQueries(
         admitted=torch.tensor([place in admitted for place in positions]),
         positions=tuple(positions),
         features=FEATURES[rows],
@@ -171,7 +171,7 @@ def test_a_row_of_bytes_holds_everything():
 
 def test_shares_may_have_canvases_of_their_own():
     wide, low = share((0, 1), [0, 1]), share((2,), [2])
-    low = Solved(
+    low = SolvedQueries(
         admitted=low.admitted,
         positions=low.positions,
         features=low.features,

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from arcdist.data import QueryBatch
-from arcdist.data.sampler import DealtBatch
+from arcdist.data.batch import DistributedBatch
 from arcdist.distributed.collectives import gather_rows
 from arcdist.engine import Engine
 from arcdist.models import PromptOutput
@@ -80,8 +80,8 @@ def read_prompts(
     )
 
 
-def keep_prompts(models: Models, batch: DealtBatch, readings: Sequence[Reading], step: int) -> None:
-    """Keep the prompts of a whole batch on every process, since any of them may be dealt its queries next time."""
+def keep_prompts(models: Models, batch: DistributedBatch, readings: Sequence[Reading], step: int) -> None:
+    """Keep the prompts of a whole batch on every process, since any of them may get its queries next time."""
     if models.qwen.every == 1:
         return
     own = [
@@ -89,11 +89,11 @@ def keep_prompts(models: Models, batch: DealtBatch, readings: Sequence[Reading],
         for reading, share in zip(readings, batch.shares, strict=True)
         if not share.is_padding
     ]
-    real = [[share for share in shares if not share.is_padding] for shares in batch.deal.shares]
-    dealt = [[place for share in shares for place in share.positions] for shares in real]
+    real = [[share for share in shares if not share.is_padding] for shares in batch.partition.shares]
+    partitioned = [[place for share in shares for place in share.positions] for shares in real]
     rows = torch.cat(own) if own else readings[0].prompt.new_empty(0, 2, readings[0].prompt.shape[1])
-    prompts = gather_rows(rows, [len(places) for places in dealt])
-    ids = [batch.ids[place] for places in dealt for place in places]
+    prompts = gather_rows(rows, [len(places) for places in partitioned])
+    ids = [batch.ids[place] for places in partitioned for place in places]
     models.prompts.store(ids, PromptOutput(*prompts.unbind(1)), step)
 
 

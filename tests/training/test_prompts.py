@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from arcdist.training.reading import keep_prompts, read_prompts
+from arcdist.training.prompts import keep_prompts, read_prompts
 
 
 def batch_of(session, rows):
@@ -176,7 +176,7 @@ def test_prompts_of_all_shares_are_kept_under_their_own_names_but_not_of_padding
     # The last share is made one of padding.
     *real, last = batch.shares
     shares = (*real, replace(last, is_padding=True))
-    padded = replace(batch, shares=shares, deal=replace(batch.deal, shares=(shares,)))
+    padded = replace(batch, shares=shares, partition=replace(batch.partition, shares=(shares,)))
     keep_prompts(session.models, padded, readings, 0)
     cached = session.models.prompts.lookup(batch.ids, 1)
     (missing,) = batch.queries[2].ids
