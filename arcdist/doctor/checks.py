@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from arcdist.config import Config, DataConfig, OutputConfig, QwenConfig, TrainConfig
 from arcdist.config.loader import DEFAULT_ROOT
-from arcdist.data import Origin, check_leaks, from_pretrained_tokenizer, read_tasks
+from arcdist.data import from_pretrained_tokenizer, read_task_sets
 from arcdist.distributed import is_main, local_rank, local_world_size, world_size
 from arcdist.distributed.collectives import shutdown
 from arcdist.doctor.findings import (
@@ -289,15 +289,11 @@ def check_tasks(data: DataConfig) -> Finding:
     Raises:
         DataError: a source cannot be read, or what is scored is trained on.
     """
-    origin = Origin(data.source, data.split)
-    tasks = read_tasks(*origin, data.max_side, data.max_tasks)
-    scored_origin, scored = origin, tasks
-    if data.validation_source is not None:
-        scored_origin = Origin(data.validation_source, data.validation_split)
-        scored = read_tasks(*scored_origin, data.max_side, data.max_tasks)
-    check_leaks(tasks, scored, origin, scored_origin, data.allow_overlap)
-    outputs = sum(pair.output is not None for task in scored for pair in task.tests)
-    found = f"{origin}: {len(tasks):,} tasks; {scored_origin}: {outputs:,} test pairs to score"
+    sets = read_task_sets(data)
+    sets.check_leaks(data.allow_overlap)
+    outputs = sets.scored_pairs
+    trained, scored = sets.training, sets.validation
+    found = f"{trained.origin}: {len(trained.used):,} tasks; {scored.origin}: {outputs:,} test pairs to score"
     if not outputs:
         return failure(
             found, "Give test pairs their outputs, or score others: --data.validation_source.", DataError.exit_code

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from arcdist.config import Config, OptimConfig
 from arcdist.config.keys import flatten
-from arcdist.data import BucketedBatches, Collator, Origin, Partitioner, build_queries, check_leaks, tasks_digest
-from arcdist.data import read_tasks as read_source
+from arcdist.data import BucketedBatches, Collator, Partitioner, build_queries, read_task_sets, tasks_digest
 from arcdist.data.batch import DistributedBatch
 from arcdist.data.sampler import QuerySet
 from arcdist.distributed.collectives import check_agreement
@@ -162,28 +161,22 @@ def build_session(
     accelerator = platform.accelerator
     check_agreement(_shared_settings(config))
     doing("reading tasks")
-    data = config.data
-    origin = Origin(data.source, data.split)
-    tasks = read_source(*origin, data.max_side, data.max_tasks)
-    if data.validation_source is None:
-        scored_origin, scored = origin, tasks
-    else:
-        scored_origin = Origin(data.validation_source, data.validation_split)
-        scored = read_source(*scored_origin, data.max_side, data.max_tasks)
-    if not any(pair.output is not None for task in scored for pair in task.tests):
+    sets = read_task_sets(config.data)
+    if not sets.scored_pairs:
         raise DataError(
-            f"{scored_origin}: no test pair has an output, so that nothing can be scored: give at least one its "
-            f"output (Kaggle's are in the solutions file, which belongs beside the challenges), or name other tasks "
-            f"with --data.validation_source."
+            f"{sets.validation.origin}: no test pair has an output, so that nothing can be scored: give at least one "
+            f"its output (Kaggle's are in the solutions file, which belongs beside the challenges), or name other "
+            f"tasks with --data.validation_source."
         )
-    leaks = check_leaks(tasks, scored, origin, scored_origin, data.allow_overlap)
+    leaks = sets.check_leaks(config.data.allow_overlap)
     if leaks.shared_ids or leaks.shared_contents:
         _logger.warning(
             "%d scored tasks are trained on by id, %d by content: data.allow_overlap names %s.",
             leaks.shared_ids,
             leaks.shared_contents,
-            scored_origin.source,
+            sets.validation.origin.source,
         )
+    tasks, scored = sets.training.used, sets.validation.used
 
     digests = {"training": tasks_digest(tasks), "validation": tasks_digest(scored)}
     check_agreement({f"the checksum of the {role} tasks": digest for role, digest in digests.items()})
@@ -192,20 +185,20 @@ def build_session(
         training, validation = build_queries(tasks, "train"), build_queries(scored, "test")
     _logger.info(
         "%s: %d tasks, %d training queries; %s: %d validation queries.",
-        origin,
+        sets.training.origin,
         len(tasks),
         len(training),
-        scored_origin,
+        sets.validation.origin,
         len(validation),
     )
     doing("loading weights")
     models = build_models(config, len(tasks), torch.device(accelerator.device), platform.sharding)
-    train, augment = config.train, data.augment
+    train, augment = config.train, config.data.augment
     batches = BucketedBatches(
         training["length"][:],
         training["task"][:],
         batch_size=train.batch_size,
-        window=data.bucket_window,
+        window=config.data.bucket_window,
         seed=train.seed,
     )
     steps_per_epoch = min(len(batches), train.max_batches or len(batches))
