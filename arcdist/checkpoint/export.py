@@ -22,6 +22,7 @@ from arcdist.checkpoint.resume import checkpoints_of_run, is_checkpoint, moved, 
 from arcdist.checkpoint.store import BEST, STATE, Snapshot, is_numbered, parse_files, read_files, read_state
 from arcdist.config import Config, format_config
 from arcdist.config.keys import build, flatten
+from arcdist.data.tasks import NUM_COLORS
 from arcdist.errors import ConfigError, DataError
 from arcdist.files import expanded, write_folder
 from arcdist.formatting import DASH, counted, percent
@@ -354,7 +355,7 @@ def agent_arguments(config: Config, agent: Mapping[str, Tensor]) -> dict[str, An
     return {
         "kind": config.agent.kind,
         "max_grid_size": config.agent.max_grid_size,
-        "num_colors": config.agent.num_colors,
+        "num_colors": NUM_COLORS,
         "hidden_dim": config.agent.hidden_dim,
         "prompt_dim": config.qwen.prompt_dim,
         "max_steps": config.agent.max_steps,

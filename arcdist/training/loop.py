@@ -219,11 +219,10 @@ class Loop:
         state, session = self.state, self.session
         self.heartbeat.doing("training", step=state.step + 1)
         settings = StepSettings(
+            config=self.config,
             number=state.step,
             size_weight=state.size_weight,
-            memory_gate=state.memory_gate,
-            reward=self.config.reward,
-            seed=self.config.train.seed,
+            memory_threshold=state.memory_gate.threshold,
             stop=interrupt.requested,
             preempted=interrupt.preempted,
             save_failed=self.checkpointing.failed(),

@@ -139,7 +139,7 @@ class Session:
         return tuple(self._draws(queries.ids, epoch) for queries in batch.queries)
 
     def _draws(self, ids: Sequence[str], epoch: int) -> Float[Tensor, "B A"]:
-        seed, width = self.config.train.seed, self.config.refiner.rl_prompt_dim + 1
+        seed, width = self.config.train.seed, self.config.qwen.prompt_dim + 1
         draws = [stream(seed, "refinement", epoch, query_id).standard_normal(width) for query_id in ids]
         return torch.from_numpy(np.stack(draws).astype(np.float32)).to(self.device)
 

@@ -18,7 +18,7 @@ from arcdist.distributed.collectives import is_distributed
 from arcdist.engine.platform import device_name
 from arcdist.models import training_flops
 from arcdist.training.session import Session, build_session
-from arcdist.training.step import DynamicMemoryThreshold, StepSettings, train_step
+from arcdist.training.step import StepSettings, train_step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,13 +40,7 @@ def run_steps(session: Session, batches: Sequence[Sequence[int]]) -> Pace:
     queries = tokens = skipped = 0
     start = time.perf_counter()
     for number, batch in enumerate(session.training.load(batches, epoch=0, device=session.device)):
-        settings = StepSettings(
-            number=number,
-            size_weight=1.0,
-            memory_gate=DynamicMemoryThreshold(),
-            reward=session.config.reward,
-            seed=session.config.train.seed,
-        )
+        settings = StepSettings(config=session.config, number=number, size_weight=1.0, memory_threshold=0.0)
         noise = session.refinement_noise(batch, epoch=0)
         report = train_step(batch, session.models, session.engines, noise, settings)
         queries += report.queries

@@ -8,14 +8,13 @@ from arcdist.checkpoint.store import load_checkpoint, save_checkpoint
 from arcdist.errors import ConfigError
 from arcdist.evaluation import score
 from arcdist.training.metrics import predictor_of
-from arcdist.training.step import DynamicMemoryThreshold, StepSettings, train_step
+from arcdist.training.step import StepSettings, train_step
 
 
 def steps(session, count=2):
     """Train a little, remembering every query."""
-    gate = DynamicMemoryThreshold(start=-1.0)
     for number, batch in enumerate(session.training.loader(0, session.device, count)):
-        settings = StepSettings(number=number, size_weight=1.0, memory_gate=gate, reward=session.config.reward, seed=0)
+        settings = StepSettings(config=session.config, number=number, size_weight=1.0, memory_threshold=-1.0)
         noise = session.refinement_noise(batch, 0)
         train_step(batch, session.models, session.engines, noise, settings)
     return session

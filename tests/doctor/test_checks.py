@@ -507,7 +507,7 @@ def test_the_longest_batch_is_trained_on_until_qwen_reads_it_with_moments(tried,
 def test_running_out_of_memory_names_the_knobs(tried):
     width = 2**50
     with pytest.raises(OutOfMemoryError, match="--batch_size"):
-        tried(f"--qwen.prompt_dim={width}", f"--refiner.rl_prompt_dim={width}", f"--refiner.rl_ctrl_dim={width}")
+        tried(f"--qwen.prompt_dim={width}")
 
 
 def test_steps_that_are_never_finite_are_told(tried, monkeypatch):

@@ -8,9 +8,47 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcdist.config import load_config
+from arcdist.config.schema import CurriculumConfig
+from arcdist.errors import ConfigError
 from arcdist.training import loop_state as cost
-from arcdist.training.loop_state import Cost, Interval, LoopState
+from arcdist.training.loop_state import Cost, DynamicMemoryThreshold, Interval, LoopState, SizeWarmupCurriculum
 from arcdist.training.step import StepReport
+
+
+@pytest.mark.parametrize(("epoch", "weight"), [(0, 1.0), (0.75, 0.875), (1.5, 0.75), (3, 0.5), (7, 0.5)])
+def test_size_weight_falls_linearly_over_three_epochs(epoch, weight):
+    assert SizeWarmupCurriculum().weight(epoch) == pytest.approx(weight, abs=1e-12)
+
+
+def test_size_weight_without_warm_up_is_its_end():
+    assert SizeWarmupCurriculum(start=2.0, end=0.25, epochs=0).weight(0) == 0.25
+
+
+def test_threshold_is_the_gate_times_the_average():
+    threshold = DynamicMemoryThreshold()
+    assert threshold.threshold == pytest.approx(0.22)
+    threshold.update(0.7)
+    assert threshold.threshold == pytest.approx(1.1 * 0.25)
+    threshold.update(0.25)
+    assert threshold.threshold == pytest.approx(1.1 * 0.25)
+
+
+def test_threshold_continues_from_its_state():
+    first, second = DynamicMemoryThreshold(), DynamicMemoryThreshold()
+    first.update(0.9)
+    second.load_state(first.state())
+    for threshold in (first, second):
+        threshold.update(0.3)
+    assert second.threshold == first.threshold
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [({"size_warmup_epochs": -1}, "size_warmup_epochs"), ({"memory_threshold_alpha": 0.0}, "memory_threshold_alpha")],
+)
+def test_impossible_curriculum_is_refused(changes, key):
+    with pytest.raises(ConfigError, match=f"curriculum.{key} is .*: choose"):
+        CurriculumConfig(**changes)
 
 
 def report(loss, queries=1, tokens=1, **norms):
@@ -20,10 +58,7 @@ def report(loss, queries=1, tokens=1, **norms):
         queries=queries,
         tokens=tokens,
         finite=True,
-        not_finite_on=(),
-        stop=False,
-        preempted=False,
-        save_failed=False,
+        signals=(),
     )
 
 
@@ -164,10 +199,7 @@ def report_of_loop_state(cell):
         queries=4,
         tokens=100,
         finite=True,
-        not_finite_on=(),
-        stop=False,
-        preempted=False,
-        save_failed=False,
+        signals=(),
     )
 
 
