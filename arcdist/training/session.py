@@ -253,6 +253,6 @@ def build_session(
 
 
 def _shared_settings(config: Config) -> dict[str, str]:
-    """Every value that has to be the same on all machines; where data lies need not, what is in it is compared."""
-    own = ("output.", "data.source", "data.validation_source", "train.cpu_threads")
-    return {name: repr(value) for name, value in flatten(config).items() if not name.startswith(own)}
+    """Every value that must be the same on all machines; paths need not be, what the data files hold is compared."""
+    own = ("output.dir", "data.source", "data.validation_source", "train.cpu_threads")
+    return {name: repr(value) for name, value in flatten(config).items() if name not in own}
