@@ -36,6 +36,7 @@ PAGES += tuple(f"docs/{path.name}" for path in sorted(CHECKOUT.glob("docs/*.md")
 CURRENT = [page for page in PAGES if page != "CHANGELOG.md"]
 """The pages about the present; a changelog names what was."""
 TERMS = list(EFELoss().weights)
+keys = functools.cache(config_keys)
 
 
 @functools.cache
@@ -78,7 +79,7 @@ def table_of_keys() -> str:
     lines = []
     for section, sentence in config_sections().items():
         lines += [f"### `{section}`", "", sentence, "", "| key | default | meaning |", "|---|---|---|"]
-        lines += [row_of_key(key) for key in config_keys().values() if key.section == section] + [""]
+        lines += [row_of_key(key) for key in keys().values() if key.section == section] + [""]
     return "\n".join(lines)
 
 
@@ -227,7 +228,7 @@ def test_every_page_with_commands_is_read() -> None:
 def test_flags_in_the_text_exist(page: str) -> None:
     of_programs = {"--config_file", "--num_processes", "--machine_rank", "--help", "--fit", "--steps"}
     of_programs |= {"--query", "--epoch", "--picture", "--wandb"}
-    known = {*TRAIN.flags, *SHORT_FLAGS.values(), *(f"--{name}" for name in config_keys()), *of_programs}
+    known = {*TRAIN.flags, *SHORT_FLAGS.values(), *(f"--{name}" for name in keys()), *of_programs}
     assert set(re.findall(r"(?<=`)--[a-z_.]+", "".join(sections(page).values()))) <= known
 
 
@@ -236,7 +237,7 @@ def test_dotted_keys_in_the_text_exist(page: str) -> None:
     top = "|".join(name for name in config_sections() if "." not in name)
     found = set(re.findall(rf"`((?:{top})\.[a-z0-9_.]+)", read(page)))
     files = {word for word in found if word.endswith((".py", ".yaml", ".json", ".safetensors"))}
-    assert found - files <= {*config_keys(), *config_sections()}
+    assert found - files <= {*keys(), *config_sections()}
 
 
 @pytest.mark.parametrize("page", CURRENT)
