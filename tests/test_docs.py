@@ -91,7 +91,15 @@ def row_of_key(key: Key) -> str:
     return f"| `{key.name}` | {f'`{default}`' if default else 'none'} | {meaning} |"
 
 
-GENERATED = {"docs/configuration.md": ("keys", table_of_keys)}
+def table_of_terms() -> str:
+    lines = ["| term | λ | key | what it is |", "|---|---|---|---|"]
+    weights = [key for key in keys().values() if key.name.startswith("efe.lambda_")]
+    for term, key in zip(TERMS, weights, strict=True):
+        lines.append(f"| `{term}` | {key.default} | `{key.name}` | {key.sentence} |")
+    return "\n".join(lines) + "\n"
+
+
+GENERATED = {"docs/configuration.md": ("keys", table_of_keys), "docs/method.md": ("terms", table_of_terms)}
 
 
 def with_generated(page: str) -> str:
