@@ -135,6 +135,7 @@ class ARCPromptGuidedAgent(nn.Module):
         max_steps: planning steps T.
         num_tasks: training tasks; rows of the table of task vectors.
         task_vectors: whether the table exists (`recursive` only).
+        ema_decay: decay of the moving average of the weights; kept for the training step, see `EMA`.
     """
 
     def __init__(
@@ -148,8 +149,10 @@ class ARCPromptGuidedAgent(nn.Module):
         *,
         num_tasks: int = 0,
         task_vectors: bool = True,
+        ema_decay: float = 0.999,
     ) -> None:
         super().__init__()
+        self.ema_decay = ema_decay
         self.num_colors = num_colors
         self.max_steps = max_steps
         condition_dim = hidden_dim

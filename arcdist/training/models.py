@@ -102,6 +102,7 @@ def build_models(config: Config, num_tasks: int, device: torch.device, sharding:
         max_steps=agent.max_steps,
         num_tasks=num_tasks,
         task_vectors=agent.task_vectors,
+        ema_decay=agent.ema_decay,
     )
     return Models(
         qwen=prompt_model,
@@ -137,6 +138,6 @@ def build_models(config: Config, num_tasks: int, device: torch.device, sharding:
             rl_icm_coef=refiner.rl_icm_coef,
             rl_grad_clip=refiner.rl_grad_clip,
         ),
-        averaged_agent=EMA(grid_agent, agent.ema_decay),
+        averaged_agent=EMA(grid_agent, grid_agent.ema_decay),
         prompts=PromptCache(qwen.every, qwen.prompt_dim, device),
     )
