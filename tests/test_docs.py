@@ -25,8 +25,8 @@ from arcdist.checkpoint.store import FILES, MANIFEST
 from arcdist.config import TRAIN, Config, load_config, recipe_names
 from arcdist.config.keys import Key, config_keys, config_sections
 from arcdist.config.loader import SHORT_FLAGS
+from arcdist.config.schema import EFE_TERMS
 from arcdist.data import FEATURE_NAMES, build_queries, parse_task, read_tasks
-from arcdist.losses import EFELoss
 from arcdist.tracking.run_folder import RUN_CONTENT
 from arcdist.training import health
 
@@ -35,7 +35,6 @@ PAGES = ("README.md", "CONTRIBUTING.md", "BENCHMARKS.md", "CHANGELOG.md")
 PAGES += tuple(f"docs/{path.name}" for path in sorted(CHECKOUT.glob("docs/*.md")))
 CURRENT = [page for page in PAGES if page != "CHANGELOG.md"]
 """The pages about the present; a changelog names what was."""
-TERMS = list(EFELoss().weights)
 keys = functools.cache(config_keys)
 
 
@@ -64,7 +63,7 @@ def first_cells(text: str) -> list[list[str]]:
 
 
 def expanded(code: str) -> list[str]:
-    parts = re.split(r"\{(.*?)\}", code.replace("TERM", f"{{{','.join(TERMS)}}}"))
+    parts = re.split(r"\{(.*?)\}", code.replace("TERM", f"{{{','.join(EFE_TERMS)}}}"))
     return ["".join(choice) for choice in product(*(p.split(",") if i % 2 else [p] for i, p in enumerate(parts)))]
 
 
@@ -84,8 +83,13 @@ def table_of_keys() -> str:
 
 
 def row_of_key(key: Key) -> str:
-    is_text = isinstance(key.default, str)
-    default = ",".join(key.default) if key.is_list else key.default if is_text else json.dumps(key.default)
+    match key.default:
+        case tuple(names):
+            default = ",".join(names)
+        case str(default):
+            pass
+        case other:
+            default = json.dumps(other)
     choices = f" Choose {key.accepted}." if "Literal" in str(key.type) else ""
     meaning = (key.sentence + choices).replace("|", r"\|").replace("\n", " ")
     return f"| `{key.name}` | {f'`{default}`' if default else 'none'} | {meaning} |"
@@ -93,8 +97,8 @@ def row_of_key(key: Key) -> str:
 
 def table_of_terms() -> str:
     lines = ["| term | λ | key | what it is |", "|---|---|---|---|"]
-    weights = [key for key in keys().values() if key.name.startswith("efe.lambda_")]
-    for term, key in zip(TERMS, weights, strict=True):
+    for term, weight in EFE_TERMS.items():
+        key = keys()[f"efe.{weight.name}"]
         lines.append(f"| `{term}` | {key.default} | `{key.name}` | {key.sentence} |")
     return "\n".join(lines) + "\n"
 
@@ -345,9 +349,7 @@ def test_red_flags() -> None:
     assert documented == flags | {health.gradient_zero("qwen", 100).name}
 
 
-def test_terms_of_the_loss_and_their_weights() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", sections("docs/method.md")["The EFE loss"], re.MULTILINE)
-    assert {name: float(weight) for name, weight in rows} == EFELoss().weights
+def test_the_number_of_features_is_the_documented_one() -> None:
     assert f"{len(FEATURE_NAMES)} numbers" in sections("docs/method.md")["One training step"]
 
 

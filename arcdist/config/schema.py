@@ -24,7 +24,7 @@ def keys(section: Any, *, without: Collection[str] = ()) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """Which symmetries of a whole task are drawn anew each time one of its queries is trained on."""
+    """Which symmetries of a whole task are drawn each time one of its queries is trained on."""
 
     dihedral: bool = True
     """One of the 8 rotations and reflections."""
@@ -91,7 +91,7 @@ class QwenConfig:
     lora_targets: tuple[str, ...] = ("all-linear",)
     """Names of the linear layers that get an adapter; `all-linear` means every one."""
     every: int = 1
-    """A query's prompt is computed anew after this many batches; 1 trains Qwen on every batch."""
+    """A query's prompt is computed again after this many batches; 1 trains Qwen on every batch."""
     gradient_checkpointing: bool = False
     """Recompute Qwen's activations in the backward pass: less memory, about a third more time."""
 
@@ -318,7 +318,7 @@ class TrainConfig:
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."""
     cpu_threads: int | None = None
-    """Threads of a run on the CPU; none means one for each core at hand, whatever the launcher has set."""
+    """Threads of a run on the CPU; none means one for each available core, even if the launcher sets another number."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of the grid modules and of Qwen's activations."""
     seed: int = 0
@@ -341,7 +341,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistributedConfig:
-    """What several processes need of each other."""
+    """How several processes watch each other."""
 
     timeout: int = 300
     """Seconds that a process waits for the others before the run fails."""
@@ -361,7 +361,7 @@ class DistributedConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputConfig:
-    """What a run leaves, where and how often."""
+    """What a run writes, where and how often."""
 
     dir: str | None = None
     """Run folder; none means `runs/arcdist_<timestamp>`."""
@@ -370,11 +370,11 @@ class OutputConfig:
     save_every: int = 50
     """Steps between two checkpoints."""
     keep_last: int = 5
-    """Checkpoints kept beside `best/`."""
+    """Checkpoints kept in addition to `best/`."""
     on_save_error: Literal["continue", "stop"] = "continue"
-    """What to do where a checkpoint cannot be written: train on, since the one before it stands, or end the run."""
+    """What to do if a checkpoint cannot be written: continue, since the one before it is whole, or end the run."""
     preempted_exit_code: Literal[143, 0] = 143
-    """Exit code after SIGTERM, SIGUSR1 or SIGHUP, once the step under way is saved."""
+    """Exit code after SIGTERM, SIGUSR1 or SIGHUP, once the current step is saved."""
     validate_every: int = 1
     """Epochs between two validations; the last epoch is always validated."""
     best_metric: Literal["val/exact", "val/cell", "val/accuracy_delta"] = "val/exact"
@@ -389,7 +389,7 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrackingConfig:
-    """Where a run can be watched and compared, beside its own folder."""
+    """Where a run can be watched and compared, in addition to its own folder."""
 
     wandb: Literal["offline", "online", "disabled"] | None = None
     """W&B: `offline` keeps all in the run folder for `wandb sync`; none means online with a key, else offline."""

@@ -80,13 +80,13 @@ def build_models(config: Config, num_tasks: int, device: torch.device, sharding:
     torch.manual_seed(config.train.seed)
     width, side = config.qwen.prompt_dim, config.agent.max_grid_size
     qwen = QwenHybridPrompt(**keys(config.qwen), seed=config.train.seed, sharding=sharding)
-    agent = ARCPromptGuidedAgent(**keys(config.agent, without=["ema_decay"]), prompt_dim=width, num_tasks=num_tasks)
+    agent = ARCPromptGuidedAgent(**keys(config.agent), prompt_dim=width, num_tasks=num_tasks)
     return Models(
         qwen=qwen,
         agent=agent,
         solver=PermanentSolver(**keys(config.solver), feature_dim=width, max_grid_size=side),
         efe=EFELoss(**keys(config.efe, without=["reversibility_weight"]), max_grid_size=side, prompt_dim=width),
         refiner=PolicyRefinedAgent(**keys(config.refiner), rl_prompt_dim=width, rl_ctrl_dim=width),
-        averaged_agent=EMA(agent, config.agent.ema_decay),
+        averaged_agent=EMA(agent, agent.ema_decay),
         prompts=PromptCache(config.qwen.every, width, device),
     )
