@@ -323,6 +323,5 @@ def test_updates_learn_the_direction_that_is_rewarded() -> None:
 def test_defaults_are_those_of_the_configuration() -> None:
     defaults = inspect.signature(PolicyRefinedAgent).parameters
     config = RefinerConfig()
-    assert {name: parameter.default for name, parameter in defaults.items()} == {
-        name: getattr(config, name) for name in RefinerConfig.__dataclass_fields__
-    }
+    keys = RefinerConfig.__dataclass_fields__
+    assert {name: defaults[name].default for name in keys} == {name: getattr(config, name) for name in keys}
