@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from arcdist.errors import PlatformError
+from arcdist.files import replacing
 
 WRITE_SECONDS = 1.0
 """How often the file is written anew."""
@@ -103,9 +104,8 @@ class Heartbeat:
             "written": _now().isoformat(timespec="milliseconds"),
         }
         # Readers find the file whole. It need not outlast a power failure, so nothing waits for the disk.
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        with replacing(self.path, durable=False) as partial:
+            partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def _now() -> datetime:
