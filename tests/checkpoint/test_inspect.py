@@ -377,7 +377,7 @@ def test_a_manifest_that_is_nested_without_end_is_broken(run, capsys):
 def test_a_header_that_does_not_account_for_every_byte_is_told(run):
     content = (run / "best" / WEIGHTS).read_bytes()
     rewrite(run / "best", WEIGHTS, content[:-4])
-    assert inspect(run / "best").flaw.startswith(f"{WEIGHTS} is no safetensors file (Error while deserializing: incomplete metadata")
+    assert inspect(run / "best").flaw.startswith(f"{WEIGHTS} is no safetensors file (Error while deserializing: ")
     rewrite(run / "best", WEIGHTS, content)
     assert inspect(run / "best").flaw is None
 
