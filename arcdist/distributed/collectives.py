@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 import torch
-from jaxtyping import Int64, Num, Shaped
+from jaxtyping import Int64, Num, Shaped, UInt8
 from torch import Tensor, distributed
 
 from arcdist.errors import ConfigError, ReplicaError
@@ -85,18 +85,55 @@ def shutdown() -> None:
         distributed.destroy_process_group()
 
 
+_BUFFER = 64 * 2**20
+"""Bytes that one broadcast from the host moves, and takes of the device's memory."""
+
+
 def broadcast_bytes(content: bytes) -> bytes:
     """Process 0's bytes, on every process; those of the others are ignored."""
     if not is_distributed():
         return content
-    device = torch.device("cuda") if distributed.get_backend() == "nccl" else torch.device("cpu")
-    length = torch.tensor([len(content)], device=device)
+    length = torch.tensor([len(content)], device=_message_device())
     distributed.broadcast(length, src=0)
-    message = torch.zeros(int(length), dtype=torch.uint8, device=device)
+    received = torch.zeros(int(length), dtype=torch.uint8)
     if distributed.get_rank() == 0 and content:
-        message.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-    distributed.broadcast(message, src=0)
-    return message.cpu().numpy().tobytes()
+        received = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    _broadcast_from_host(received)
+    return received.numpy().tobytes()
+
+
+def broadcast_tensors(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Process 0's tensors by name, on the CPU of every process; what the others give is ignored.
+
+    They are sent one by one, in pieces of at most 64 MiB, so that the device has to hold no more than that.
+
+    Args:
+        named: on the CPU, of any shapes and dtypes.
+    """
+    if not is_distributed():
+        return dict(named)
+    is_first = distributed.get_rank() == 0
+    listed = [(name, str(value.dtype).removeprefix("torch."), list(value.shape)) for name, value in named.items()]
+    received = {}
+    for name, dtype, shape in json.loads(broadcast_text(json.dumps(listed if is_first else []))):
+        value = named[name].contiguous() if is_first else torch.empty(shape, dtype=getattr(torch, dtype))
+        _broadcast_from_host(value.view(-1).view(torch.uint8))
+        received[name] = value
+    return received
+
+
+def _message_device() -> torch.device:
+    """Where the process group takes messages from."""
+    return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
+
+
+def _broadcast_from_host(flat: UInt8[Tensor, " n"]) -> None:
+    """Replace bytes on the CPU by process 0's."""
+    for piece in flat.split(_BUFFER) if len(flat) else ():
+        buffer = piece.to(_message_device())
+        distributed.broadcast(buffer, src=0)
+        if distributed.get_rank() != 0:
+            piece.copy_(buffer)
 
 
 def broadcast_text(text: str) -> str:

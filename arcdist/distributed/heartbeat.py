@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from arcdist.distributed.environment import rank, store_key, world_size
 from arcdist.errors import PlatformError
+from arcdist.files import replacing
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
@@ -109,10 +110,9 @@ class Heartbeat:
             "since": activity.since.isoformat(timespec="milliseconds"),
             "written": _now().isoformat(timespec="milliseconds"),
         }
-        # Readers find the file whole. It need not survive a power failure, so nothing waits for the disk.
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        # Readers find the file whole. It need not outlast a power failure, so nothing waits for the disk.
+        with replacing(self.path, durable=False) as partial:
+            partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def _now() -> datetime:

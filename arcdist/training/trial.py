@@ -96,6 +96,7 @@ def benchmark(config: Config, steps: int) -> None:
     start = time.perf_counter()
     snapshot = take_snapshot(session, {})
     saving = time.perf_counter() - start
+    size = snapshot.size if snapshot else 0  # Process 0 alone has one, and prints.
     share = saving / (saving + config.output.save_every * pace.seconds / pace.steps)
     processes = session.accelerator.num_processes
     rate, name = measured_rate(session.device, session.engines.precision.dtype or torch.float32)
@@ -109,9 +110,7 @@ def benchmark(config: Config, steps: int) -> None:
     table.add_row(f"{name} products, measured", f"{rate / 1e12:.3g} TFLOP/s a device")
     table.add_row("Qwen's operations", f"{used / 1e12:.3g} TFLOP/s a device, {used / rate:.1%} of that")
     every = config.output.save_every
-    table.add_row(
-        "copy for a checkpoint", f"{saving:.2f} s, {snapshot.size / 1e6:,.1f} MB: {share:.2%} of each {every} steps"
-    )
+    table.add_row("copy for a checkpoint", f"{saving:.2f} s, {size / 1e6:,.1f} MB: {share:.2%} of each {every} steps")
     Console().print(table)
 
 

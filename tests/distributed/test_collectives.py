@@ -13,6 +13,7 @@ from arcdist.distributed.collectives import (
     all_reduce_sum_in_place,
     broadcast_bytes,
     broadcast_in_place,
+    broadcast_tensors,
     broadcast_text,
     check_agreement,
     check_replicas,
@@ -108,6 +109,48 @@ for content in contents:
 print(repr(broadcast_text("\u00c4rger" if rank == 0 else "nothing")))
 distributed.destroy_process_group()
 """
+
+
+TENSORS = """\
+import torch
+from torch import distributed
+from arcdist.distributed import collectives
+
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+sizes, broadcast = [], distributed.broadcast
+
+def noting(tensor, src):
+    sizes.append(tensor.numel() * tensor.element_size())
+    broadcast(tensor, src=src)
+
+distributed.broadcast, collectives._BUFFER = noting, 1000
+generator = torch.Generator().manual_seed(0)
+named = {
+    "large": torch.randn(100, 9, generator=generator),
+    "turned": torch.randn(5, 3, generator=generator).T,
+    "half": torch.randn(7, generator=generator).bfloat16(),
+    "number": torch.tensor(3, dtype=torch.int64),
+    "truth": torch.tensor([True, False]),
+    "empty": torch.zeros(0, 4),
+}
+received = collectives.broadcast_tensors(named if rank == 0 else {"other": torch.ones(3)})
+same = [torch.equal(received[name], value) and received[name].dtype == value.dtype for name, value in named.items()]
+print(list(received) == list(named), same == [True] * 6, max(sizes))
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_every_process_gets_the_tensors_of_the_first_through_a_small_buffer(run_ranks):
+    ended = run_ranks(TENSORS, 3)
+    assert [(process.code, process.err) for process in ended] == [(0, "")] * 3
+    assert [process.out for process in ended] == ["True True 1000\n"] * 3
+
+
+def test_tensors_of_the_only_process_are_its_own():
+    named = {"a": torch.arange(3)}
+    assert broadcast_tensors(named)["a"] is named["a"]
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def test_a_run_that_cannot_save_says_so_and_trains_on(start, assert_ended_as, er
     assert attempt.wait() == 0, attempt.output
     (line,) = told(start.run, "checkpoints/step_00000006", REASONS[error])
     mend = "Make room, or lower --output.keep_last" if error == "ENOSPC" else "See what is wrong there"
-    assert line.endswith(f"{mend}. Training goes on.")
+    assert line.endswith(f"{mend}. Training continues.")
     assert [folder.name for folder in checkpoints(start.run / "checkpoints")] == [
         f"step_{step:08d}" for step in (3, 9, 12, 15)
     ]
@@ -89,7 +89,7 @@ def test_all_processes_end_where_a_save_fails_and_that_is_asked_for(start, asser
     assert attempt.wait() == 1
     assert re.search(r"exitcode *: 7 ", attempt.output)
     (line,) = told(start.run, "checkpoints/step_00000006", REASONS["ENOSPC"])
-    assert "Training goes on" not in line
+    assert "Training continues" not in line
     assert attempt.left_of(processes) == []
     assert [folder.name for folder in checkpoints(start.run / "checkpoints")] == ["step_00000003"]
     resumed = start("--resume", processes=2)
