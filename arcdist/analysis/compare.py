@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from arcdist.analysis.page import picture, render
-from arcdist.analysis.pairwise import Puzzle, Ranking, pairwise_table, puzzle_table, puzzles, rank, verdict_sentences
+from arcdist.analysis.pairwise import Puzzle, pairwise_table, puzzle_table, puzzles, rank, verdict_sentences
 from arcdist.analysis.plots import CURVES, draw_curves, draw_efe_terms, draw_panels, style_of
 from arcdist.analysis.record import RunRecord, read_run
 from arcdist.analysis.scores import (
@@ -41,10 +41,7 @@ class Comparison:
 
     runs: tuple[Run, ...]
     verdict: tuple[str, ...]
-    """In sentences, the most important first."""
-    last: Ranking
-    """By the last validation of each run: what the verdict is based on."""
-    best: Ranking
+    """By the last validation of each run; in sentences, the most important first."""
     tables: tuple[Table, ...]
     """In the order in which they are read."""
     puzzles: tuple[Puzzle, ...]
@@ -128,8 +125,6 @@ def compare(records: Sequence[RunRecord], left_out: Sequence[str] = ()) -> Compa
     return Comparison(
         runs=runs,
         verdict=verdict_sentences(last, best),
-        last=last,
-        best=best,
         tables=tuple(table for table in tables if table is not None),
         puzzles=puzzles(runs),
         left_out=tuple(left_out),

@@ -274,7 +274,7 @@ def puzzle_table(runs: Sequence[Run]) -> Table:
         note=f"Of {len(common)} queries asked of all at their last validations: {by_all} solved by all, "
         f"{len(counts) - by_all} by some, {len(common) - len(counts)} by none."
         if len(known) > 1
-        else "No two runs were validated query by query: nothing can be said of what all solved.",
+        else "No two runs were validated query by query: what all solved is not known.",
     )
 
 

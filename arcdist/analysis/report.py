@@ -3,9 +3,9 @@
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,6 +70,7 @@ def report_page(record: RunRecord) -> str:
     curves = plots.Curves(epochs=record.epochs, best=record.best, steps=record.steps)
     base, differing = differences(record)
     last = record.validations[-1] if record.validations else None
+    ever = ever_exact(record.validations)
     queries = last.shown[:MOST_PICTURES] if last else ()
     return render(
         "report.html",
@@ -92,8 +93,9 @@ def report_page(record: RunRecord) -> str:
             "costs": costs(record),
             "last": last,
             "changes": changes(record.validations),
-            "once": once_solved(record.validations),
-            "tasks": task_results(record.validations),
+            "once": sorted(ever - set(exact_queries(last))) if last else [],
+            "tasks": hardest_tasks(last) if last else [],
+            "solved": {task_of(query) for query in ever},
             "most_hard": _MOST_HARD,
             "planning": planning_scores(last.shown) if last else [],
             "queries": [
@@ -101,9 +103,7 @@ def report_page(record: RunRecord) -> str:
                 for query in queries
             ],
             "difference": DIFFERENCE,
-            "duration": duration,
-            "number": number,
-            "percent": percent,
+            **{function.__name__: function for function in (duration, fmean, number, percent)},
         },
     )
 
@@ -320,39 +320,17 @@ def costs(record: RunRecord) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskResult:
-    """How the queries of a task were answered in the last validation."""
-
-    task: str
-    queries: int
-    exact: int
-    cell: float
-    """Mean share of right cells."""
-    confidence: float
-    """Mean confidence."""
-    ever_exact: bool
-    """Whether one of its queries was exact in any validation."""
-
-
-def task_results(validations: Sequence[Validation]) -> list[TaskResult]:
-    """The tasks of the last validation, the hardest first: the fewest right cells, then by id."""
+def hardest_tasks(validation: Validation) -> list[tuple[str, list[QueryResult]]]:
+    """The tasks of a validation with the results of their queries: first the fewest right cells, then by id."""
     tasks: dict[str, list[QueryResult]] = defaultdict(list)
-    for query, result in validations[-1].results.items() if validations else ():
+    for query, result in validation.results.items():
         tasks[task_of(query)].append(result)
-    ever = {task_of(query) for validation in validations for query in exact_queries(validation)}
-    found = [
-        TaskResult(
-            task=task,
-            queries=len(results),
-            exact=sum(result.exact for result in results),
-            cell=sum(result.cell for result in results) / len(results),
-            confidence=sum(result.confidence for result in results) / len(results),
-            ever_exact=task in ever,
-        )
-        for task, results in tasks.items()
-    ]
-    return sorted(found, key=lambda result: (result.cell, result.task))
+    return sorted(tasks.items(), key=lambda entry: (fmean(result.cell for result in entry[1]), entry[0]))
+
+
+def ever_exact(validations: Sequence[Validation]) -> set[str]:
+    """The queries that are exact in any validation."""
+    return {query for validation in validations for query in exact_queries(validation)}
 
 
 def exact_queries(validation: Validation) -> list[str]:
@@ -375,12 +353,6 @@ def change(before: Validation, after: Validation) -> tuple[list[str], list[str]]
     return [query for query in now if query not in set(then)], [query for query in then if query not in set(now)]
 
 
-def once_solved(validations: Sequence[Validation]) -> list[str]:
-    """Queries that some validation solves and the last one does not."""
-    ever = {query for validation in validations for query in exact_queries(validation)}
-    return sorted(ever.difference(*map(exact_queries, validations[-1:])))
-
-
 def planning_scores(shown: Sequence[ShownQuery]) -> list[tuple[str, float, int, int]]:
     """The answers after each planning step, and at last those that are scored; empty without queries.
 
@@ -399,5 +371,5 @@ def planning_scores(shown: Sequence[ShownQuery]) -> list[tuple[str, float, int, 
     for after, pairs in answers.items():
         shares = [right_cells(np.array(answer), np.array(target)) / np.size(target) for answer, target in pairs]
         exact = sum(answer == target for answer, target in pairs)
-        scores.append((after, sum(shares) / len(shares), exact, len(pairs)))
+        scores.append((after, fmean(shares), exact, len(pairs)))
     return scores

@@ -1,4 +1,4 @@
-"""Who leads, by how much, on which queries, and how it is said; the interval in known cases, and against SciPy's."""
+"""Who leads, by how much, on which queries, and in which words; the interval in known cases, and against SciPy's."""
 
 import numpy as np
 import pytest
@@ -140,9 +140,9 @@ def test_the_best_validations_are_told_where_they_say_something_else():
     last, best = rank(runs, "last"), rank(runs, "best")
     assert last.results[0].leader.letters == "B"
     assert (best.results[0].leader.letters, best.results[0].leader_exact) == ("A", 0.75)
-    said = verdict_sentences(last, best)[-1]
+    sentence = verdict_sentences(last, best)[-1]
     low, high = best.results[0].low, best.results[0].high
-    assert said == (
+    assert sentence == (
         f"At the best validation of each run: A (fell) is ahead of B (steady) by 25.00 points "
         f"({100 * low:+.2f} to {100 * high:+.2f} points), within the noise."
     )
