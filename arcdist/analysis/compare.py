@@ -16,7 +16,6 @@ from arcdist.analysis.pairwise import Puzzle, pairwise_table, puzzle_table, puzz
 from arcdist.analysis.plots import CURVES, draw_curves, draw_efe_terms, draw_panels, style_of
 from arcdist.analysis.record import RunRecord, read_run
 from arcdist.analysis.scores import (
-    LAMBDAS,
     Run,
     cost_table,
     difference_table,
@@ -26,6 +25,7 @@ from arcdist.analysis.scores import (
     score_table,
 )
 from arcdist.analysis.tables import Row, Spread, Table
+from arcdist.config.schema import EFE_TERMS
 from arcdist.errors import ArcdistError, ConfigError, DataError
 from arcdist.files import replacing
 from arcdist.formatting import counted
@@ -286,7 +286,7 @@ def write_wandb_report(comparison: Comparison) -> str:
             reports.LinePlot(title=title, y=[key], smoothing_factor=_WANDB_SMOOTHING, smoothing_show_original=True)
             for key, title in CURVES.items()
         ),
-        reports.BarPlot(title="EFE terms, unweighted", metrics=[f"efe/{term}" for term in LAMBDAS]),
+        reports.BarPlot(title="EFE terms, unweighted", metrics=[f"efe/{term}" for term in EFE_TERMS]),
         reports.RunComparer(diff_only="split"),
     ]
     entity, project = next(iter(projects))

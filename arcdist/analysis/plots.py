@@ -11,8 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from arcdist.analysis.record import RunRecord, finite_value
-from arcdist.analysis.scores import LAMBDAS, Run, last_shares
-from arcdist.tracking.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, TERM_COLORS, VERMILION
+from arcdist.analysis.scores import Run, last_shares
+from arcdist.config.schema import EFE_TERMS
+from arcdist.tracking.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
 Dash: TypeAlias = Literal["-", "--", "-.", ":"]
 
@@ -55,7 +56,7 @@ def draw_efe_terms(runs: Sequence[Run]) -> Figure:
     axes = figure.subplots()
     axes.set_title("EFE terms in the last epoch: share of λ · term", loc="left")
     _draw_shares(axes, runs, [_label(run) for run in runs], least=0.05)
-    figure.legend(_squares(), list(LAMBDAS), loc="outside lower center", ncols=len(LAMBDAS), frameon=False)
+    figure.legend(_squares(), list(EFE_TERMS), loc="outside lower center", ncols=len(EFE_TERMS), frameon=False)
     return figure
 
 
@@ -68,9 +69,9 @@ def draw_panels(runs: Sequence[Run]) -> Mapping[str, Figure]:
         figure = _panel(_HEIGHT, _lines(runs), letters, columns, handlelength=1.6, columnspacing=1.4)
         _draw_curve(figure.subplots(), runs, key)
         figures[f"{title}, a line a run"] = figure
-    height = max(_HEIGHT - (-(-len(LAMBDAS) // _TERMS_IN_A_ROW) - 1) * _LEGEND_ROW, 0.8 + _BAR * len(runs))
+    height = max(_HEIGHT - (-(-len(EFE_TERMS) // _TERMS_IN_A_ROW) - 1) * _LEGEND_ROW, 0.8 + _BAR * len(runs))
     spacing = {"handlelength": 1.0, "handletextpad": 0.4, "columnspacing": 1.0}
-    figure = _panel(height, _squares(), list(LAMBDAS), _TERMS_IN_A_ROW, **spacing)
+    figure = _panel(height, _squares(), list(EFE_TERMS), _TERMS_IN_A_ROW, **spacing)
     axes = figure.subplots()
     axes.set_title("EFE terms: share of λ · term")
     _draw_shares(axes, runs, letters, least=0.1)
@@ -144,7 +145,7 @@ def _draw_shares(axes: Axes, runs: Sequence[Run], labels: Sequence[str], *, leas
     for place, run in enumerate(runs):
         left = 0.0
         for term, share in (last_shares(run.record) or {}).items():
-            color = TERM_COLORS[term]
+            color = EFE_TERMS[term].metadata["color"]
             axes.barh(place, share, left=left, color=color, edgecolor="white", linewidth=1.0)
             if share >= least:
                 luminance = np.dot(to_rgb(color), (0.2126, 0.7152, 0.0722))
@@ -175,7 +176,8 @@ def _lines(runs: Sequence[Run]) -> list[Line2D]:
 
 
 def _squares() -> list[Line2D]:
-    return [Line2D([], [], color=TERM_COLORS[term], marker="s", linestyle="", markersize=9) for term in LAMBDAS]
+    colors = (key.metadata["color"] for key in EFE_TERMS.values())
+    return [Line2D([], [], color=color, marker="s", linestyle="", markersize=9) for color in colors]
 
 
 def _label(run: Run) -> str:

@@ -9,19 +9,10 @@ from typing import Any
 
 from arcdist.analysis.record import RunRecord, finite_value, finite_values
 from arcdist.analysis.tables import Row, Table, Unit, spread
+from arcdist.config.schema import EFE_TERMS
 from arcdist.errors import ConfigError
 
 MOST_RUNS = len(ascii_uppercase)
-LAMBDAS = {
-    "risk": "efe.lambda_risk",
-    "ambiguity": "efe.lambda_amb",
-    "step": "efe.lambda_step",
-    "consistency": "efe.lambda_cons",
-    "bidirectional": "efe.lambda_bi",
-    "z_learning": "efe.lambda_z",
-    "prompt": "efe.lambda_prompt",
-}
-"""The key of each EFE term's weight."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,7 +184,7 @@ def efe_table(runs: Sequence[Run]) -> Table:
     shares = [last_shares(run.record) or {} for run in runs]
     rows = [
         Row(key=term, label=f"{term}, %", values=[known.get(term) for known in shares], unit="percent")
-        for term in LAMBDAS
+        for term in EFE_TERMS
     ]
     note = "Share of λ · term in their sum, in the last epoch; before the first one ends, in the last logged step."
     return _table(runs, "efe_shares", "EFE terms", rows, note)
@@ -201,10 +192,10 @@ def efe_table(runs: Sequence[Run]) -> Table:
 
 def last_shares(record: RunRecord) -> dict[str, float] | None:
     """The shares in the last epoch, or in the last logged step of a run without one; None if no terms are known."""
-    weights = {term: record.config.get(name) for term, name in LAMBDAS.items()}
+    weights = {term: record.config.get(f"efe.{key.name}") for term, key in EFE_TERMS.items()}
     for entry in (*reversed(record.epochs), *reversed(record.steps)):
-        terms = {term: value for term in LAMBDAS if (value := finite_value(entry, f"efe/{term}")) is not None}
-        if len(terms) == len(LAMBDAS):
+        terms = {term: value for term in EFE_TERMS if (value := finite_value(entry, f"efe/{term}")) is not None}
+        if len(terms) == len(EFE_TERMS):
             return shares_of(terms, weights)
     return None
 

@@ -24,8 +24,8 @@ from arcdist.analysis.compare import (
     write_files,
     write_wandb_report,
 )
-from arcdist.analysis.scores import LAMBDAS
 from arcdist.analysis.tables import Spread, show_value
+from arcdist.config.schema import EFE_TERMS
 from arcdist.errors import ConfigError, DataError
 from arcdist.tracking import wandb_reader
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*Pydantic V1 style.*:Deprecatio
 
 def made(name, pattern, seed=0, **fields):
     """A run with a number of each kind."""
-    terms = {f"efe/{term}": 0.1 + place + seed for place, term in enumerate(LAMBDAS)}
+    terms = {f"efe/{term}": 0.1 + place + seed for place, term in enumerate(EFE_TERMS)}
     exact = answers(pattern)
     scores = {"val/exact": sum(exact.values()) / len(exact), "train/loss": 0.777 + seed, "reward/mean": -0.0123}
     times = {"time/device_hours": 0.321 + seed, "time/elapsed_s": 555.0, "pairs_per_s": 123.4 + seed}
@@ -43,7 +43,11 @@ def made(name, pattern, seed=0, **fields):
         exact=[exact],
         epochs=[{**scores, **terms, **times}],
         steps=[{"step": step, "epoch": 0, "loss": 1 / step, **times} for step in (1, 2)],
-        config={"train.seed": seed, "agent.kind": "conv", **dict.fromkeys(LAMBDAS.values(), 0.5)},
+        config={
+            "train.seed": seed,
+            "agent.kind": "conv",
+            **dict.fromkeys((f"efe.{key.name}" for key in EFE_TERMS.values()), 0.5),
+        },
         **fields,
     )
 
@@ -161,7 +165,7 @@ def test_a_mean_over_some_of_a_group_says_so_everywhere(tmp_path):
     assert [(group["runs"], group["of"]) for group in stored.values()] == [(2, 3), (1, 1)]
 
 
-def test_with_one_rival_the_sentence_stands_for_the_table():
+def test_with_one_rival_the_sentence_replaces_the_table():
     comparison = compare([made("x", "10"), made("y", "01", 1)])
     assert "against B, last validation" in {table.title[2:] for table in comparison.tables}
     assert "against B, last validation" not in printed(comparison, 80)
@@ -174,7 +178,7 @@ def test_a_folder_that_cannot_be_written_is_refused(comparison, tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-def test_files_that_cannot_be_replaced_are_told(comparison, tmp_path):
+def test_files_that_cannot_be_replaced_are_reported(comparison, tmp_path):
     (tmp_path / "compare.json").mkdir()
     with pytest.raises(ConfigError, match=r"cannot be written \(Is a directory\): choose another with --output_dir"):
         write_files(comparison, tmp_path)
@@ -231,7 +235,7 @@ def test_the_report_holds_verdict_runs_and_panels(server):
     ]  # fmt: skip
 
 
-def test_a_server_that_does_not_answer_is_told(server, monkeypatch):
+def test_a_server_that_does_not_answer_is_reported(server, monkeypatch):
     from wandb_workspaces.reports.v2 import interface
 
     def unreachable(*_):

@@ -58,7 +58,7 @@ def test_only_queries_that_all_were_asked_are_compared():
     assert "Compared are the 2 queries that all were asked, of 6." in said_of(first, second)
 
 
-def test_a_run_asked_other_queries_stands_apart():
+def test_a_run_asked_other_queries_is_set_apart():
     runs = (
         made_record("x", exact=[answers("1100")]),
         made_record("other", exact=[answers("1111", first=100)]),
@@ -111,7 +111,7 @@ def test_of_a_single_group_the_seeds_are_compared():
     )
 
 
-def test_a_difference_beyond_the_noise_is_said_to_be_one():
+def test_a_difference_beyond_the_noise_is_called_one():
     better = made_record("better", exact=[answers("1" * 20 + "0" * 20)])
     worse = made_record("worse", exact=[answers("1" * 5 + "0" * 35)])
     sentences = said_of(worse, better)
@@ -133,7 +133,7 @@ def test_fewer_than_six_tasks_prove_nothing(differing, clear):
     assert (few in said_of(ahead, behind)) is not clear
 
 
-def test_the_best_validations_are_told_where_they_say_something_else():
+def test_the_best_validations_are_mentioned_if_they_say_something_else():
     fell = made_record("fell", exact=[answers("1" * 15 + "0" * 5), answers("0" * 20)], best=0)
     steady = made_record("steady", exact=[answers("1" * 10 + "0" * 10)])
     runs = letter_runs([fell, steady])

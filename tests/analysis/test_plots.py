@@ -6,10 +6,11 @@ from matplotlib.colors import to_rgb
 from shared.made_records import answers, made_record
 
 from arcdist.analysis.plots import draw_curves, draw_efe_terms, draw_panels, smooth, style_of
-from arcdist.analysis.scores import LAMBDAS, letter_runs
-from arcdist.tracking.plots import BLUE, TERM_COLORS, VERMILION
+from arcdist.analysis.scores import letter_runs
+from arcdist.config.schema import EFE_TERMS
+from arcdist.tracking.plots import BLUE, VERMILION
 
-WEIGHTS = dict.fromkeys(LAMBDAS.values(), 1.0)
+WEIGHTS = dict.fromkeys((f"efe.{key.name}" for key in EFE_TERMS.values()), 1.0)
 
 
 def run_with(name, steps=3, batch_size=32):
@@ -20,7 +21,7 @@ def run_with(name, steps=3, batch_size=32):
     return made_record(
         name,
         steps=logged,
-        epochs=[{"val/exact": 0.5, **{f"efe/{term}": 1.0 for term in LAMBDAS}}],
+        epochs=[{"val/exact": 0.5, **{f"efe/{term}": 1.0 for term in EFE_TERMS}}],
         exact=[answers("10")],
         config={"train.batch_size": batch_size, **WEIGHTS},
     )
@@ -30,7 +31,7 @@ def lines(axes, color):
     return [line for line in axes.get_lines() if line.get_color() == color]
 
 
-def test_a_running_mean_stands_at_the_middle_of_its_points():
+def test_a_running_mean_is_drawn_at_the_middle_of_its_points():
     assert smooth([1.0, 2.0, 3.0], [5.0, 1.0, 3.0]) == ([1.0, 2.0, 3.0], [5.0, 1.0, 3.0])
     # Of 30 points three each.
     x, y = smooth([float(number) for number in range(30)], [float(number % 3) for number in range(30)])
@@ -77,7 +78,7 @@ def test_a_bar_holds_the_shares_of_the_terms():
     bars = draw_efe_terms(runs).axes[0].patches
     assert [bar.get_width() for bar in bars] == pytest.approx([1 / 7] * 7)
     assert [bar.get_x() for bar in bars] == pytest.approx(np.arange(7) / 7)
-    assert [bar.get_facecolor()[:3] for bar in bars] == [to_rgb(TERM_COLORS[term]) for term in LAMBDAS]
+    assert [bar.get_facecolor()[:3] for bar in bars] == [to_rgb(key.metadata["color"]) for key in EFE_TERMS.values()]
 
 
 @pytest.mark.parametrize("count", [2, 26])

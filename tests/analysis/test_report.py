@@ -126,7 +126,7 @@ def test_a_better_epoch_before_the_last_is_named():
     )
 
 
-def test_a_run_without_validation_tells_its_loss():
+def test_a_run_without_validation_shows_its_loss():
     record = made_record(steps=STEPS, epochs=({"epoch": 0},), config={"train.epochs": 18}, processes=2)
     assert summary(record) == (
         "No validation yet: 1 epoch ended, loss 2.000 at first and 1.000 now; 202 s on 2 CPU processes."

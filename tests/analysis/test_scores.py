@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from shared.made_records import answers, made_record
 
 from arcdist.analysis.scores import (
-    LAMBDAS,
     cost_table,
     difference_table,
     efe_table,
@@ -19,6 +18,7 @@ from arcdist.analysis.scores import (
     shares_of,
 )
 from arcdist.analysis.tables import Spread
+from arcdist.config.schema import EFE_TERMS
 from arcdist.errors import ConfigError
 
 
@@ -70,7 +70,7 @@ def test_scores_on_other_tasks_are_shown_but_none_is_marked_as_better():
     assert "different validation tasks" in table.note
 
 
-def test_seeds_are_told_by_mean_and_sample_deviation():
+def test_seeds_are_summarized_by_mean_and_sample_deviation():
     runs = letter_runs(
         [
             made_record("s0", group="base", epochs=[{"val/exact": 0.10, "pairs_per_s": 100.0}]),
@@ -97,7 +97,7 @@ def test_without_repeated_runs_there_are_no_means():
     assert group_table(letter_runs([made_record("x"), made_record("y")])) is None
 
 
-def test_only_what_differs_is_told():
+def test_only_what_differs_is_shown():
     runs = letter_runs(
         [
             made_record("x", config={"train.seed": 0, "output.dir": "x", "data.max_side": 10, "train.epochs": None}),
@@ -129,7 +129,7 @@ def test_only_what_differs_is_told():
     }
 
 
-def test_runs_that_are_alike_are_said_to_be():
+def test_runs_that_are_alike_are_called_so():
     table = difference_table(letter_runs([made_record("x"), made_record("y")]))
     assert (table.rows, table.note) == ([], "Configuration, data, device and versions are the same.")
 
@@ -167,7 +167,7 @@ def test_hours_of_mixed_devices_are_device_hours():
 def test_shares_are_weighted_by_the_lambdas():
     config = {"efe.lambda_risk": 2.0, "efe.lambda_amb": 0.0, "efe.lambda_step": 1.0, "efe.lambda_cons": 1.0}
     config |= {"efe.lambda_bi": 0.5, "efe.lambda_z": 0.0, "efe.lambda_prompt": 0.0}
-    terms = {f"efe/{term}": 1.0 for term in LAMBDAS} | {"efe/bidirectional": 2.0}
+    terms = {f"efe/{term}": 1.0 for term in EFE_TERMS} | {"efe/bidirectional": 2.0}
     # 2 · 1 + 0 + 1 + 1 + 0.5 · 2 + 0 + 0 = 5
     runs = letter_runs(
         [
@@ -184,8 +184,8 @@ def test_shares_are_weighted_by_the_lambdas():
 
 
 @given(
-    st.fixed_dictionaries({term: st.floats(0, 1e6) for term in LAMBDAS}),
-    st.fixed_dictionaries({term: st.floats(0, 100) for term in LAMBDAS}),
+    st.fixed_dictionaries({term: st.floats(0, 1e6) for term in EFE_TERMS}),
+    st.fixed_dictionaries({term: st.floats(0, 100) for term in EFE_TERMS}),
 )
 def test_shares_add_up_to_one(terms, weights):
     shares = shares_of(terms, weights)

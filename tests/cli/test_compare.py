@@ -70,7 +70,7 @@ def test_files_are_written_where_asked_for(compare, tmp_path):
     assert "C (old) has no validation by queries and is left out of the verdict." in out
 
 
-def test_what_can_be_read_is_compared_and_the_rest_told_at_the_end(compare, tmp_path):
+def test_what_can_be_read_is_compared_and_the_rest_reported_at_the_end(compare, tmp_path):
     code, out, err = compare("base", "nowhere", "other", "empty", "--output_dir", str(tmp_path / "out"))
     assert code == 2
     assert "B (other) is better than A (base)" in out
@@ -96,7 +96,7 @@ def test_what_can_be_read_is_compared_and_the_rest_told_at_the_end(compare, tmp_
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*Pydantic V1 style.*:DeprecationWarning")
-def test_a_mistake_is_told_in_a_line_before_anything_is_done(compare, argv, message):
+def test_a_mistake_is_reported_in_a_line_before_anything_is_done(compare, argv, message):
     code, out, err = compare(*argv)
     assert (code, out) == (2, "")
     assert err.startswith(f"compare.py: {message}")
