@@ -35,7 +35,7 @@ _logger = logging.getLogger(__name__)
 
 _MAY_CHANGE = (
     *("output.", "tracking.", "distributed.", "train.accumulation", "train.device", "train.cpu_threads"),
-    *("qwen.gradient_checkpointing", "data.source", "data.validation_source"),
+    *("train.memory_history", "qwen.gradient_checkpointing", "data.source", "data.validation_source"),
 )
 """What changes nothing that is computed. Data are compared by their content."""
 

@@ -323,6 +323,8 @@ class TrainConfig:
     """Mixed precision of the grid modules and of Qwen's activations."""
     seed: int = 0
     """Seed of every random stream."""
+    memory_history: bool = False
+    """Record where CUDA memory was allocated, by line of code, for the report of an out-of-memory error; costs time."""
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"train.epochs is {self.epochs}: choose at least 1.")

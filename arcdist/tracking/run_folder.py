@@ -134,7 +134,7 @@ FILE = "run.json"
 
 _NOT_THE_RECIPE = (
     *("train.seed", "qwen.gradient_checkpointing", "train.device", "train.cpu_threads", "train.accumulation"),
-    *("data.source", "data.validation_source", "output.", "distributed.", "tracking."),
+    *("train.memory_history", "data.source", "data.validation_source", "output.", "distributed.", "tracking."),
 )
 """What makes no other recipe of it: the seed, what it computes on, where files lie. Data count by their content."""
 

@@ -234,7 +234,7 @@ class Loop:
         seconds = time.perf_counter() - self._clock
         self.pace.add(report.queries, report.tokens, seconds)
         if report.finite:
-            state.take_in(report, seconds=seconds)
+            state.add(report, seconds=seconds)
         # Where every step since the last line was skipped, there is nothing to tell.
         due = state.step % self.config.output.log_every == 0 or state.ends_run
         if due and state.since_log.steps:

@@ -25,7 +25,7 @@ MAY_CHANGE = {
     *("distributed.timeout", "distributed.silence", "distributed.replica_check_every"),
     *("tracking.wandb", "tracking.wandb_project", "tracking.wandb_entity", "tracking.upload_best"),
     *("tracking.tensorboard", "tracking.shown_queries"),
-    *("train.accumulation", "train.device", "train.cpu_threads"),
+    *("train.accumulation", "train.device", "train.cpu_threads", "train.memory_history"),
     *("qwen.gradient_checkpointing", "data.source", "data.validation_source"),
 }
 WARNS = {
