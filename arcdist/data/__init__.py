@@ -1,7 +1,16 @@
 """From a source of tasks to batches of queries."""
 
 from arcdist.data.augment import Augmentation, draw_augmentation
-from arcdist.data.batch import OUTSIDE, Partition, QueryBatch, QueryInputs, QueryTargets, Share, working_area
+from arcdist.data.batch import (
+    OUTSIDE,
+    Partition,
+    QueryBatch,
+    QueryInputs,
+    QueryTargets,
+    Share,
+    fit_canvas,
+    working_area,
+)
 from arcdist.data.collate import Collator
 from arcdist.data.features import FEATURE_NAMES, grid_summary, transformation_features
 from arcdist.data.queries import Query, build_queries, read_queries
@@ -45,6 +54,7 @@ __all__ = [
     "check_leaks",
     "draw_augmentation",
     "embedded_tokenizer",
+    "fit_canvas",
     "from_pretrained_tokenizer",
     "grid_summary",
     "make_loader",
