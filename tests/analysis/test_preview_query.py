@@ -1,5 +1,7 @@
 """What is shown is what the models are given: the same tensors, and no trace of the target."""
 
+import subprocess
+import sys
 from functools import cache
 
 import huggingface_hub
@@ -225,3 +227,8 @@ def test_a_session_gives_its_models_the_same(build_tiny, tiny_flags):
 def test_a_query_that_is_not_there(task, kind, index, message):
     with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         ask(kind, index, task=task)
+
+
+def test_a_preview_does_not_wait_for_the_models():
+    code = "import sys, arcdist.analysis.preview; print({'transformers', 'arcdist.models'} & sys.modules.keys())"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
