@@ -257,7 +257,7 @@ class LeakReport:
     shared_ids: int
     """Scored tasks whose id is among the trained ones; 0 if both are the same split of the same source."""
     shared_contents: int
-    """Scored tasks that have an (input, output) pair in common with a trained one, whatever their ids; 0 likewise."""
+    """Scored tasks that have an (input, output) pair in common with a trained one, under any id; 0 likewise."""
     examples: tuple[str, ...]
     """Ids of up to five of these scored tasks."""
     repeated_test_pairs: int
