@@ -3,7 +3,7 @@
 from arcdist.data.augment import Augmentation, draw_augmentation
 from arcdist.data.batch import OUTSIDE, QueryBatch, QueryInputs, QueryTargets, Share, fit_canvas, working_area
 from arcdist.data.collate import Collator
-from arcdist.data.features import FEATURE_NAMES, transformation_features
+from arcdist.data.features import FEATURE_NAMES
 from arcdist.data.queries import Query, build_queries, read_queries
 from arcdist.data.sampler import BucketedBatches, Partitioner
 from arcdist.data.sources import LeakReport, Origin, TaskSet, TaskSets, read_task_sets, read_tasks
@@ -41,6 +41,5 @@ __all__ = [
     "read_task_sets",
     "read_tasks",
     "tasks_digest",
-    "transformation_features",
     "working_area",
 ]
