@@ -55,11 +55,12 @@ def train(loaded: LoadedConfig, watch: FailureWatch) -> int:
     if is_main():
         check_mirrors(config)
     profiled = int(loaded.options.get("profile", "0"))
-    if loaded.dry_run and "resume" in loaded.options:
+    is_dry = "dry_run" in loaded.switches
+    if is_dry and "resume" in loaded.options:
         raise ConfigError("--dry_run measures what a run takes, and resumes none: leave out --resume.")
-    if loaded.dry_run and profiled:
+    if is_dry and profiled:
         raise ConfigError("--profile writes into a run folder, and --dry_run has none: give one of them.")
-    if loaded.dry_run:
+    if is_dry:
         with explained_out_of_memory(config):
             dry_run(config)
         shutdown()
