@@ -229,7 +229,7 @@ class Loop:
         state.step += 1
         state.batch += 1
         if report.save_failed:
-            self.checkpointing.tell()
+            self.checkpointing.report_failure()
         self._guard(report)
         seconds = time.perf_counter() - self._clock
         self.pace.add(report.queries, report.tokens, seconds)

@@ -5,6 +5,7 @@ import logging
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -97,6 +98,8 @@ def _train(loaded: LoadedConfig, watch: FailureWatch, profiled: int) -> int:
                     loop = Loop(session, folder or shared, heartbeat, run_id, profiled_steps=profiled)
                     if snapshot is not None:
                         _resume(loop, snapshot, start)
+                        # Its tensors are not kept in memory while the run trains.
+                        start, snapshot = start and replace(start, snapshot=None), None
                 mirrors = Mirrors(())
                 if folder:
                     identity = _identify(loaded, session, folder, loop.run_id)
