@@ -77,8 +77,9 @@ def test_rank_0_alone_writes_and_speaks(several):
         assert "Warning" not in text
 
 
-def test_deepspeed_s_whole_configuration_is_printed_and_saved(launched):
-    run = launched("zero3", 2, program="noting")
+@pytest.mark.parametrize("config", ["zero3"])
+def test_deepspeed_s_whole_configuration_is_printed_and_saved(launched, config):
+    run = launched(config, 2, program="noting")
     saved = json.loads((run.folder / "deepspeed.json").read_text())
     assert "auto" not in str(saved)
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
@@ -115,10 +116,13 @@ def model_folder(shared_folder):
     return folder
 
 
-def test_under_zero_3_no_process_holds_a_pretrained_matrix_whole(launched, model_folder, assert_same_trajectory):
+@pytest.mark.parametrize("config", ["zero3"])
+def test_under_zero_3_no_process_holds_a_pretrained_matrix_whole(
+    launched, model_folder, assert_same_trajectory, config
+):
     flags = ("--qwen.model", str(model_folder), "--max_batches=3", "--epochs=2")
     single = launched("cpu", 1, *flags)
-    run = launched("zero3", 2, *flags, program="sharded", environment=(("MODEL", str(model_folder)),))
+    run = launched(config, 2, *flags, program="sharded", environment=(("MODEL", str(model_folder)),))
     assert_same_trajectory(run, single)
     threshold = json.loads((run.folder / "deepspeed.json").read_text())["zero_optimization"][
         "stage3_param_persistence_threshold"
