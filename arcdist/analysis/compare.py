@@ -4,7 +4,7 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -26,9 +26,8 @@ from arcdist.analysis.scores import Run, cost_sheet, group_sheet, letter_runs, n
 from arcdist.analysis.tables import Line, Sheet, Spread
 from arcdist.errors import ArcdistError, ConfigError, DataError
 from arcdist.files import expanded, replacing
-from arcdist.tracking import run_folder as identity
 from arcdist.tracking.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, TERM_COLORS, VERMILION
-from arcdist.tracking.wandb_reader import is_wandb_folder, is_wandb_path, read_wandb_folder, read_wandb_run
+from arcdist.tracking.wandb import is_wandb_path, read_wandb_run
 
 _NO_DIFFERENCE = ("output.dir",)
 """Every run has its own."""
@@ -620,21 +619,12 @@ def read_runs(names: Sequence[str]) -> tuple[list[RunRecord], list[str]]:
         try:
             record = read_run(name)
             same = [other.place for other in records if other.identity.id == record.identity.id]
-            if same and _are_siblings(name, same[0]):
-                continue
             if same:
                 raise DataError(f"{name} is the same run as {same[0]} ({record.identity.id}): name each run once.")
             records.append(record)
         except ArcdistError as error:
             refused.append(str(error))
     return records, refused
-
-
-def _are_siblings(name: str, other: str) -> bool:
-    """Whether W&B wrote both folders of a run, which was resumed: each stands for all of them."""
-    first, second = (expanded(place).resolve() for place in (name, other))
-    are_its = (any(folder.glob("run-*.wandb")) for folder in (first, second))
-    return first != second and first.parent == second.parent and all(are_its)
 
 
 def read_run(name: str) -> RunRecord:
@@ -644,11 +634,9 @@ def read_run(name: str) -> RunRecord:
         ConfigError, DataError, PlatformError: there is no such run, or it cannot be read.
     """
     if is_wandb_path(name):
-        return read_wandb_run(name)
-    folder = expanded(name)
-    if not (folder / identity.FILE).exists() and is_wandb_folder(folder):
-        return read_wandb_folder(folder)
-    return read_run_folder(folder)
+        run = read_wandb_run(name)
+        return RunRecord(place=name, **{field.name: getattr(run, field.name) for field in fields(run)})
+    return read_run_folder(expanded(name))
 
 
 def compare_runs(names: Sequence[str], folder: Path | None, *, report: bool) -> None:

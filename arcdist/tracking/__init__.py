@@ -1,15 +1,11 @@
 """Where a run's numbers, lines and pictures go. Nothing flows back from here into training."""
 
 from arcdist.tracking.console import MovingPace, PhaseLines, ProgressBar, epoch_table, log_table, no_log, open_log
-from arcdist.tracking.grids import ARC_COLORS, Example, draw_grids, plot_examples, queries_figure, query_figure
 from arcdist.tracking.metrics import Record, TrainingMetricsTracker
 from arcdist.tracking.mirror import Mirrors, check_mirrors, open_mirrors
-from arcdist.tracking.plots import panel_figure, plot_metrics
 from arcdist.tracking.run_folder import discard_run_folder, make_run_folder
 
 __all__ = [
-    "ARC_COLORS",
-    "Example",
     "Mirrors",
     "MovingPace",
     "PhaseLines",
@@ -18,16 +14,10 @@ __all__ = [
     "TrainingMetricsTracker",
     "check_mirrors",
     "discard_run_folder",
-    "draw_grids",
     "epoch_table",
     "log_table",
     "make_run_folder",
     "no_log",
     "open_log",
     "open_mirrors",
-    "panel_figure",
-    "plot_examples",
-    "plot_metrics",
-    "queries_figure",
-    "query_figure",
 ]

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from arcdist.tracking.wandb_reader import is_wandb_path
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
@@ -48,7 +49,6 @@ from arcdist.analysis.scores import cost_sheet, group_sheet, groups, letter_runs
 from arcdist.analysis.tables import Line, Spread, show_value
 from arcdist.errors import ConfigError, DataError
 from arcdist.tracking.plots import BLUE, TERM_COLORS, VERMILION
-from arcdist.tracking.wandb_reader import is_wandb_path
 
 WEIGHTS = dict.fromkeys(LAMBDAS.values(), 1.0)
 
