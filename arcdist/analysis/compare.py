@@ -29,7 +29,7 @@ from arcdist.config.schema import EFE_TERMS
 from arcdist.errors import ArcdistError, ConfigError, DataError
 from arcdist.files import replacing
 from arcdist.formatting import counted
-from arcdist.tracking.wandb_reader import is_wandb_path
+from arcdist.tracking.wandb import is_wandb_path
 
 PAGE, CURVES_PICTURE, TERMS_PICTURE, NUMBERS = "compare.html", "curves.png", "efe_terms.png", "compare.json"
 _WANDB_SMOOTHING = 0.9

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,6 +13,7 @@ from arcdist.errors import ConfigError, DataError
 from arcdist.files import expanded
 from arcdist.tracking.metrics import Validation, read_numbers, read_validations
 from arcdist.tracking.run_folder import FILE, Identity, read_identity
+from arcdist.tracking.wandb import is_wandb_path, read_wandb_run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,9 +83,10 @@ def read_run(name: str) -> RunRecord:
     Raises:
         ConfigError, DataError, PlatformError: there is no such run, or it cannot be read.
     """
-    from arcdist.tracking.wandb_reader import is_wandb_path, read_wandb_run
-
-    return read_wandb_run(name) if is_wandb_path(name) else read_run_folder(expanded(name))
+    if not is_wandb_path(name):
+        return read_run_folder(expanded(name))
+    run = read_wandb_run(name)
+    return RunRecord(place=name, **{field.name: getattr(run, field.name) for field in fields(run)})
 
 
 def read_run_folder(folder: Path) -> RunRecord:
@@ -130,17 +132,17 @@ def _not_a_run(path: Path) -> str:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return dict(flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        return dict(_flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     except (AttributeError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path} is no configuration of a run ({error}): correct it, or leave that run out.") from error
 
 
-def flat(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested mappings by dotted key."""
     for name, value in part.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

@@ -1,4 +1,4 @@
-"""The numbers of a run on disk: `steps.jsonl`, `metrics.json` and the plot drawn from them."""
+"""The numbers of a run on disk: `steps.jsonl`, `metrics.json`, `validation/` and the plot drawn from them."""
 
 import json
 import logging
@@ -10,12 +10,16 @@ from typing import Any, TypeAlias
 
 from arcdist.errors import DataError
 from arcdist.files import replacing
-from arcdist.tracking.plots import plot_metrics
 
-FOLDER = "validation"
+_STEPS, _METRICS, _VALIDATION = "steps.jsonl", "metrics.json", "validation"
+
+Record: TypeAlias = Mapping[str, float | int | str | Sequence[str] | None]
+"""Numbers by name, as Python floats: a tensor would have to be waited for."""
 
 Rows: TypeAlias = tuple[tuple[int, ...], ...]
 """A grid of colours 0 to 9, row by row."""
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,9 +42,9 @@ class ShownQuery:
     input: Rows
     target: Rows
     steps: tuple[Rows, ...]
-    """The answer as it stands after each planning step; the size is that of the last."""
+    """The answer after each planning step, in the size of the last."""
     prediction: Rows
-    """The answer that is scored: after the last step, the solver's memory weighed in."""
+    """The answer that is scored: after the last step, with the solver's memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,96 +61,65 @@ class Validation:
     """The same queries in each epoch, and in each run on the same data."""
 
 
-def task_of(query: str) -> str:
-    """The task of a query, from `<task id>:test:<pair index>`."""
-    return query.rsplit(":", 2)[0]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """What W&B and TensorBoard keep of one training step: its numbers, and those of the epoch that ends with it."""
+
+    step: int
+    numbers: Mapping[str, Any]
+    ends_epoch: bool = False
+    validation: Validation | None = None
 
 
-def validation_path(folder: Path, epoch: int) -> Path:
-    """Where the validation of an epoch lies in a run folder."""
-    return folder / FOLDER / f"epoch_{epoch:05d}.json"
+EPOCH = "epoch/"
+"""Prefix of an epoch's numbers in a row, except for `EPOCH_ONLY`."""
+EPOCH_ONLY = ("val/", "floor/")
+"""Beginnings of the names that no step has."""
 
 
-def validation_paths(folder: Path) -> list[Path]:
-    """The validations in a run folder, by epoch."""
-    return sorted((folder / FOLDER).glob("epoch_*.json"))
+def make_row(
+    number: int,
+    step: Mapping[str, Any] | None,
+    epoch: Mapping[str, Any] | None = None,
+    validation: Validation | None = None,
+) -> Row:
+    """The row of training step `number`, from the records of the step and of the epoch that ends with it."""
+    numbers = dict(step or {})
+    for name, value in (epoch or {}).items():
+        numbers[name if name == "epoch" or name.startswith(EPOCH_ONLY) else EPOCH + name] = value
+    return Row(step=number, numbers=numbers, ends_epoch=epoch is not None, validation=validation)
 
 
-def write_validation(folder: Path, validation: Validation) -> None:
-    """Write the validation of an epoch into a run folder, in place of an earlier one of that epoch."""
-    path = validation_path(folder, validation.epoch)
-    path.parent.mkdir(exist_ok=True)
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(asdict(validation), separators=(",", ":")) + "\n", encoding="utf-8")
-
-
-def read_validations(folder: Path) -> tuple[Validation, ...]:
-    """The validations of a run folder, by epoch.
-
-    Raises:
-        DataError: a file is broken.
-    """
-    return tuple(_read(path) for path in validation_paths(folder))
-
-
-def parse_validation(content: Mapping[str, Any]) -> Validation:
-    """A validation from JSON.
-
-    Raises:
-        KeyError, TypeError, ValueError: it is none.
-    """
-    return Validation(
-        epoch=int(content["epoch"]),
-        step=int(content["step"]),
-        results={str(name): QueryResult(**result) for name, result in content["results"].items()},
-        shown=tuple(
-            ShownQuery(
-                id=query["id"],
-                input=_rows(query["input"]),
-                target=_rows(query["target"]),
-                steps=tuple(map(_rows, query["steps"])),
-                prediction=_rows(query["prediction"]),
-            )
-            for query in content["shown"]
-        ),
-    )
-
-
-def _read(path: Path) -> Validation:
-    try:
-        return parse_validation(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): see who may read there.") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is no validation ({error!r}): move it away; the rest is read without it.") from error
-
-
-def _rows(grid: Any) -> Rows:
-    return tuple(tuple(int(color) for color in row) for row in grid)
-
-
-Record: TypeAlias = Mapping[str, float | int | str | Sequence[str] | None]
-"""Numbers by name. Python floats only: what is still a tensor has not been waited for."""
-
-_STEPS, _METRICS = "steps.jsonl", "metrics.json"
-
-_logger = logging.getLogger(__name__)
+def make_rows(
+    steps: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping[str, Any]], validations: Sequence[Validation]
+) -> list[Row]:
+    """The rows of the records in a run folder, by step; epochs of old versions, which name no step, are left out."""
+    by_step: dict[int, dict[str, Any]] = {}
+    for record in steps:
+        # A run that is ended by its health flags logs them in a line of their own.
+        by_step[record["step"]] = {**by_step.get(record["step"], {}), **record}
+    validated = {validation.epoch: validation for validation in validations}
+    ends = {record["step"]: record for record in epochs if "step" in record}
+    return [
+        make_row(step, by_step.get(step), ends.get(step), validated.get(ends[step]["epoch"]) if step in ends else None)
+        for step in sorted(by_step.keys() | ends)
+    ]
 
 
 class TrainingMetricsTracker:
     """Writes a run's numbers as they come, and knows the best epoch.
 
     Numbers that are not finite are stored as null, so that every line and file is valid JSON. A tracker on a folder
-    that holds such files goes on from them. What a full disk does not take is told, and written once there is room.
+    that holds such files continues them. What a full disk refuses is reported, and written once there is room.
     """
 
     def __init__(
         self, run_dir: Path, best_metric: str = "val/exact", tie_metric: str = "val/cell", *, writes: bool = True
     ) -> None:
-        """Open the files in `run_dir`; one that does not write keeps the numbers and touches no file.
+        """Open the files in `run_dir`; without `writes`, the numbers of epochs are kept and no file is touched.
 
         Raises:
-            DataError: `steps.jsonl` or `metrics.json` in there is broken.
+            DataError: `steps.jsonl` or `metrics.json` there is broken.
         """
         self.steps_path = run_dir / _STEPS
         self.metrics_path = run_dir / _METRICS
@@ -165,16 +138,16 @@ class TrainingMetricsTracker:
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
-        """The records of the epochs so far, in their order."""
+        """The records of the epochs so far, in order."""
         return list(self._epochs)
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        """The logged steps so far; none where this tracker does not write."""
+        """The logged steps so far; empty if this tracker does not write."""
         return list(self._steps)
 
     def validations(self) -> tuple[Validation, ...]:
-        """The validations so far, by epoch; none where this tracker does not write.
+        """The validations so far, by epoch; empty if this tracker does not write.
 
         Raises:
             DataError: a file in `validation/` is broken.
@@ -183,18 +156,11 @@ class TrainingMetricsTracker:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The record of the best epoch and `metric`, its measure; empty before the first validation.
-
-        Ties go to the higher `tie_metric`, then to the earlier epoch.
-        """
-        scored = [record for record in self._epochs if record.get(self.best_metric) is not None]
-        if not scored:
-            return {}
-        record = max(scored, key=self._rank)
-        return {"metric": self.best_metric, **record}
+        """The record of the best epoch and `metric`, its measure; empty before the first validation."""
+        return best_epoch(self._epochs, self.best_metric, self.tie_metric)
 
     def go_on_from(self, step: int, epochs: Sequence[Mapping[str, Any]]) -> None:
-        """Forget the steps after `step`, and know these epochs only: what a checkpoint was taken after."""
+        """Continue from a checkpoint: keep the steps up to `step`, and its epochs in place of the known ones."""
         self._steps = [record for record in self._steps if record["step"] <= step]
         self._epochs = [dict(record) for record in epochs]
         if not self._writes:
@@ -205,7 +171,7 @@ class TrainingMetricsTracker:
         else:
             self.metrics_path.unlink(missing_ok=True)
         known = {validation_path(self._folder, epoch["epoch"]) for epoch in self._epochs}
-        for path in validation_paths(self._folder):
+        for path in _validation_paths(self._folder):
             if path not in known:
                 path.unlink()
 
@@ -215,7 +181,7 @@ class TrainingMetricsTracker:
             return
         step = finite(record)
         self._steps.append(step)
-        # A line that was cut off by a full disk is followed by none: the file is then written anew.
+        # Nothing is appended to a line that a full disk cut off: the whole file is written again.
         behind = self.steps_path in self._unwritten
         self._write(self.steps_path, self._write_steps if behind else lambda: self._append(step))
 
@@ -236,12 +202,14 @@ class TrainingMetricsTracker:
         self._write(path, lambda: write_validation(self._folder, validation))
 
     def draw(self) -> Path:
-        """Draw `metrics_plot.png` anew and return its path."""
+        """Draw `metrics_plot.png` again and return its path."""
         metrics = {"epochs": self._epochs, "best": self.best}
         self._write(self.plot_path, lambda: self._draw(metrics))
         return self.plot_path
 
     def _draw(self, metrics: Mapping[str, Any]) -> None:
+        from arcdist.tracking.plots import plot_metrics
+
         try:
             plot_metrics(metrics, self._steps, self.plot_path)
         except OSError:
@@ -250,7 +218,7 @@ class TrainingMetricsTracker:
             _logger.warning("%s could not be drawn (%s: %s).", self.plot_path, type(error).__name__, error)
 
     def _write(self, path: Path, write: Callable[[], None]) -> None:
-        """Write a file, and first what could not be written before; a disk that is full ends no run."""
+        """Write a file, after those that could not be written before; a full disk does not end a run."""
         if not self._writes:
             return
         for place, again in {**self._unwritten, path: write}.items():
@@ -260,7 +228,7 @@ class TrainingMetricsTracker:
                 if place not in self._unwritten:
                     _logger.error(
                         "NOT WRITTEN: %s (%s). It is kept in memory and written as soon as there is room. "
-                        "Training goes on.",
+                        "Training continues.",
                         place,
                         error.strerror or error,
                     )
@@ -273,23 +241,28 @@ class TrainingMetricsTracker:
             lines.write(_line(step))
 
     def _write_steps(self) -> None:
-        with replacing(self.steps_path) as partial:
-            partial.write_text("".join(_line(record) for record in self._steps), encoding="utf-8")
+        _replace(self.steps_path, "".join(map(_line, self._steps)))
 
     def _write_epochs(self) -> None:
-        with replacing(self.metrics_path) as partial:
-            partial.write_text(
-                json.dumps({"epochs": self._epochs, "best": self.best}, indent=2, allow_nan=False) + "\n",
-                encoding="utf-8",
-            )
-
-    def _rank(self, record: dict[str, Any]) -> tuple[float, float]:
-        tie = record.get(self.tie_metric)
-        return record[self.best_metric], -math.inf if tie is None else tie
+        content = {"epochs": self._epochs, "best": self.best}
+        _replace(self.metrics_path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"
+def best_epoch(epochs: Sequence[Mapping[str, Any]], metric: str, tie_metric: str = "val/cell") -> dict[str, Any]:
+    """The record of the epoch with the highest `metric`, with that name as `metric`; empty if none has one.
+
+    Ties go to the higher `tie_metric`, then to the earlier epoch.
+    """
+
+    def rank(record: Mapping[str, Any]) -> tuple[float, float]:
+        tie = record.get(tie_metric)
+        return record[metric], -math.inf if tie is None else tie
+
+    scored = [dict(record) for record in epochs if record.get(metric) is not None]
+    if not scored:
+        return {}
+    best = max(scored, key=rank)
+    return {"metric": metric, **best}
 
 
 def finite(record: Record) -> dict[str, Any]:
@@ -299,35 +272,41 @@ def finite(record: Record) -> dict[str, Any]:
     }
 
 
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def _replace(path: Path, text: str) -> None:
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def _drop_unfinished_line(path: Path) -> None:
-    """A last line without its end was cut off with the process that wrote it, and goes."""
+    """Remove a last line that was cut off with the process that wrote it."""
     content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         _logger.warning("%s: dropped an unfinished last line.", path)
-        with replacing(path) as partial:
-            partial.write_bytes(whole)
+        _replace(path, whole.decode())
 
 
 def read_numbers(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The logged steps and the metrics of a run folder; empty where the run has not come to them yet.
+    """The objects of `steps.jsonl` and the content of `metrics.json` in a run folder; empty if not yet written.
+
+    A last line of `steps.jsonl` that is being written is left out. The content of `metrics.json` is `epochs`, a list
+    of records, and `best`, one of them or empty.
 
     Raises:
-        DataError: `steps.jsonl` or `metrics.json` is broken, or cannot be read.
+        DataError: a file is broken, or cannot be read.
     """
     steps, metrics = folder / _STEPS, folder / _METRICS
     return (
-        read_steps(steps) if steps.exists() else [],
-        read_metrics(metrics) if metrics.exists() else {"epochs": [], "best": {}},
+        _read_steps(steps) if steps.exists() else [],
+        _read_metrics(metrics) if metrics.exists() else {"epochs": [], "best": {}},
     )
 
 
-def read_steps(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of a `steps.jsonl`; the last one may be being written.
-
-    Raises:
-        DataError: a line is broken, or the file cannot be read.
-    """
+def _read_steps(path: Path) -> list[dict[str, Any]]:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -337,16 +316,11 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
         try:
             steps.append(json.loads(line))
         except ValueError as error:
-            raise DataError(f"{path}, line {number} is not JSON ({error}): mend or remove the line.") from error
+            raise DataError(f"{path}, line {number} is not JSON ({error}): repair or remove the line.") from error
     return steps
 
 
-def read_metrics(path: Path) -> dict[str, Any]:
-    """A `metrics.json`: `epochs`, a list of records, and `best`, one of them or empty.
-
-    Raises:
-        DataError: it is broken, or cannot be read.
-    """
+def _read_metrics(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
         return {"epochs": [dict(epoch) for epoch in content["epochs"]], "best": dict(content.get("best", {}))}
@@ -354,5 +328,71 @@ def read_metrics(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f'{path} is not a metrics file ({error!r}): it needs {{"epochs": [...]}}; mend it or move it away.'
+            f'{path} is not a metrics file ({error!r}): it needs {{"epochs": [...]}}; repair it or move it away.'
         ) from error
+
+
+def task_of(query: str) -> str:
+    """The task of a query, from `<task id>:test:<pair index>`."""
+    return query.rsplit(":", 2)[0]
+
+
+def validation_path(folder: Path, epoch: int) -> Path:
+    """The file of an epoch's validation in a run folder."""
+    return folder / _VALIDATION / f"epoch_{epoch:05d}.json"
+
+
+def write_validation(folder: Path, validation: Validation) -> None:
+    """Write the validation of an epoch into a run folder, in place of an earlier one of that epoch."""
+    path = validation_path(folder, validation.epoch)
+    path.parent.mkdir(exist_ok=True)
+    _replace(path, json.dumps(asdict(validation), separators=(",", ":")) + "\n")
+
+
+def read_validations(folder: Path) -> tuple[Validation, ...]:
+    """The validations of a run folder, by epoch.
+
+    Raises:
+        DataError: a file is broken.
+    """
+    return tuple(map(_read_validation, _validation_paths(folder)))
+
+
+def parse_validation(content: Mapping[str, Any]) -> Validation:
+    """A validation from JSON.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: it is none.
+    """
+    return Validation(
+        epoch=int(content["epoch"]),
+        step=int(content["step"]),
+        results={str(name): QueryResult(**result) for name, result in content["results"].items()},
+        shown=tuple(
+            ShownQuery(
+                id=query["id"],
+                input=_rows(query["input"]),
+                target=_rows(query["target"]),
+                steps=tuple(map(_rows, query["steps"])),
+                prediction=_rows(query["prediction"]),
+            )
+            for query in content["shown"]
+        ),
+    )
+
+
+def _validation_paths(folder: Path) -> list[Path]:
+    return sorted((folder / _VALIDATION).glob("epoch_*.json"))
+
+
+def _read_validation(path: Path) -> Validation:
+    try:
+        return parse_validation(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is no validation ({error!r}): move it away; the rest is read without it.") from error
+
+
+def _rows(grid: Any) -> Rows:
+    return tuple(tuple(int(color) for color in row) for row in grid)

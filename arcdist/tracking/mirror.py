@@ -1,85 +1,82 @@
-"""What shows a run's numbers elsewhere than in its folder while it trains: W&B, TensorBoard.
+"""Mirrors show a run's numbers elsewhere than in its folder while it trains: W&B, TensorBoard.
 
-Training hands the records over and goes on at once. Whatever goes wrong behind that is one warning, never an end.
+Training hands the records over and continues at once. If anything fails afterwards, one warning is logged.
 """
 
 import logging
 import queue
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from arcdist.config import Config
 from arcdist.tracking.metrics import Record, Validation, finite
 from arcdist.tracking.run_folder import Identity
+from arcdist.tracking.tensorboard import TensorBoardMirror, require_tensorboard
+from arcdist.tracking.wandb import WandbMirror, wandb_mode
 
 CLOSE_SECONDS = 30.0
 """How long the end of a run waits for its mirrors."""
 _SHARE_AFTER_INTERRUPT = 0.6
-"""Of that time, what is kept for doing otherwise what does not end."""
+"""The share of that time that is left after `interrupt`."""
 _SECONDS_AFTER_KILL = 1.0
 
 _logger = logging.getLogger(__name__)
 
 
-class Mirror(ABC):
-    """A place that a run is shown in. It works in one thread, which may hang and may fail."""
+@runtime_checkable
+class Mirror(Protocol):
+    """A place that a run is shown in. It works in one thread, and may hang or fail."""
 
     name: str
 
     @property
-    @abstractmethod
     def remedy(self) -> str:
-        """How the user gets there what is missing."""
+        """How the user gets what is missing there."""
 
-    @abstractmethod
     def open(self) -> None:
-        """Begin, or go on where an earlier process of the run ended."""
+        """Begin, or continue where an earlier process of the run ended."""
 
-    @abstractmethod
     def catch_up(self, steps: Sequence[Record], epochs: Sequence[Record], validations: Sequence[Validation]) -> None:
-        """Take in the records that stand in the run folder."""
+        """Show the records that are in the run folder."""
 
-    @abstractmethod
     def log_step(self, record: Record, *, ends_epoch: bool) -> None:
-        """Take in a logged step."""
+        """Show a logged step."""
 
-    @abstractmethod
     def log_epoch(self, step: int, record: Record, validation: Validation | None, plot: Path | None) -> None:
-        """Take in an epoch that ended with `step`."""
+        """Show an epoch that ended with `step`."""
 
-    @abstractmethod
     def log_best(self, folder: Path) -> None:
-        """Take in a new best checkpoint."""
+        """Keep a new best checkpoint."""
 
-    @abstractmethod
     def close(self, exit_code: int) -> None:
         """End in order."""
 
-    @abstractmethod
     def interrupt(self) -> None:
-        """Have what waits fail at once, so that it is done otherwise; called from another thread."""
+        """Make a call that waits fail at once, so that its work is done another way; called from another thread."""
 
-    @abstractmethod
     def kill(self) -> None:
-        """Leave nothing behind that runs, and begin nothing anew; called from any thread."""
+        """Leave nothing running, and start nothing again; called from any thread."""
 
 
 class Mirrors:
-    """The mirrors of a run. No method waits but `close`, and none raises."""
+    """The mirrors of a run. No method but `close` waits, and none raises."""
 
     def __init__(self, mirrors: Sequence[Mirror], *, close_seconds: float = CLOSE_SECONDS) -> None:
-        """Open the mirrors, each in a daemon thread of its own, so that none waits for another."""
+        """Open the mirrors, each in its own daemon thread, so that none waits for another."""
         self._workers = [_Worker(mirror) for mirror in mirrors]
         self._close_seconds = close_seconds
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._workers)
 
     def catch_up(
         self, steps: Sequence[Record], epochs: Sequence[Record], validations: Callable[[], Sequence[Validation]]
     ) -> None:
-        """Show the records that stand in the folder of a run that is resumed, where they are not shown already.
+        """Show the records in the folder of a resumed run, unless they are shown already.
 
         `validations` reads those of the folder: training need not wait for that.
         """
@@ -97,15 +94,11 @@ class Mirrors:
         self._do(lambda mirror: mirror.log_epoch(step, epoch, validation, plot))
 
     def log_best(self, folder: Path) -> None:
-        """Keep the best checkpoint where the mirror can."""
+        """Keep the best checkpoint, if the mirror can."""
         self._do(lambda mirror: mirror.log_best(folder))
 
-    def __bool__(self) -> bool:
-        """Whether there is any."""
-        return bool(self._workers)
-
     def close(self, exit_code: int, *, seconds: float | None = None) -> None:
-        """Wait until all is shown, for `seconds` at most where they are fewer than usual, and end."""
+        """Wait until all is shown, for at most `seconds` if that is less than usual, and end."""
         deadline = time.monotonic() + min(self._close_seconds, self._close_seconds if seconds is None else seconds)
         for worker in self._workers:
             worker.end(exit_code)
@@ -119,15 +112,12 @@ class Mirrors:
 
 
 def check_mirrors(config: Config) -> None:
-    """See that what the configuration asks for by name is there, before anything else of a run is.
+    """Check that what the configuration asks for by name is installed, before a run begins.
 
     Raises:
-        ConfigError: `WANDB_MODE` in the environment is none of W&B's.
+        ConfigError: `WANDB_MODE` in the environment is not one of W&B's modes.
         PlatformError: a package is not installed.
     """
-    from arcdist.tracking.tensorboard import require_tensorboard
-    from arcdist.tracking.wandb_run import wandb_mode
-
     if config.tracking.tensorboard:
         require_tensorboard()
     wandb_mode(config)
@@ -136,7 +126,7 @@ def check_mirrors(config: Config) -> None:
 def open_mirrors(
     folder: Path, identity: Identity, config: Config, *, best_metric: str, close_seconds: float = CLOSE_SECONDS
 ) -> Mirrors:
-    """The mirrors that the configuration asks for, at work.
+    """Open the mirrors that the configuration asks for.
 
     Args:
         folder: of the run.
@@ -148,9 +138,6 @@ def open_mirrors(
     Raises:
         PlatformError: a package that is asked for by name is not installed.
     """
-    from arcdist.tracking.tensorboard import TensorBoardMirror
-    from arcdist.tracking.wandb_run import WandbMirror, wandb_mode
-
     mirrors: list[Mirror] = []
     if config.tracking.tensorboard:
         mirrors.append(TensorBoardMirror(folder, identity))
@@ -161,7 +148,7 @@ def open_mirrors(
 
 
 class _Worker:
-    """The thread that a mirror works in, and what it has still to do."""
+    """The thread that a mirror works in, and the calls that wait for it."""
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
@@ -194,7 +181,7 @@ class _Worker:
         while (call := self._calls.get()) is not None:
             try:
                 call(self._mirror)
-            except Exception as error:  # Whatever it is: training goes on.
+            except Exception as error:  # Training continues after any failure here.
                 self._warn(" ".join(f"{type(error).__name__}: {error}".split()))
                 self._mirror.kill()
                 return
@@ -203,7 +190,7 @@ class _Worker:
         if not self._given_up.is_set():
             self._given_up.set()
             _logger.warning(
-                "%s lacks what is left of this run (%s). The run folder has all: %s.",
+                "%s lacks the rest of this run (%s). The run folder has everything: %s.",
                 self._mirror.name,
                 why,
                 self._mirror.remedy,

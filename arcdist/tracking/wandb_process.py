@@ -1,88 +1,184 @@
-"""The process that holds a W&B run, apart from training: `python -m arcdist.tracking.wandb_process`.
+"""The process that W&B works in, apart from training: both of its ends.
 
-It reads orders from standard input and answers each, a line of JSON a piece. W&B hooks itself into the process that
-it runs in (`sys.exit`, `atexit`, signals on a click on its page), prints, and may hang or crash: here that harms
-nothing. When the training process is gone, however it went, standard input ends, and so does this.
+W&B hooks itself into the process that it runs in (`sys.exit`, `atexit`), prints, and may hang or crash: here that harms
+nothing. It reads orders from standard input and answers each, a line of JSON a piece. When the training process is
+gone in any way, standard input ends, and so does this process.
 """
 
 import json
 import os
+import select
 import signal
+import struct
+import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, TypeAlias
 
-import wandb
+import psutil  # type: ignore[import-untyped]
 
-from arcdist.tracking.metrics import parse_validation
-from arcdist.tracking.wandb_keys import PLOT, QUERIES, RUN, SHOWN, WHOLE
-from arcdist.tracking.wandb_reader import steps_in
-from arcdist.tracking.wandb_tables import query_table, shown_table
+from arcdist.tracking.metrics import EPOCH, EPOCH_ONLY, parse_validation
 
-_SECONDS_WITHOUT_TRAINING = 10
-"""For what is left to be sent once the training process is gone."""
+RUN, BEST_METRIC = "run", "best_metric"
+"""The key of W&B's configuration that holds the identity, and in there what the best epoch is chosen by."""
+QUERIES, SHOWN, PLOT = "validation/queries", "validation/shown", "metrics_plot"
+"""Tables and the picture in a row of W&B's history."""
+RESULT = ("exact", "cell", "confidence")
+"""Columns of a query's result in the tables."""
+GRIDS = "grids"
+"""The column of the grids as JSON."""
+
+_SECONDS_TO_ANSWER = 120.0
+_SECONDS_TO_END = 5.0
+_SECONDS_WITHOUT_TRAINING = 10.0
+"""For the rest to be sent once the training process is gone."""
 _SECONDS_BETWEEN_FLUSHES = 1.0
-_FATAL = "ERROR+4"
-_NOT_DRAWN = ("step", "epoch", "flags")
+
+
+class WandbError(Exception):
+    """What W&B or its process reported."""
 
 
 class WandbProcess:
+    """The end that training holds."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start it; what it prints and keeps for uploads lies in `folder`.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        folder.mkdir(exist_ok=True)
+        root = str(Path(__file__).resolve().parents[2])
+        environment = {
+            **{name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"},
+            "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
+            "WANDB_SILENT": "true",
+            "WANDB_ERROR_REPORTING": "false",
+            "WANDB_DATA_DIR": str(folder.resolve() / "data"),  # copies of files that are being uploaded
+            "WANDB_DIR": str(folder.resolve()),  # W&B's own logs, by default below the current folder
+        }
+        self._console = folder / "console.log"
+        self._interrupted = False
+        with self._console.open("ab") as console:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", f"from {__name__} import serve; serve()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=console,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for training, which then ends this process in order
+            )
+
+    def ask(self, order: str, **values: Any) -> Any:
+        """Have an order of `RunWriter` carried out.
+
+        Raises:
+            WandbError: it failed, or the process did.
+        """
+        orders, answers = self._pipes()
+        try:
+            orders.write(json.dumps({"order": order, **values}).encode() + b"\n")
+            orders.flush()
+            # The answer is one line, and arrives whole.
+            if not select.select([answers], [], [], _SECONDS_TO_ANSWER)[0]:
+                raise WandbError(f"no answer for {_SECONDS_TO_ANSWER:.0f} s")
+            line = answers.readline()
+        except (OSError, ValueError) as error:
+            raise WandbError(self._death(str(error))) from error
+        if not line:
+            raise WandbError(self._death("no answer"))
+        answer = json.loads(line)
+        if "error" in answer:
+            raise WandbError(answer["error"])
+        return answer["answer"]
+
+    def interrupt(self) -> None:
+        """End it and its children at once, so that `ask` fails; from any thread."""
+        self._interrupted = True
+        self._kill()
+
+    def end(self) -> None:
+        """End it, in order if that takes seconds only."""
+        for pipe in self._pipes():
+            with suppress(OSError):
+                pipe.close()
+        try:
+            self._process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            self._process.wait()
+
+    def _kill(self) -> None:
+        if self._process.poll() is not None:
+            return
+        with suppress(psutil.Error):
+            for child in psutil.Process(self._process.pid).children(recursive=True):
+                with suppress(psutil.Error):
+                    child.kill()
+        self._process.kill()
+
+    def _death(self, how: str) -> str:
+        if self._interrupted:
+            return "no answer in time for the end of the run"
+        return f"its process died: {how}; see {self._console}"
+
+    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        return self._process.stdin, self._process.stdout
+
+
+class RunWriter:
     """The orders that the training process gives, by name; each answers with what is sent back."""
 
-    def __init__(self) -> None:
-        self._run: Any = None
-        self._about: dict[str, Any] = {}
-        self._defined: set[str] = set()
+    _run: Any = None
 
     def open(
         self,
         *,
-        mode: Literal["offline", "online"] | None,
+        mode: str | None,
         folder: str,
         project: str,
         entity: str | None,
-        identity: dict[str, Any],
-        config: dict[str, Any],
         about: dict[str, Any],
+        config: dict[str, Any],
         init_seconds: float,
         finish_seconds: float,
     ) -> dict[str, Any]:
-        """Begin the run or go on with it. A mode of none means online with a key, else offline.
+        """Begin the run or continue it. A mode of None means online with a key, else offline.
 
-        Returns its address where it is online, and what it has already: steps, and all before one.
+        Returns its address if it is online, and what it has already: `steps`, and all `before` one.
         """
-        self._about = {**identity, **about}
+        import wandb
+
         # Read before W&B begins a folder of its own.
-        held = steps_in(Path(folder) / "wandb", identity["id"])
-        mode = mode or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+        steps = steps_in(Path(folder) / "wandb", about["id"])
         self._run = wandb.init(
             dir=folder,
-            mode=mode,
-            id=identity["id"],
+            mode=mode or ("online" if wandb.login(prompt=False, verify=False) else "offline"),  # type: ignore[arg-type]
+            id=about["id"],
             resume="allow",
             project=project,
             entity=entity,
-            name=identity["name"],
-            group=identity["group"],
+            name=about["name"],
+            group=about["group"],
             job_type="train",
             tags=about["tags"],
-            config={**config, RUN: self._about},
+            config={**config, RUN: about},
             settings=_settings(init_seconds, finish_seconds),
         )
-        self._define({"epoch": {}})
-        for names in ("val/*", "floor/*", "epoch/*"):
-            self._run.define_metric(names, step_metric="epoch", step_sync=False)
-        self._run.define_metric(about["best_metric"], step_metric="epoch", step_sync=False, summary="max")
-        offline = self._run.offline
-        return {
-            "url": None if offline else self._run.url,
-            "steps": sorted(held) if offline else [],
-            "before": 0 if offline else self._run.starting_step,
-        }
+        for beginning in (EPOCH, *EPOCH_ONLY):
+            self._run.define_metric(f"{beginning}*", step_metric="epoch", step_sync=False)
+        self._run.define_metric(about[BEST_METRIC], step_metric="epoch", step_sync=False, summary="max")
+        if self._run.offline:
+            return {"url": None, "steps": sorted(steps), "before": 0}
+        return {"url": self._run.url, "steps": [], "before": self._run.starting_step}
 
     def log(
         self,
@@ -98,25 +194,27 @@ class WandbProcess:
         Raises:
             RuntimeError: an epoch has ended, and W&B sends nothing any more.
         """
+        import wandb
+
         if ends_epoch:
             _require_upload(self._run)
-        self._define(numbers)
         row = dict(numbers)
         if validation is not None:
-            found = parse_validation(validation)
-            columns, results = query_table(found)
+            columns, results = query_table(validation)
             wandb.Table.MAX_ROWS = max(wandb.Table.MAX_ROWS, len(results))
             row[QUERIES] = wandb.Table(columns=columns, data=results)
-            if found.shown:
-                columns, pictures = shown_table(found, wandb.Image)
-                row[SHOWN] = wandb.Table(columns=columns, data=pictures)
+            columns, shown = shown_table(validation, wandb.Image)
+            if shown:
+                row[SHOWN] = wandb.Table(columns=columns, data=shown)
         if plot is not None and Path(plot).exists():
             row[PLOT] = wandb.Image(plot)
         self._run.log(row, step=step, commit=True)
 
     def log_best(self, *, folder: str) -> None:
         """Keep the best checkpoint as an artifact."""
-        artifact = wandb.Artifact(f"best-{self._about['id']}", type="model")
+        import wandb
+
+        artifact = wandb.Artifact(f"best-{self._run.id}", type="model")
         artifact.add_dir(folder)
         self._run.log_artifact(artifact)
 
@@ -132,33 +230,69 @@ class WandbProcess:
             run.finish(exit_code=exit_code)
             _require_upload(run)
 
-    def read(self, *, path: str, seconds: int) -> dict[str, Any]:
-        """The configuration, the rows and the tables, by their path, of a run on the server."""
-        run = wandb.Api(timeout=seconds).run(path)
-        rows = list(run.scan_history())
-        paths = [row[name]["path"] for row in rows for name in (QUERIES, SHOWN) if isinstance(row.get(name), dict)]
-        with tempfile.TemporaryDirectory() as folder:
-            tables = {path: json.load(run.file(path).download(root=folder, replace=True)) for path in paths}
-        return {"config": dict(run.config), "rows": rows, "tables": tables}
 
-    def _define(self, numbers: Mapping[str, Any]) -> None:
-        """Tell W&B of numbers that it sees for the first time: over what they are drawn, and which are whole.
-
-        Name by name: a pattern for the numbers of a step would hold for those of an epoch as well.
-        """
-        fresh = numbers.keys() - self._defined
-        self._defined |= fresh
-        for name in sorted(fresh):
-            over = None if name in _NOT_DRAWN else "step"
-            if not name.startswith(("val/", "floor/", "epoch/")):
-                self._run.define_metric(name, step_metric=over, step_sync=False, summary="last")
-        whole = {name for name, value in numbers.items() if isinstance(value, int) and not isinstance(value, bool)}
-        if not whole <= set(self._about[WHOLE]):
-            self._about[WHOLE] = sorted(whole | set(self._about[WHOLE]))
-            self._run.config.update({RUN: self._about}, allow_val_change=True)
+Table: TypeAlias = tuple[list[str | int], list[list[Any]]]
+"""Names of the columns, and the rows."""
 
 
-def _settings(init_seconds: float, finish_seconds: float) -> wandb.Settings:
+def query_table(validation: Mapping[str, Any]) -> Table:
+    """How well each query of a validation, in JSON, was answered."""
+    rows = [[name, *(result[key] for key in RESULT)] for name, result in validation["results"].items()]
+    return ["id", *RESULT], rows
+
+
+def shown_table(validation: Mapping[str, Any], wrap: Callable[[Any], Any]) -> Table:
+    """The shown queries of a validation, in JSON: result, and picture and JSON of the grids; `wrap` makes a cell."""
+    from arcdist.tracking.pictures import query_picture
+
+    rows = []
+    for query in parse_validation(validation).shown:
+        result = validation["results"].get(query.id, {})
+        grids = {name: grid for name, grid in asdict(query).items() if name != "id"}
+        values = (result.get(key) for key in RESULT)
+        rows.append([query.id, wrap(query_picture(query)), *values, json.dumps(grids, separators=(",", ":"))])
+    return ["id", "picture", *RESULT, GRIDS], rows
+
+
+def steps_in(folder: Path, id: str) -> set[int]:
+    """The steps of a run whose rows are in the files that W&B wrote below `folder`, even if a file is cut off."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    steps = set()
+    for path in folder.glob(f"*run-*-{id}*/run-*.wandb"):
+        for content in _records(path.read_bytes()):
+            record = Record.FromString(content)
+            if record.WhichOneof("record_type") == "history":
+                steps.add(record.history.step.num)
+    return steps
+
+
+_BLOCK = 32768
+_HEADER = struct.Struct("<IHB")  # checksum, length, kind
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    """The whole records of a `.wandb` file: LevelDB's log format after a header of seven bytes."""
+    position, record = 7, b""
+    while position + _HEADER.size <= len(content):
+        if _BLOCK - position % _BLOCK < _HEADER.size:  # padding, too short for a header
+            position += _BLOCK - position % _BLOCK
+            continue
+        checksum, length, kind = _HEADER.unpack_from(content, position)
+        position += _HEADER.size
+        part = content[position : position + length]
+        if len(part) < length or checksum != zlib.crc32(part, zlib.crc32(bytes([kind]))):
+            return
+        position += length
+        record = part if kind in (_FULL, _FIRST) else record + part
+        if kind in (_FULL, _LAST):
+            yield record
+
+
+def _settings(init_seconds: float, finish_seconds: float) -> Any:
+    import wandb
+
     return wandb.Settings(
         silent=True,
         console="off",
@@ -176,51 +310,43 @@ def _settings(init_seconds: float, finish_seconds: float) -> wandb.Settings:
         init_timeout=init_seconds,
         finish_timeout=finish_seconds,
         finish_timeout_raises=True,
-        # Rows that are not flushed are lost when the whole job is killed; W&B's own 15 s are many steps.
+        # Rows that are not flushed are lost when the whole job is killed; W&B's default of 15 s is many steps.
         x_transaction_log_flush_interval=_SECONDS_BETWEEN_FLUSHES,
-        # W&B's page can ask for an end of the run: nothing flows back into training.
+        # W&B's page can ask for the end of a run: training takes no orders from it.
         stop_fn=lambda: None,
     )
 
 
 def _require_upload(run: Any) -> None:
-    """W&B tells of an upload that it gave up, such as for a key that was revoked, in its own log only."""
+    """W&B reports that it gave up uploading, such as for a revoked key, in its own log only."""
     log = Path(run.dir).parent / "logs" / "debug-internal.log"
-    if not log.exists():
-        return
-    with log.open(encoding="utf-8") as lines:
-        for line in lines:
-            if f'"level":"{_FATAL}"' in line:
-                raise RuntimeError(f"it has stopped sending; {json.loads(line)['msg']}")
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
+        if '"level":"ERROR+4"' in line:  # fatal
+            raise RuntimeError(f"it has stopped sending; {json.loads(line)['msg']}")
 
 
 def serve() -> None:
     """Carry out orders until there are no more."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # The end of the training process, which handles them, is what ends this one.
-        signal.signal(number, signal.SIG_IGN)
-    # What W&B prints is no answer.
+        signal.signal(number, signal.SIG_IGN)  # the training process handles them, and ends this one
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    process = WandbProcess()
+    os.dup2(2, 1)  # what W&B prints is no answer
+    writer = RunWriter()
     for line in sys.stdin:
         order = json.loads(line)
-        name = order.pop("order")
         try:
-            answer = {"answer": getattr(process, name)(**order)}
-        except Exception as error:  # Whatever it is: the training process says what is lost.
+            answer = {"answer": getattr(writer, order.pop("order"))(**order)}
+        except Exception as error:  # the training process reports it
             answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
     last = threading.Timer(_SECONDS_WITHOUT_TRAINING, os._exit, (1,))
     last.daemon = True
     last.start()
-    with suppress(Exception):  # There is nobody to tell.
-        process.finish(exit_code=1)
+    with suppress(Exception):  # there is nobody to report to
+        writer.finish(exit_code=1)
+    import wandb
+
     wandb.teardown()
-    # What W&B would send about itself at the end takes up to 20 s where the server hangs.
+    # What W&B would send about itself at the end takes up to 20 s if the server hangs.
     os._exit(0)
-
-
-if __name__ == "__main__":
-    serve()

@@ -27,7 +27,6 @@ from arcdist.analysis.compare import (
 from arcdist.analysis.tables import Spread, show_value
 from arcdist.config.schema import EFE_TERMS
 from arcdist.errors import ConfigError, DataError
-from arcdist.tracking import wandb_reader
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Pydantic V1 style.*:DeprecationWarning")
 
@@ -265,7 +264,7 @@ def test_what_can_be_read_is_and_the_rest_is_reported(tmp_path, monkeypatch):
     def no_network(path):
         raise DataError(f"{path} cannot be read: there is no network.")
 
-    monkeypatch.setattr(wandb_reader, "read_wandb_run", no_network)
+    monkeypatch.setattr("arcdist.analysis.record.read_wandb_run", no_network)
     monkeypatch.chdir(tmp_path)
     run = make_run(tmp_path / "run", epochs=1)
     make_run(tmp_path / "empty", flags=("--seed", "1"), epochs=0)

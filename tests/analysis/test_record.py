@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import fields, replace
 
 import pytest
 from shared.made_records import answers, made_record
@@ -9,8 +10,7 @@ from shared.made_runs import make_run
 
 from arcdist.analysis.record import read_run, read_run_folder
 from arcdist.errors import ConfigError, DataError
-from arcdist.tracking import wandb_reader as wandb
-from arcdist.tracking.wandb_reader import is_wandb_path
+from arcdist.tracking.wandb import WandbRun, is_wandb_path
 
 
 def test_a_run_folder_is_read_whole(tmp_path):
@@ -92,11 +92,13 @@ def test_a_broken_configuration_is_named(tmp_path):
 
 
 def test_each_name_goes_to_its_reader(tmp_path, monkeypatch):
+    kept = made_record("on the server", exact=[answers("10")])
+    sent = WandbRun(**{field.name: getattr(kept, field.name) for field in fields(WandbRun)})
+    monkeypatch.setattr("arcdist.analysis.record.read_wandb_run", lambda _: sent)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(wandb, "read_wandb_run", made_record)
     make_run(tmp_path / "run", epochs=1)
     assert read_run("run").identity.name == "run"
-    assert read_run("team/project/abcdefgh").place == "team/project/abcdefgh"
+    assert read_run("team/project/abcdefgh") == replace(kept, place="team/project/abcdefgh")
 
 
 def test_a_mistyped_folder_is_not_looked_for_on_the_server(tmp_path, monkeypatch):

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from arcdist.tracking.wandb_reader import read_wandb_folder
 from PIL import Image
 from shared.measured import without_measured
 
 from arcdist.analysis.compare import compare, numbers
 from arcdist.analysis.record import RunRecord, read_run_folder
-from arcdist.tracking.wandb_reader import read_wandb_folder
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 class WandbServer:
-    """What the server is to do, and what it was told."""
+    """What the server does, and what it has received."""
 
     def __init__(self) -> None:
         self.mode = "works"
@@ -20,7 +20,8 @@ class WandbServer:
         self.rows: dict[int, dict[str, Any]] = {}
         """The history, by line."""
         self.config: dict[str, Any] = {}
-        self.state = "none"
+        self.files: dict[str, bytes] = {}
+        """Files of the run, by their path."""
         self.released = threading.Event()
         self.url = ""
 
@@ -44,6 +45,12 @@ class WandbServer:
             return {"createRunFiles": {"runID": "UnVu", "uploadHeaders": [], "files": files}}
         if name == "Run":
             return {"project": {"run": {**self._run(), "name": variables["name"]} if self.rows else None}}
+        if name == "RunFiles":
+            nodes = [
+                {"id": file, "name": file, "url": f"{self.url}/download/{file}", "sizeBytes": len(self.files[file])}
+                for file in variables["fileNames"]
+            ]
+            return {"project": {"run": {"fileCount": len(nodes), "files": {"edges": [{"node": one} for one in nodes]}}}}
         if name == "RunHistoryKeys":
             return {"project": {"run": {"historyKeys": self._run()["historyKeys"]}}}
         if "minStep" in variables:
@@ -101,7 +108,7 @@ class WandbServer:
 
 @contextmanager
 def wandb_server() -> Iterator[WandbServer]:
-    """A server that works, until it is told otherwise."""
+    """A server that works until its `mode` is changed."""
     told = WandbServer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -125,6 +132,8 @@ def wandb_server() -> Iterator[WandbServer]:
             elif told.mode == "works" and self.path.endswith("/file_stream"):
                 told.stream(json.loads(body).get("files") or {})
             content = json.dumps(data).encode()
+            if self.path.startswith("/download/"):
+                content = told.files[self.path.removeprefix("/download/")]
             self.send_response(404 if "/otel/" in self.path else self.codes.get(told.mode, 200))
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))

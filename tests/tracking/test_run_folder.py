@@ -1,4 +1,4 @@
-"""Which runs repeat each other, and what a run is called by."""
+"""Run folders are taken by one run at a time, and runs that repeat each other have one group."""
 
 import json
 import re
@@ -134,5 +134,5 @@ def test_keys_that_are_not_known_are_left_out_and_missing_ones_named(tmp_path):
     assert read_identity(tmp_path / "run").id == content["id"]
     del content["group"]
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"run.json does not say what the run is .*'group'"):
+    with pytest.raises(DataError, match=r"run.json does not describe a run .*'group'"):
         read_identity(tmp_path / "run")

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from arcdist.tracking.rows import strip_of
 from PIL import Image
 from shared.made_runs import make_run
 from shared.mirrored import catch_up, log_steps
@@ -12,7 +13,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from arcdist.analysis.record import read_run_folder
 from arcdist.tracking.mirror import Mirrors
-from arcdist.tracking.rows import strip_of
 from arcdist.tracking.tensorboard import TensorBoardMirror
 
 

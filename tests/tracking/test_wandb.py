@@ -5,23 +5,24 @@ import logging
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shared.made_runs import make_run
 from shared.mirrored import catch_up, children, log_steps, wait_until, without_accounts
+from shared.wandb_files import read_wandb_files, wandb_files
 from shared.wandb_server import KEY, wandb_server
 
 from arcdist.analysis.record import read_run_folder
 from arcdist.config import load_config
 from arcdist.errors import ConfigError, DataError, PlatformError
-from arcdist.tracking import wandb_run
-from arcdist.tracking import wandb_run as mode_module
-from arcdist.tracking.mirror import open_mirrors
-from arcdist.tracking.wandb_reader import read_wandb_folder, read_wandb_run
-from arcdist.tracking.wandb_run import wandb_mode
-
-pytestmark = pytest.mark.slow
+from arcdist.tracking import open_mirrors, wandb
+from arcdist.tracking.metrics import make_row, make_rows
+from arcdist.tracking.wandb import parse_wandb_run, read_wandb_run, wandb_mode
+from arcdist.tracking.wandb_process import query_table, shown_table
 
 ALL = range(10, 81, 10)
 
@@ -51,7 +52,7 @@ def folder(tmp_path):
     return folder
 
 
-def opened(folder, record, *, close_seconds=40.0, flags=()):
+def opened(folder, record, *, close_seconds=60.0, flags=()):
     config = load_config(["--recipe", "quickstart", *flags]).config
     return open_mirrors(folder, record.identity, config, best_metric="val/exact", close_seconds=close_seconds)
 
@@ -66,7 +67,13 @@ def closed(mirrors):
     return seconds
 
 
-def test_a_run_goes_on_in_w_and_b_where_it_was_and_can_be_read_from_there(server, folder, record, caplog):
+def only_warning(caplog):
+    (warning,) = [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
+    return warning
+
+
+@pytest.mark.slow
+def test_a_resumed_run_continues_in_w_and_b_and_can_be_read_from_there(server, folder, record, caplog):
     caplog.set_level(logging.INFO, "arcdist")
     first = opened(folder, record)
     log_steps(first, record, range(10, 51, 10))
@@ -79,52 +86,53 @@ def test_a_run_goes_on_in_w_and_b_where_it_was_and_can_be_read_from_there(server
     log_steps(second, record, range(50, 81, 10))
     closed(second)
     assert [row["_step"] for row in server.rows.values()] == list(ALL)
-    name = f"me/arcdist/{record.identity.id}"
     assert f"The run is kept in W&B: {server.url}/me/arcdist/runs/{record.identity.id}" in caplog.text
     assert "WARNING" not in caplog.text
-    read = read_wandb_run(name)
-    for ours, theirs in ((read.steps, record.steps), (read.epochs, record.epochs), ([read.best], [record.best])):
-        assert [json.dumps(one, sort_keys=True) for one in ours] == [json.dumps(one, sort_keys=True) for one in theirs]
-    assert (read.identity, read.place) == (record.identity, name)
+    read = read_wandb_run(f"me/arcdist/{record.identity.id}")
+    assert (read.steps, read.epochs, read.best) == (record.steps, record.epochs, record.best)
+    assert read.identity == record.identity
     assert read.config["optim.qwen_lr"] == record.config["optim.qwen_lr"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["refuses", "hangs"])
-def test_where_there_is_no_way_into_w_and_b_the_run_is_kept_offline(server, folder, record, mode, monkeypatch, caplog):
-    monkeypatch.setattr(wandb_run, "INIT_SECONDS", 1.0)
+def test_a_run_that_cannot_begin_in_w_and_b_is_kept_offline(server, folder, record, mode, monkeypatch, caplog):
+    monkeypatch.setattr(wandb, "INIT_SECONDS", 1.0)
     server.mode = mode
     mirrors = opened(folder, record)
     log_steps(mirrors, record, ALL)
     assert closed(mirrors) < 40
-    (warning,) = [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
+    warning = only_warning(caplog)
     assert warning.startswith("W&B failed (CommError: Failed to get resume status")
     assert warning.endswith(f"then `wandb sync {folder}/wandb/*run-*-{record.identity.id}` uploads it.")
-    assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
-    assert read_wandb_folder(folder / "wandb").steps == record.steps
+    assert [path.parent.name.startswith("offline-run-") for path in wandb_files(folder)][-1]
+    assert read_wandb_files(folder).steps == record.steps
     if mode == "refuses":
         server.mode = "works"
-        told = warning.split("`")[-2].removeprefix("wandb")
+        advice = warning.split("`")[-2].removeprefix("wandb")
         subprocess.run(
-            f"{sys.executable} -m wandb {told}", shell=True, cwd=folder, timeout=60, check=True, capture_output=True
+            f"{sys.executable} -m wandb {advice}", shell=True, cwd=folder, timeout=60, check=True, capture_output=True
         )
         assert [row["_step"] for row in server.rows.values()] == list(ALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fails", "hangs"])
 def test_rows_that_do_not_arrive_are_in_the_folder_at_the_end(server, folder, record, mode, monkeypatch, caplog):
-    monkeypatch.setattr(wandb_run, "FINISH_SECONDS", 1.0 if mode == "fails" else 60.0)
+    monkeypatch.setattr(wandb, "FINISH_SECONDS", 1.0 if mode == "fails" else 60.0)
     mirrors = opened(folder, record, close_seconds=5.0)
     log_steps(mirrors, record, ALL)
     wait_until(lambda: server.config != {})
     server.mode = mode
     assert closed(mirrors) < 9
-    (warning,) = [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
-    assert warning.startswith("W&B lacks what is left of this run (")
+    warning = only_warning(caplog)
+    assert warning.startswith("W&B lacks the rest of this run (")
     assert f"`wandb sync {folder}/wandb/*run-*-{record.identity.id}` uploads it" in warning
-    assert read_wandb_folder(folder / "wandb").steps == record.steps
+    assert read_wandb_files(folder).steps == record.steps
 
 
-def test_a_key_that_is_revoked_is_told_and_loses_no_row(server, folder, record, caplog):
+@pytest.mark.slow
+def test_a_revoked_key_is_reported_and_loses_no_row(server, folder, record, caplog):
     mirrors = opened(folder, record)
     log_steps(mirrors, record, range(10, 71, 10))
     wait_until(lambda: server.config != {})
@@ -133,9 +141,10 @@ def test_a_key_that_is_revoked_is_told_and_loses_no_row(server, folder, record, 
     closed(mirrors)
     assert "it has stopped sending; filestream: fatal error" in caplog.text
     assert f"`wandb sync {folder}/wandb/*run-*-{record.identity.id}` uploads it" in caplog.text
-    assert read_wandb_folder(folder / "wandb").steps == record.steps
+    assert read_wandb_files(folder).steps == record.steps
 
 
+@pytest.mark.slow
 def test_what_w_and_b_s_process_loses_is_taken_from_the_run_folder(folder, record, monkeypatch, tmp_path, caplog):
     without_accounts(monkeypatch, tmp_path / "home")
     for name in ("steps.jsonl", "metrics.json"):
@@ -148,21 +157,22 @@ def test_what_w_and_b_s_process_loses_is_taken_from_the_run_folder(folder, recor
     log_steps(mirrors, record, range(60, 81, 10))
     closed(mirrors)
     assert caplog.text.count("W&B failed (its process died") == 1
-    read = read_wandb_folder(folder / "wandb")
+    read = read_wandb_files(folder)
     assert (read.steps, read.epochs) == (record.steps, record.epochs)
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_one_warning(folder, record, monkeypatch, tmp_path, caplog):
     without_accounts(monkeypatch, tmp_path / "home")
     (folder / "wandb").write_text("")
     mirrors = opened(folder, record)
     log_steps(mirrors, record, ALL)
     closed(mirrors)
-    (warning,) = [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
-    assert warning.startswith("W&B lacks what is left of this run (FileExistsError: ")
+    assert only_warning(caplog).startswith("W&B lacks the rest of this run (FileExistsError: ")
 
 
-def test_handing_over_takes_no_time_whatever_w_and_b_does(server, folder, record):
+@pytest.mark.slow
+def test_handing_over_takes_no_time_even_if_w_and_b_hangs(server, folder, record):
     server.mode = "hangs"
     mirrors = opened(folder, record, close_seconds=0.2)
     start = time.monotonic()
@@ -172,15 +182,77 @@ def test_handing_over_takes_no_time_whatever_w_and_b_does(server, folder, record
     assert closed(mirrors) < 5
 
 
-def test_what_cannot_be_read_from_w_and_b_is_one_error(server):
+@pytest.mark.slow
+def test_a_run_is_read_from_the_server_with_its_validations(server, tmp_path):
+    record = read_run_folder(make_run(tmp_path / "run"))
+    for index, row in enumerate(make_rows(record.steps, record.epochs, record.validations)):
+        server.rows[index] = {**row.numbers, "_step": row.step, "_runtime": 1.5}
+        if row.validation is not None:
+            content = asdict(row.validation)
+            for name, table in (("queries", query_table(content)), ("shown", shown_table(content, lambda _: None))):
+                path = f"media/table/{name}_{row.step}.json"
+                server.files[path] = json.dumps(dict(zip(("columns", "data"), table, strict=True))).encode()
+                server.rows[index][f"validation/{name}"] = {"_type": "table-file", "path": path}
+    config = {"run": {**asdict(record.identity), "best_metric": "val/cell"}, "optim": {"qwen_lr": 1}, "_wandb": {}}
+    server.config = {name: {"value": value} for name, value in config.items()}
+    read = read_wandb_run("me/arcdist/abcdefgh")
+    assert (read.steps, read.epochs, read.validations) == (record.steps, record.epochs, record.validations)
+    assert read.best == {"metric": "val/cell", **max(record.epochs, key=lambda epoch: epoch["val/cell"])}
+    assert repr(read.config) == "{'optim.qwen_lr': 1.0}"
+
+
+@pytest.mark.slow
+def test_what_cannot_be_read_from_w_and_b_is_one_error(server, monkeypatch):
     with pytest.raises(DataError, match=r"me/arcdist/nothing cannot be read from W&B \(.*Could not find run"):
         read_wandb_run("me/arcdist/nothing")
     server.mode = "refuses"
     with pytest.raises(DataError, match=r"cannot be read from W&B \(.*or the key \(`wandb login`\)"):
         read_wandb_run("me/arcdist/nothing")
+    server.mode = "hangs"
+    with pytest.raises(DataError, match=r"cannot be read from W&B \("):
+        read_wandb_run("me/arcdist/nothing", seconds=1)
+    monkeypatch.delenv("WANDB_API_KEY")
+    with pytest.raises(DataError, match=r"cannot be read from W&B \(there is no key\): check"):
+        read_wandb_run("me/arcdist/nothing")
+    assert children() == []
 
 
-def test_the_configuration_decides_before_wandb_s_own_variable(monkeypatch):
+def test_what_is_no_run_is_refused(record, monkeypatch):
+    with pytest.raises(ConfigError, match="runs/one is no W&B run: give ENTITY/PROJECT/RUN_ID"):
+        read_wandb_run("runs/one")
+    with pytest.raises(ConfigError, match="me/other/run is no run of arcdist: its configuration in W&B lacks `run`"):
+        parse_wandb_run("me/other/run", {"lr": 1}, [], {})
+    with pytest.raises(DataError, match="me/arcdist/run holds no logged step yet"):
+        parse_wandb_run("me/arcdist/run", {"run": asdict(record.identity)}, [], {})
+    monkeypatch.setattr(wandb, "find_spec", lambda name: None)
+    with pytest.raises(PlatformError, match=r"cannot be read without wandb: pip install 'arcdist\[wandb\]'"):
+        read_wandb_run("me/arcdist/run")
+
+
+NAMES = st.sampled_from(["loss", "efe/risk", "train/exact", "a_new_number", "time/elapsed_s", "grad_norm/qwen"])
+NUMBERS = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+STEPS = st.fixed_dictionaries(
+    {"step": st.integers(1, 10**9), "epoch": st.just(3), "flags": st.lists(st.sampled_from(["a", "b"]))}
+)
+SCORES = st.dictionaries(st.sampled_from(["val/exact", "floor/copy_exact", "solver/size"]) | NAMES, NUMBERS)
+
+
+@settings(max_examples=25, deadline=None)
+@given(STEPS, st.dictionaries(NAMES, NUMBERS), SCORES)
+def test_records_come_back_from_their_row(record, step, numbers, scores):
+    step, epoch = {**step, **numbers}, {"epoch": 3, **scores, "train/loss": 1.0}
+
+    def parsed(row):
+        kept = {**row.numbers, "_step": 7, "_runtime": 1.5, "metrics_plot": {"path": "somewhere"}}
+        run = parse_wandb_run("me/arcdist/run", {"run": asdict(record.identity)}, [kept], {})
+        return run.steps, run.epochs
+
+    assert parsed(make_row(7, step, epoch)) == ((step,), (epoch,))
+    assert parsed(make_row(7, step)) == ((step,), ())
+    assert parsed(make_row(7, None, epoch)) == ((), (epoch,))
+
+
+def test_the_configuration_has_precedence_over_wandb_s_own_variable(monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     config = load_config(["--recipe", "quickstart"]).config
     offline = load_config(["--recipe", "quickstart", "--tracking.wandb", "offline"]).config
@@ -196,10 +268,10 @@ def test_the_configuration_decides_before_wandb_s_own_variable(monkeypatch):
 
 def test_without_wandb_a_run_goes_without_it_unless_it_is_asked_for_by_name(monkeypatch, caplog):
     caplog.set_level(logging.INFO, "arcdist")
-    monkeypatch.setattr(mode_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(wandb, "find_spec", lambda name: None)
     assert wandb_mode(load_config(["--recipe", "quickstart"]).config) == "disabled"
     assert "not installed: pip install 'arcdist[wandb]'." in caplog.text
-    for wanted in ("offline", "online"):
-        with pytest.raises(PlatformError, match=rf"tracking\.wandb is {wanted}, but wandb is not installed: pip"):
-            wandb_mode(load_config(["--recipe", "quickstart", "--tracking.wandb", wanted]).config)
+    for mode in ("offline", "online"):
+        with pytest.raises(PlatformError, match=rf"tracking\.wandb is {mode}, but wandb is not installed: pip"):
+            wandb_mode(load_config(["--recipe", "quickstart", "--tracking.wandb", mode]).config)
     assert wandb_mode(load_config(["--recipe", "quickstart", "--tracking.wandb", "disabled"]).config) == "disabled"
