@@ -281,8 +281,11 @@ def read_wandb_run(path: str, *, seconds: int = 20) -> WandbRun:
         run = wandb.Api(timeout=seconds).run(path)
         rows = sorted(run.scan_history(), key=lambda row: int(row["_step"]))
         files = {row[name]["path"] for row in rows for name in (QUERIES, SHOWN) if row.get(name)}
+        tables = {}
         with tempfile.TemporaryDirectory() as folder:
-            tables = {file: json.load(run.file(file).download(root=folder, replace=True)) for file in files}
+            for file in files:
+                with run.file(file).download(root=folder, replace=True) as content:
+                    tables[file] = json.load(content)
         return parse_wandb_run(path, dict(run.config), rows, tables)
     except ArcdistError:
         raise

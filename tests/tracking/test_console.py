@@ -1,4 +1,4 @@
-""""""
+"""Log lines, phases, progress and the last table, on terminals, in files and in notebooks."""
 
 import importlib.util
 import io
@@ -13,8 +13,7 @@ from rich.table import Table
 
 from arcdist.errors import ConfigError
 from arcdist.tracking import MovingPace, PhaseLines, ProgressBar, epoch_table, log_table, no_log, open_log
-from arcdist.tracking import console as log
-from arcdist.tracking import console as progress
+from arcdist.tracking import console as console_module
 from arcdist.tracking.console import progress_line
 
 
@@ -55,7 +54,7 @@ def test_only_the_last_twenty_steps_count():
 @pytest.fixture
 def terminal(monkeypatch):
     screen = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
-    monkeypatch.setattr(log, "shared_console", lambda: screen)
+    monkeypatch.setattr(console_module, "shared_console", lambda: screen)
     return screen.file
 
 
@@ -307,15 +306,15 @@ def test_a_notebook_shows_the_bar_where_it_has_widgets_and_has_not_forked(monkey
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: object() if forked else None)
     notebook = Console(file=io.StringIO(), force_jupyter=True)
     assert not notebook.is_terminal
-    assert progress._can_draw(notebook) is shows_bar
+    assert console_module._can_draw(notebook) is shows_bar
 
 
 def test_what_a_notebook_starts_has_no_terminal(monkeypatch):
     monkeypatch.setenv("JPY_PARENT_PID", "1")
-    assert log.shared_console.__wrapped__().is_terminal is False
+    assert console_module.shared_console.__wrapped__().is_terminal is False
     monkeypatch.delenv("JPY_PARENT_PID")
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich's own way to say that there is one
-    assert log.shared_console.__wrapped__().is_terminal is True
+    assert console_module.shared_console.__wrapped__().is_terminal is True
 
 
 def rows(renderable):

@@ -11,8 +11,7 @@ from shared.made_runs import make_run
 from arcdist.analysis.record import read_run_folder
 from arcdist.config import load_config
 from arcdist.errors import PlatformError
-from arcdist.tracking import tensorboard
-from arcdist.tracking import wandb_run as wandb_mode
+from arcdist.tracking import tensorboard, wandb
 from arcdist.tracking.mirror import Mirror, Mirrors, open_mirrors
 
 
@@ -106,8 +105,8 @@ def test_a_failure_is_one_warning_and_ends_that_mirror_only(tmp_path, caplog, pl
     log_all(mirrors, tmp_path)
     mirrors.close(0)
     assert [entry.getMessage() for entry in caplog.records] == [
-        "The list lacks what is left of this run (OSError: [Errno 28] No space left on device). "
-        "The run folder has all: read it."
+        "The list lacks the rest of this run (OSError: [Errno 28] No space left on device). "
+        "The run folder has everything: read it."
     ]
     assert failing.told[-1] == ("kill",)
     assert [name for name, *_ in other.told].count("log_epoch") == 2
@@ -143,7 +142,7 @@ def test_without_mirrors_there_is_nothing(tmp_path):
 def test_a_package_that_is_asked_for_and_missing_is_told_at_once(tmp_path, monkeypatch):
     identity = read_run_folder(make_run(tmp_path / "run", epochs=1)).identity
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
-    monkeypatch.setattr(wandb_mode, "find_spec", lambda name: None)
+    monkeypatch.setattr(wandb, "find_spec", lambda name: None)
     for flags, name in ((("--tracking.tensorboard", "true"), "tensorboard"), (("--tracking.wandb", "online"), "wandb")):
         config = load_config(["--recipe", "quickstart", *flags]).config
         with pytest.raises(PlatformError, match=rf"{name} is not installed: pip install 'arcdist\[{name}\]'"):
