@@ -1,4 +1,4 @@
-"""Importing torch and what stands on it, in two thirds of the time."""
+"""What command-line programs share: streams that nobody reads, mistakes in one line, quick imports."""
 
 import argparse
 import errno
@@ -14,32 +14,28 @@ from typing import IO, Any, NoReturn, cast
 
 from arcdist.errors import ConfigError
 
+_logger = logging.getLogger(__name__)
+
+_PERMANENT = (errno.EPIPE, errno.EIO, errno.ENXIO)
+"""The reader or the terminal is gone; after any other failure there may be room again."""
+
 
 class OutputClosed(Exception):
-    """Who read standard output has gone. `exit_code` is what a shell shows of a program that SIGPIPE ends."""
+    """The reader of standard output has gone. `exit_code` is what a shell shows of a program that SIGPIPE ends."""
 
     exit_code = 141
 
 
-def throw_away(stream: Any) -> None:
-    """Let go of what a stream could not deliver, and of all that follows.
-
-    Python delivers once more when it ends, and would complain, or make an exit code of its own of it.
-    """
-    with suppress(OSError), Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), stream.fileno())
-
-
 def is_output_closed() -> bool:
-    """Whether something was printed that can no longer be delivered; it is then thrown away, with all that follows."""
+    """Whether something was printed that can no longer be delivered; it is then discarded, with all that follows."""
     if sys.stdout is None:  # closed before the program began
         return False
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        throw_away(sys.stdout)
+        _discard(sys.stdout)
         return True
-    except OSError:  # a full disk, of which Python tells when it ends
+    except OSError:  # a full disk, which Python reports at its end
         return False
     return False
 
@@ -54,7 +50,7 @@ def ends_quietly(error: BaseException) -> bool:
 
 
 def _has_no_reader() -> bool:
-    """Of output without a buffer nothing is left that would show it."""
+    """Whether standard output is a pipe without a reader, which only this shows if it has no buffer."""
     try:
         output = sys.stdout.fileno()
     except (AttributeError, OSError, ValueError):  # none, no file, as in a notebook, or closed
@@ -64,17 +60,20 @@ def _has_no_reader() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-_logger = logging.getLogger(__name__)
+def _discard(stream: Any) -> None:
+    """Discard what a stream could not deliver, and all that follows.
 
-_FOR_EVER = (errno.EPIPE, errno.EIO, errno.ENXIO)
-"""The reader or the terminal is gone; after any other failure there may be room again."""
+    Python delivers once more at its end, and would complain or change the exit code.
+    """
+    with suppress(OSError), Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 class _StandardError:
-    """A stream that writes what it can on `sys.stderr`, which it looks up anew each time; it raises nothing."""
+    """A stream that writes what it can on the current `sys.stderr` and raises nothing."""
 
     def __init__(self) -> None:
-        self._told = False
+        self._has_reported = False
 
     def write(self, text: str) -> int:
         self._try(lambda stream: stream.write(text))
@@ -84,20 +83,28 @@ class _StandardError:
         self._try(lambda stream: stream.flush())
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(_stream(), name)
+        return getattr(self._stream(), name)
+
+    def _stream(self) -> Any:
+        # While a bar is drawn, rich replaces sys.stderr by a stream of its own.
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
     def _try(self, do: Callable[[Any], object]) -> None:
-        stream = _stream()
+        stream = self._stream()
         if stream is None:  # closed before the program began
             return
         try:
             do(stream)
         except OSError as error:
-            if error.errno in _FOR_EVER:
-                throw_away(stream)
-            if not self._told:
-                self._told = True
-                _tell(error)
+            if error.errno in _PERMANENT:
+                _discard(stream)
+            if not self._has_reported and _logger.hasHandlers():
+                _logger.warning(
+                    "Standard error takes nothing (%s): what it misses of the log is in this file.",
+                    error.strerror or error,
+                    extra={"file_only": True},
+                )
+            self._has_reported = True
 
 
 standard_error = cast(IO[str], _StandardError())
@@ -105,33 +112,19 @@ standard_error = cast(IO[str], _StandardError())
 
 
 def finish_standard_error() -> None:
-    """Deliver what is left, or throw it away."""
+    """Deliver what is left, or discard it."""
     try:
         if sys.stderr is not None:
             sys.stderr.flush()
     except OSError:
-        throw_away(sys.stderr)
-
-
-def _stream() -> Any:
-    # While a bar is drawn, rich's own stream stands in for the one below it.
-    return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
-
-
-def _tell(error: OSError) -> None:
-    if _logger.hasHandlers():
-        _logger.warning(
-            "Standard error takes nothing (%s): what it misses of the log stands in this file.",
-            error.strerror or error,
-            extra={"file_only": True},
-        )
+        _discard(sys.stderr)
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """One whose mistakes are told in one line, like those of every program here."""
+    """A parser that reports mistakes in one line, like every program here."""
 
     def error(self, message: str) -> NoReturn:
-        """Tell of a mistake.
+        """Report a mistake.
 
         Raises:
             ConfigError: always.
@@ -143,10 +136,10 @@ class OneLineParser(argparse.ArgumentParser):
 def quick_imports() -> Iterator[None]:
     """Import what takes seconds within this block, which a program enters once.
 
-    Libraries make a million objects that all stay. Looking for garbage among them takes a third of the time of
-    importing them, then time in each later collection, and again at the end: it is left out, for good.
+    Libraries make a million objects that all stay. Searching them for garbage takes a third of the time of importing
+    them, then time in each later collection, and again at the end: they are excluded for good.
     """
-    if not gc.isenabled() or "torch" in sys.modules:  # What else is there by then may well be garbage.
+    if not gc.isenabled() or "torch" in sys.modules:  # Objects that exist by then may well be garbage.
         yield
         return
     gc.disable()

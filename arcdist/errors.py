@@ -4,7 +4,7 @@ from typing import ClassVar
 
 
 class ArcdistError(Exception):
-    """What went wrong, where, and how to mend it. `exit_code` is the program's documented exit status."""
+    """What went wrong, where, and how to correct it. `exit_code` is the program's documented exit status."""
 
     exit_code: ClassVar[int] = 1
 
@@ -28,7 +28,7 @@ class PlatformError(ArcdistError):
 
 
 class OutOfMemoryError(ArcdistError):
-    """The device or the host ran out of memory; the message ranks the knobs that lower it."""
+    """The device or the host ran out of memory; the message ranks the settings that lower it."""
 
     exit_code = 4
 
@@ -40,7 +40,7 @@ class NotFiniteError(ArcdistError):
 
 
 class HealthError(ArcdistError):
-    """Training cannot work as it stands: after the first step, a trainable group has received no gradient."""
+    """Training cannot work as configured: after the first step, a trainable group has received no gradient."""
 
     exit_code = 5
 
@@ -52,10 +52,10 @@ class DistributedError(ArcdistError):
 
 
 class ReplicaError(DistributedError):
-    """Parameters that every process holds alike are no longer alike; the message names ranks and modules."""
+    """Parameters that every process holds a copy of differ; the message names ranks and modules."""
 
 
 class SaveError(ArcdistError):
-    """A checkpoint could not be written; the one before it still stands."""
+    """A checkpoint could not be written; the one before it is still there."""
 
     exit_code = 7

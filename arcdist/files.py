@@ -1,4 +1,4 @@
-"""Files that a reader finds whole or not at all."""
+"""Files that a reader finds whole or not at all: the only code that writes beside a name and then renames."""
 
 import errno
 import os
@@ -12,9 +12,12 @@ from rich.filesize import decimal
 
 from arcdist.errors import ConfigError, SaveError
 
+_PIECE = 16 * 2**20
+"""Bytes that are written at once."""
+
 
 def expanded(place: str | Path) -> Path:
-    """A path with `~` as the home folder that it stands for.
+    """A path with `~` replaced by the home folder.
 
     Raises:
         ConfigError: there is no such user.
@@ -28,55 +31,24 @@ def expanded(place: str | Path) -> Path:
         ) from error
 
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
-
-
-def unwritable(what: str, path: Path, error: OSError, needed: int, *, for_room: str = "", elsewhere: str = "") -> str:
-    """Why something could not be written, and the mend.
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Give a path beside `path` to write to; it takes the place of `path` when the block ends, or goes if it fails.
 
     Args:
-        what: as the message begins, with its path.
-        path: where it belongs; nothing need be there yet.
-        error: that writing met.
-        needed: bytes of all that was to be written.
-        for_room: what else gives room than removing files, such as "lower --output.keep_last".
-        elsewhere: how the user gets around that place, such as "export to another folder".
+        path: the file.
+        durable: whether the content is forced to disk first, so that it survives a loss of power.
     """
-    told = f"{what} could not be written ({error.strerror or error}{_culprit(path, error)})"
-    if error.errno in _NO_ROOM:
-        # What is free on the disk is not what is left of a quota.
-        free = _free(path) if error.errno == errno.ENOSPC else ""
-        return f"{told}: it needs {decimal(needed)}{free}. {_choices('Make room', for_room, elsewhere)}"
-    if error.errno == errno.EFBIG:
-        return f"{told}: it needs {decimal(needed)}. Raise the limit on a file's size (ulimit -f)."
-    if error.errno in _NO_RIGHT:
-        return f"{told}. {_choices('See who may write there', elsewhere)}"
-    # A disk that is full may say no more than that something went wrong.
-    size = f": it needs {decimal(needed)}{_free(path)}" if error.errno == errno.EIO else ""
-    return f"{told}{size}. {_choices('See what is wrong there', elsewhere)}"
-
-
-def _culprit(path: Path, error: OSError) -> str:
-    """The path that the error names, unless that is the place itself, or what it is first written as, beside it."""
-    named, place = error.filename, path.absolute()
-    if named is None or place.parent in Path(named).absolute().parents:
-        return ""
-    return f": {named}"
-
-
-def _free(path: Path) -> str:
-    """Nothing where the disk does not say."""
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
-    except OSError:
-        return ""
-    return f", and {decimal(free)} are free there"
-
-
-def _choices(*choices: str) -> str:
-    first, *others = filter(None, choices)
-    return f"{first}{''.join(f', or {other}' for other in others)}."
+        yield partial
+        if durable:
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
@@ -90,32 +62,34 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
         SaveError: it could not be written; nothing of it is left.
     """
     place = target.resolve()
-    # The name is nobody else's: what a user, or another program, keeps beside the target is left alone.
+    # A random name, so that what a user or another program keeps beside the target is left alone.
     made = place.with_name(f".{place.name}.{secrets.token_hex(4)}.partial")
     try:
-        made.mkdir(parents=True)
-        for name, content in files.items():
-            (made / name).parent.mkdir(parents=True, exist_ok=True)
-            write_file(made / name, content)
-        for folder in {(made / name).parent for name in files} | {made}:
-            force_to_disk(folder)
+        fill_folder(made, files)
         made = made.rename(place)
         force_to_disk(place.parent)
     except BaseException as error:
         shutil.rmtree(made, ignore_errors=True)
         if isinstance(error, OSError):
             needed = sum(map(len, files.values()))
-            told = unwritable(str(target), target, error, needed, elsewhere="export to another folder")
-            raise SaveError(told) from error
+            reason = unwritable(str(target), target, error, needed, elsewhere="export to another folder")
+            raise SaveError(reason) from error
         raise
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file and force it to disk; its name is there for sure once its folder is forced there as well."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def fill_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Make a folder with files by their path in it, and force all of it to disk but the folder's own name."""
+    folders = {folder, *((folder / name).parent for name in files)}
+    for each in folders:
+        each.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        with (folder / name).open("wb", buffering=0) as file:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[file.write(rest[:_PIECE]) :]
+            os.fsync(file.fileno())
+    for each in folders:
+        force_to_disk(each)
 
 
 def force_to_disk(folder: Path) -> None:
@@ -127,15 +101,36 @@ def force_to_disk(folder: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; it takes the place of `path` when the block ends, or goes if it fails."""
-    partial = path.with_name(f".{path.name}.partial")
+def unwritable(what: str, path: Path, error: OSError, needed: int, *, for_room: str = "", elsewhere: str = "") -> str:
+    """Why something could not be written, and how to fix it.
+
+    Args:
+        what: begins the message, with its path.
+        path: where it belongs; nothing need be there yet.
+        error: raised while writing.
+        needed: bytes of all that was to be written.
+        for_room: what else gives room than removing files, such as "lower --output.keep_last".
+        elsewhere: how to avoid that place, such as "export to another folder".
+    """
+    room, free = f": it needs {decimal(needed)}", _free(path)
+    size, *choices = {
+        errno.ENOSPC: (room + free, "Make room", for_room, elsewhere),
+        errno.EDQUOT: (room, "Make room", for_room, elsewhere),  # What is free on the disk is not left of a quota.
+        errno.EFBIG: (room, "Raise the limit on a file's size (ulimit -f)"),
+        errno.EIO: (room + free, "See what is wrong there", elsewhere),  # A full disk may report no more than this.
+        **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ("", "See who may write there", elsewhere)),
+    }.get(error.errno or 0, ("", "See what is wrong there", elsewhere))
+    # The path that the error names, unless that is the place itself or the partial file beside it.
+    named = error.filename
+    culprit = "" if named is None or path.absolute().parent in Path(named).absolute().parents else f": {named}"
+    reason, actions = error.strerror or error, ", or ".join(filter(None, choices))
+    return f"{what} could not be written ({reason}{culprit}){size}. {actions}."
+
+
+def _free(path: Path) -> str:
+    """How much room there is, if the disk reports it."""
     try:
-        yield partial
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
+    except OSError:
+        return ""
+    return f", and {decimal(free)} are free there"

@@ -1,12 +1,12 @@
-"""Numbers as pages and tables say them, all alike."""
+"""Numbers and counted nouns as pages, tables and sentences show them."""
 
 from typing import Literal, TypeAlias
 
 DASH = "–"
-"""What stands where a number is not known."""
+"""Shown in place of an unknown number."""
 
 Sign: TypeAlias = Literal["", "+"]
-"""Whether what is not negative has a sign as well."""
+"""Whether a number that is not negative has a sign, too."""
 
 
 def number(value: float | int | None, form: str = ",.0f") -> str:
@@ -15,7 +15,7 @@ def number(value: float | int | None, form: str = ",.0f") -> str:
 
 
 def significant(value: float | int, digits: int) -> str:
-    """A number with so many digits that count; none before the point is left out, whole numbers are as they are."""
+    """A number with so many significant digits; no digit before the point is dropped, integers stay as they are."""
     if isinstance(value, int) or abs(value) >= 10 ** (digits - 1):
         return f"{value:.0f}"
     return f"{value:#.{digits}g}".rstrip(".")
@@ -32,8 +32,10 @@ def percent(share: float | int | None, sign: Sign = "") -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 epoch`, `18 epochs`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun[:-1] + 'ies' if noun.endswith('y') else noun + 's'}"
+    """`1 epoch`, `18 epochs`, `2 queries`, `4 processes`."""
+    if count != 1:
+        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}{'es' if noun.endswith('s') else 's'}"
+    return f"{count:,} {noun}"
 
 
 def duration(seconds: float | int | None) -> str:

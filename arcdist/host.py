@@ -1,4 +1,4 @@
-"""Which software a run is made with."""
+"""The machine and the software that a run uses: cores, memory, versions."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ _OF_PROCESS = Path("/proc/self/cgroup")
 
 def cores_at_hand() -> int:
     """Cores that the process may run on, before any limit on their time."""
-    # Not every system tells which ones those are.
+    # Not every system says which ones those are.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -23,7 +23,7 @@ def usable_cores() -> int:
 
 
 def most_cores(root: Path = _ROOT, of_process: Path = _OF_PROCESS) -> float | None:
-    """Cores whose time the process may use; none where nothing limits them."""
+    """Cores whose time the process may use; None without a limit."""
     limits = []
     for group in _groups(root, of_process):
         quota, _, period = _read(group / "cpu.max").partition(" ")
@@ -33,12 +33,12 @@ def most_cores(root: Path = _ROOT, of_process: Path = _OF_PROCESS) -> float | No
 
 
 def memory_left(root: Path = _ROOT, of_process: Path = _OF_PROCESS) -> int | None:
-    """Bytes that the process may still take; none where nothing limits them."""
+    """Bytes that the process may still allocate; None without a limit."""
     left = []
     for group in _groups(root, of_process):
         limit, used = _read(group / "memory.max"), _read(group / "memory.current")
         if limit.isdigit() and used.isdigit():
-            # Files in the cache count as used, and go when memory is wanted.
+            # Files in the cache count as used, but are dropped when memory is needed.
             lines = (line.split() for line in _read(group / "memory.stat").splitlines())
             cached = sum(int(words[1]) for words in lines if words[0] == "inactive_file")
             left.append(int(limit) - int(used) + cached)
@@ -77,7 +77,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit that arcdist runs from, with `+changes` where files differ from it; none outside a checkout."""
+    """The commit that arcdist runs from, with `+changes` if files differ from it; None outside a checkout."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""Regions of a step by name, for a profiler; where none runs they cost next to nothing."""
+"""Named regions of a step, for a profiler; without one they cost next to nothing."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,12 +20,12 @@ Item = TypeVar("Item")
 
 
 def region(name: str) -> AbstractContextManager[object]:
-    """The block is a region of that name in a trace. Regions may lie in each other; the inner one's time is its own."""
+    """Make the block a region of that name in a trace; of nested regions the inner one has the time."""
     return record_function(PREFIX + name) if _recorded else _NOTHING
 
 
 def each_in_region(name: str, items: Iterable[Item]) -> Iterator[Item]:
-    """The items; the making of each of them is a region."""
+    """The items; making each of them is a region."""
     iterator, end = iter(items), object()
     while True:
         with region(name):
@@ -37,7 +37,7 @@ def each_in_region(name: str, items: Iterable[Item]) -> Iterator[Item]:
 
 @contextmanager
 def recorded_regions() -> Iterator[None]:
-    """While the block runs, regions are told to the profiler."""
+    """While the block runs, a profiler sees regions."""
     global _recorded
     _recorded = True
     try:

@@ -17,11 +17,7 @@ from arcdist.distributed import FailureWatch, run_guarded
 BENCH = Program(
     name="bench.py",
     purpose="Train a number of steps, print pace, memory and the share of the device's rate; no file is written.",
-    options={
-        "steps": Option(
-            metavar="N", sentence="Steps to time, after 5 to warm up; 50 where it is not given.", is_count=True
-        )
-    },
+    options={"steps": Option(metavar="N", sentence="Steps to time, after 5 to warm up; 50 by default.", is_count=True)},
 )
 
 

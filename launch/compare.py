@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     given = _parser().parse_args(argv)
-    # Imported here, so that help and mistakes in the command line need not wait for matplotlib.
+    # Imported here, so that help and mistakes in the command line do not wait for Matplotlib.
     with quick_imports():
         from arcdist.analysis.compare import compare_runs
 
@@ -34,14 +34,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="compare.py",
         description="Compare runs: scores, curves, cost, what differs in their configurations, which puzzles each "
         "solved, and which is better by more than chance. Exit code 2 if a run cannot be read; the others are "
-        "compared all the same.",
+        "compared nevertheless.",
     )
     parser.add_argument(
         "runs",
         nargs="+",
         metavar="RUN",
-        help="A run folder, what W&B keeps of one (runs/NAME/wandb), or entity/project/run_id of a run on W&B. At "
-        "least two. The verdict goes by their last validations.",
+        help="A run folder, or entity/project/run_id of a run on W&B. At least two. The verdict goes by their last "
+        "validations.",
     )
     parser.add_argument(
         "--output_dir",

@@ -26,7 +26,7 @@ def _run(argv: Sequence[str], watch: FailureWatch) -> None:
             from arcdist.config import load_config
             from arcdist.doctor import DOCTOR, examine
     except ImportError as error:
-        # All else that may be missing is told in the table; this is what the table needs.
+        # All else that may be missing is reported in the table; this is what the table needs.
         raise PlatformError(
             f"{error}: {sys.executable} lacks what arcdist needs. Install it with `pip install arcdist`, or with "
             f"`pip install .` in a checkout, or start the program with another Python."

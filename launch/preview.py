@@ -23,12 +23,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     loaded = load_config(argv, PREVIEW)
-    wanted = read_arguments(loaded)
+    arguments = read_arguments(loaded)
     # Imported here, so that help and mistakes in the command line need not wait for torch.
     with quick_imports():
         from arcdist.analysis.preview import preview
 
-    preview(loaded.config, wanted)
+    preview(loaded.config, arguments)
 
 
 if __name__ == "__main__":

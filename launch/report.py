@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     given = _parser().parse_args(argv)
-    # Imported here, so that help and mistakes in the command line need not wait for Matplotlib.
+    # Imported here, so that help and mistakes in the command line do not wait for Matplotlib.
     with quick_imports():
         from arcdist.analysis.report import write_report
 
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="report.py",
         description="Write a page about a run: what it was, its health, curves, predictions, hardest tasks and cost. "
-        "It is one file of HTML and opens without a network; the run may still go on.",
+        "It is one file of HTML and opens without a network; the run may still be training.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="A run folder.")
     parser.add_argument("--output", type=Path, metavar="FILE", help="Where the page goes; RUN/report.html without it.")

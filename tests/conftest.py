@@ -29,6 +29,16 @@ def tiny_flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     return ("--config", str(file))
 
 
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, int], Any]]:
+    """Give the processes, so many under a launcher file, that wait for runs."""
+    from shared.ranks import RankPool
+
+    pool = RankPool(tmp_path_factory.mktemp("ranks"))
+    yield pool.ranks
+    pool.close()
+
+
 @pytest.fixture
 def clean_process(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Take back what building a session sets for the whole process."""

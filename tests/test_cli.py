@@ -1,4 +1,4 @@
-""""""
+"""What command-line programs share."""
 
 import errno
 import gc
@@ -65,7 +65,7 @@ def test_a_run_goes_on_to_its_end_when_nobody_reads_it(tmp_path, lost):
     file, why = lost
     ended = run(tmp_path, file)
     assert (ended.returncode, ended.stdout) == (0, b"")
-    loss = f"WARNING Standard error takes nothing ({why}): what it misses of the log stands in this file."
+    loss = f"WARNING Standard error takes nothing ({why}): what it misses of the log is in this file."
     assert sorted(logged(tmp_path)) == sorted([loss, *STEPS])
 
 

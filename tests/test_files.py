@@ -1,4 +1,4 @@
-""""""
+"""What is written is found whole or not at all, and what could not be written says why."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from shared.rights import without_rights
 
 from arcdist import files as durable
 from arcdist.errors import ConfigError, SaveError
-from arcdist.files import expanded, force_to_disk, replacing, unwritable, write_file, write_folder
+from arcdist.files import expanded, fill_folder, replacing, unwritable, write_folder
 
 
 def test_home_folders(monkeypatch, tmp_path):
@@ -176,11 +176,11 @@ def test_where_nobody_may_write_that_is_what_is_told(tmp_path, monkeypatch):
     assert list(here.iterdir()) == []
 
 
-def test_a_file_is_written_over(tmp_path):
-    write_file(tmp_path / "a", b"long before")
-    write_file(tmp_path / "a", b"short")
-    force_to_disk(tmp_path)
-    assert (tmp_path / "a").read_bytes() == b"short"
+def test_a_file_in_a_folder_is_written_over_in_as_many_pieces_as_it_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(durable, "_PIECE", 3)
+    for content in (b"long before", b"", b"short"):
+        fill_folder(tmp_path, {"a": content})
+        assert (tmp_path / "a").read_bytes() == content
 
 
 def test_the_file_appears_whole_when_the_block_ends(tmp_path):
@@ -206,3 +206,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         interrupted()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("durable_file", "forced"), [(True, 1), (False, 0)])
+def test_a_file_that_need_not_survive_a_loss_of_power_waits_for_no_disk(tmp_path, monkeypatch, durable_file, forced):
+    calls = []
+    monkeypatch.setattr(durable.os, "fsync", calls.append)
+    with replacing(tmp_path / "file", durable=durable_file) as partial:
+        partial.write_text("new")
+    assert len(calls) == forced
+    assert (tmp_path / "file").read_text() == "new"

@@ -1,4 +1,4 @@
-"""Which software a run is made with."""
+"""The machine and the software that a run uses."""
 
 import subprocess
 

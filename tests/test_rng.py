@@ -1,3 +1,5 @@
+"""Random streams by name."""
+
 import subprocess
 import sys
 

@@ -1,4 +1,4 @@
-"""Pages that hold all they show: HTML in one file, which opens without a network."""
+"""Pages that contain all they show: HTML in one file, which opens without a network."""
 
 import base64
 import io
@@ -13,23 +13,24 @@ from PIL import Image
 
 _PIXELS_PER_INCH = 100
 _SHARPNESS = 2
-"""Pixels of a picture for one of the page: screens have two."""
+"""Pixels of a picture for each pixel of the page: screens have two."""
 _COLORS = 256
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
-    """A page from a template beside this module, such as `report.html`, which extends `base.html`.
+    """A page from a file in `templates/`, such as `report.html`, which extends `base.html`.
 
-    What `values` hold is escaped; pictures come from `picture`. A name that the template lacks is an error.
+    The values are escaped, except pictures from `picture`. A name that the template needs and `values` lacks is an
+    error.
     """
     return _environment().get_template(template).render(values)
 
 
 def picture(figure: Figure, alt: str) -> Markup:
-    """An `<img>` that holds the figure; `alt` says in words what it shows. It is as wide as the page at most."""
+    """An `<img>` that contains the figure, at most as wide as the page; `alt` says in words what it shows."""
     drawn, content = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=_SHARPNESS * _PIXELS_PER_INCH, pil_kwargs={"compress_level": 1})
-    # With a palette it takes a third of the room, and only the blurred edges of lines and letters change, unseen.
+    # A palette takes a third of the space and changes only the blurred edges of lines and letters, invisibly.
     pixels = Image.open(drawn).convert("RGB").quantize(_COLORS, dither=Image.Dither.NONE)
     pixels.save(content, format="png", optimize=True)
     width, height = (round(_PIXELS_PER_INCH * inches) for inches in figure.get_size_inches())

@@ -1,6 +1,7 @@
-"""The verdict in plain sentences."""
+"""The leading run against each other one, query by query: which is better, by how much, and whether beyond chance."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -8,55 +9,77 @@ import numpy as np
 from jaxtyping import Float
 
 from arcdist.analysis.record import RunRecord
-from arcdist.analysis.scores import LEVEL, Run, Side, paired_interval, sides
-from arcdist.analysis.tables import Line, Sheet
+from arcdist.analysis.scores import Group, Run, group_runs
+from arcdist.analysis.tables import Row, Table, Unit
 from arcdist.formatting import hundredths, percent
-from arcdist.tracking.metrics import Validation, task_of
+from arcdist.tracking.metrics import task_of
+
+# T tasks, S runs of a group, D draws, K kinds of tasks.
 
 Moment: TypeAlias = Literal["last", "best"]
 MOMENTS: tuple[Moment, ...] = ("last", "best")
+Answers: TypeAlias = Mapping[str, bool]
+"""Whether each query was answered exactly, by its id."""
 
-
-def exact_at(record: RunRecord, moment: Moment) -> Mapping[str, bool]:
-    """Whether each query was answered exactly; empty where there is no such validation.
-
-    The last one is the fair one to judge by: the best one was chosen for this very score, which flatters a run the
-    more, the more validations it had to choose from.
-    """
-    validation = _at(record, moment)
-    return {} if validation is None else {name: result.exact for name, result in validation.results.items()}
-
-
-def _at(record: RunRecord, moment: Moment) -> Validation | None:
-    if moment == "last":
-        return record.validations[-1] if record.validations else None
-    best = record.best.get("epoch")
-    return next((validation for validation in record.validations if validation.epoch == best), None)
-
-
-# T tasks, S runs of a side.
-
-
+DRAWS = 10_000
+LEVEL = 0.95
 FEWEST_DIFFERING = 6
-"""Tasks in which two sides must differ before any difference counts: five may all favour one side by chance, in more
-than one of twenty cases (2 · 2^-5 > 0.05)."""
+"""Tasks in which two groups must differ before any difference counts: five may all favour the same one by chance, in
+more than one of twenty cases (2 · 2^-5 > 0.05)."""
 
 _ROUNDING = 1e-9
 """Means over several runs of equal shares may differ by this."""
+_SEED = 0
+
+
+def paired_interval(
+    first: Float[np.ndarray, "T S1"], second: Float[np.ndarray, "T S2"], queries: Float[np.ndarray, " T"]
+) -> tuple[float, float]:
+    """The 95 % percentile interval of the difference of two groups in the share of queries that are exact.
+
+    Tasks are drawn with replacement, all queries of a task and all runs on it together, so that what makes a task easy
+    for both does not count as chance. The runs of a group are drawn as well: the interval then contains what another
+    seed may change, though two or three seeds tell little about that.
+
+    Args:
+        first: how many queries of each task each run of the first group answered exactly.
+        second: the same for the second group.
+        queries: how many queries each task has.
+
+    Returns:
+        Lower and upper end of first − second, between -1 and 1; the same for the same numbers, in any order of tasks.
+    """
+    random = np.random.default_rng(_SEED)
+    # Tasks with the same outcome are interchangeable: drawing kinds of tasks by how many there are is the same draw,
+    # with a few numbers in place of one for each task.
+    kinds, sizes = np.unique(np.column_stack([first, second, queries]), axis=0, return_counts=True)
+    drawn = random.multinomial(len(queries), sizes / len(queries), size=DRAWS)  # [D, K]
+    totals = drawn @ kinds  # [D, S1 + S2 + 1]
+    shares = totals[:, :-1] / totals[:, -1:]
+    runs = first.shape[1]
+    difference = _mean_of_drawn(shares[:, :runs], random) - _mean_of_drawn(shares[:, runs:], random)
+    low, high = np.quantile(difference, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _mean_of_drawn(shares: Float[np.ndarray, "D S"], random: np.random.Generator) -> Float[np.ndarray, " D"]:
+    runs = shares.shape[1]
+    weights = random.multinomial(runs, np.full(runs, 1 / runs), size=len(shares)) / runs
+    return (shares * weights).sum(axis=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Contest:
-    """The leading side against another one, on the same queries."""
+class PairwiseResult:
+    """The leading group against another one, on the same queries."""
 
-    leader: Side
-    rival: Side
+    leader: Group
+    rival: Group
     queries: int
     tasks: int
     differing: int
-    """Tasks of which the sides solved unequal shares."""
+    """Tasks of which the two solved unequal shares."""
     leader_exact: float
-    """Share of exact queries, of several runs their mean."""
+    """Share of exact queries; the mean over several runs."""
     rival_exact: float
     low: float
     """Lower end of the 95 % interval of the difference, leader − rival."""
@@ -74,130 +97,122 @@ class Contest:
 
     @property
     def clear(self) -> bool:
-        """Whether the difference is beyond what another choice of tasks may make of it."""
+        """Whether the difference is more than another choice of tasks may make."""
         return self.low > 0 and self.differing >= FEWEST_DIFFERING
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranking:
-    """The leading side against each other one, the closest rival first; empty where nothing can be compared."""
+    """The leading group against each other one."""
 
     moment: Moment
-    contests: tuple[Contest, ...]
+    results: tuple[PairwiseResult, ...]
+    """The closest rival first; empty if nothing can be compared."""
     asked: int
-    """Queries that any of the sides compared was asked; of them `queries` of a contest were asked of all."""
+    """Queries that any of the compared groups was asked; `queries` of a result were asked of all."""
     without_validation: tuple[Run, ...]
-    apart: tuple[Side, ...]
-    """Sides that were asked other queries than those compared."""
-
-
-def rankings(runs: Sequence[Run]) -> tuple[Ranking, ...]:
-    """By the last validation of each run, and by its best one."""
-    return tuple(rank(runs, moment) for moment in MOMENTS)
+    apart: tuple[Group, ...]
+    """Groups that were asked other queries than the compared ones."""
 
 
 def rank(runs: Sequence[Run], moment: Moment) -> Ranking:
-    """Compare the sides on the queries that all were asked.
+    """Compare groups, or the runs of a single group, on the queries that all were asked.
 
-    Where no query is common to all, the sides with the least in common with the others stand apart.
+    While no query is common to all, the group with the least in common with the others is set apart.
     """
-    exact = {run.letter: exact_at(run.record, moment) for run in runs}
-    missing = tuple(run for run in runs if not exact[run.letter])
-    all_sides = sides([run for run in runs if exact[run.letter]])
-    compared = list(all_sides)
-    while compared and not _common(compared, exact):
-        compared.remove(min(reversed(compared), key=lambda side: _shared(side, compared, exact)))
-    common = sorted(_common(compared, exact))
-    asked = {name for side in compared for run in side.runs for name in exact[run.letter]}
+    answers = {run.letter: answers_at(run.record, moment) for run in runs}
+    validated = [run for run in runs if answers[run.letter]]
+    groups = group_runs(validated)
+    if len(groups) == 1:
+        groups = tuple(Group(runs=(run,)) for run in validated)
+    asked = {group.letters: set.intersection(*(set(answers[run.letter]) for run in group.runs)) for group in groups}
+    compared = list(groups)
+    while compared and not (common := set.intersection(*(asked[group.letters] for group in compared))):
+        overlaps = [
+            sum(len(asked[group.letters] & asked[other.letters]) for other in compared if other is not group)
+            for group in compared
+        ]
+        # Of several with as little, the last.
+        del compared[len(overlaps) - 1 - overlaps[::-1].index(min(overlaps))]
     return Ranking(
         moment=moment,
-        contests=_contests(compared, common, exact) if len(compared) > 1 else (),
-        asked=len(asked),
-        without_validation=missing,
-        apart=tuple(side for side in all_sides if side not in compared),
+        results=_compare(compared, sorted(common), answers) if len(compared) > 1 else (),
+        asked=len({query for group in compared for run in group.runs for query in answers[run.letter]}),
+        without_validation=tuple(run for run in runs if not answers[run.letter]),
+        apart=tuple(group for group in groups if group not in compared),
     )
 
 
-def _contests(
-    compared: Sequence[Side], common: Sequence[str], exact: Mapping[str, Mapping[str, bool]]
-) -> tuple[Contest, ...]:
+def answers_at(record: RunRecord, moment: Moment) -> Answers:
+    """How the queries of the last or the best validation were answered; empty if there is none.
+
+    The last one is the fair one to judge by: the best one was chosen for this very score, which flatters a run the
+    more, the more validations it had to choose from.
+    """
+    epoch = record.best.get("epoch")
+    validations = record.validations[-1:] if moment == "last" else [v for v in record.validations if v.epoch == epoch]
+    return {query: result.exact for validation in validations for query, result in validation.results.items()}
+
+
+def _compare(
+    groups: Sequence[Group], common: Sequence[str], answers: Mapping[str, Answers]
+) -> tuple[PairwiseResult, ...]:
     names, task = np.unique([task_of(query) for query in common], return_inverse=True)
-    queries = np.bincount(task, minlength=len(names)).astype(float)
-    solved = [_solved(side, common, task, exact) for side in compared]
-    shares = [float(counts.sum() / counts.shape[1] / len(common)) for counts in solved]
-    order = sorted(range(len(compared)), key=lambda index: -shares[index])
-    first = order[0]
-    contests = []
-    for other in order[1:]:
-        low, high = paired_interval(solved[first], solved[other], queries)
-        apart = np.abs(solved[first].mean(axis=1) - solved[other].mean(axis=1)) > _ROUNDING
-        contests.append(
-            Contest(
-                leader=compared[first],
-                rival=compared[other],
+    queries = np.bincount(task).astype(float)
+
+    def solved(group: Group) -> Float[np.ndarray, "T S"]:
+        exact = [[answers[run.letter][query] for query in common] for run in group.runs]
+        return np.stack([np.bincount(task, weights=np.array(run, dtype=float)) for run in exact], axis=1)
+
+    counts = [solved(group) for group in groups]
+    shares = [float(found.sum() / found.shape[1] / len(common)) for found in counts]
+    ranked = sorted(zip(shares, groups, counts, strict=True), key=lambda entry: -entry[0])
+    (best, leader, first), *others = ranked
+    results = []
+    for share, rival, second in others:
+        low, high = paired_interval(first, second, queries)
+        differing = np.abs(first.mean(axis=1) - second.mean(axis=1)) > _ROUNDING
+        results.append(
+            PairwiseResult(
+                leader=leader,
+                rival=rival,
                 queries=len(common),
                 tasks=len(names),
-                differing=int(apart.sum()),
-                leader_exact=shares[first],
-                rival_exact=shares[other],
+                differing=int(differing.sum()),
+                leader_exact=best,
+                rival_exact=share,
                 low=low,
                 high=high,
             )
         )
-    return tuple(contests)
+    return tuple(results)
 
 
-def _solved(
-    side: Side, common: Sequence[str], task: np.ndarray, exact: Mapping[str, Mapping[str, bool]]
-) -> Float[np.ndarray, "T S"]:
-    """How many queries of each task each run of a side answered exactly."""
-    tasks = int(task.max()) + 1
-    answers = [np.array([exact[run.letter][query] for query in common], dtype=float) for run in side.runs]
-    return np.stack([np.bincount(task, weights=answer, minlength=tasks) for answer in answers], axis=1)
-
-
-def _common(compared: Sequence[Side], exact: Mapping[str, Mapping[str, bool]]) -> set[str]:
-    asked = [set(exact[run.letter]) for side in compared for run in side.runs]
-    return set.intersection(*asked) if asked else set()
-
-
-def _shared(side: Side, others: Sequence[Side], exact: Mapping[str, Mapping[str, bool]]) -> int:
-    return sum(len(_common([side, other], exact)) for other in others if other is not side)
-
-
-def contest_sheet(ranking: Ranking) -> Sheet | None:
-    """A column a rival, the closest first; none where nothing can be compared."""
-    contests = ranking.contests
-    if not contests:
+def pairwise_table(ranking: Ranking) -> Table | None:
+    """A column for each rival, the closest first; None if nothing can be compared."""
+    if not ranking.results:
         return None
-    leader = contests[0].leader.letters
-    others = contests[0].rival.letters if len(contests) == 1 else "the others"
-    lines = (
-        Line(key="leader", label=f"{leader}, %", values=tuple(c.leader_exact for c in contests), unit="percent"),
-        Line(key="rival", label="the other, %", values=tuple(c.rival_exact for c in contests), unit="percent"),
-        Line(key="difference", label="difference", values=tuple(c.difference for c in contests), unit="percent"),
-        Line(
-            key="low", label=f"{100 * LEVEL:.0f} % interval from", values=tuple(c.low for c in contests), unit="percent"
-        ),
-        Line(key="high", label="to", values=tuple(c.high for c in contests), unit="percent"),
-        Line(key="differing", label="tasks that differ", values=tuple(c.differing for c in contests)),
-        Line(
-            key="clear",
-            label="beyond the noise",
-            values=tuple(c.clear for c in contests),
-            unit="yes or no",
-        ),
+    first, *others = ranking.results
+    leader = first.leader.letters
+    lines: list[tuple[str, str, str, Unit]] = [
+        ("leader", "leader_exact", f"{leader}, %", "percent"),
+        ("rival", "rival_exact", "the other, %", "percent"),
+        ("difference", "difference", "difference", "percent"),
+        ("low", "low", f"{100 * LEVEL:.0f} % interval from", "percent"),
+        ("high", "high", "to", "percent"),
+        ("differing", "differing", "tasks that differ", "number"),
+        ("clear", "clear", "beyond the noise", "yes or no"),
+    ]
+    return Table(
+        key=f"pairwise_{ranking.moment}",
+        title=f"{leader} against {'the others' if others else first.rival.letters}, {ranking.moment} validation",
+        columns=tuple(result.rival.letters for result in ranking.results),
+        rows=[
+            Row(key=key, label=label, values=[getattr(result, name) for result in ranking.results], unit=unit)
+            for key, name, label, unit in lines
+        ],
+        note=f"Exact grids, in percent of the {first.queries} queries of {first.tasks} tasks asked of all.",
     )
-    return Sheet(
-        key=f"contests_{ranking.moment}",
-        title=f"{leader} against {others}, {ranking.moment} validation",
-        columns=tuple(contest.rival.letters for contest in contests),
-        lines=lines,
-        note=f"Exact grids, in percent of the {contests[0].queries} queries of {contests[0].tasks} tasks asked of all.",
-    )
-
-
-SOLVED, ONCE, MISSED, NOT_ASKED = "●", "○", "·", "–"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,163 +221,132 @@ class Puzzle:
 
     id: str
     last: tuple[bool | None, ...]
-    """Whether each run solved it at its last validation; None where it was not asked."""
+    """Whether each run solved it at its last validation; None if it was not asked."""
     best: tuple[bool | None, ...]
-    """Likewise at its best one."""
-
-    @property
-    def differs(self) -> bool:
-        """Whether one run solved it that another did not, at the last validation."""
-        return len(set(self.last) - {None}) > 1
+    """The same for its best validation."""
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """A sign a run: solved, solved at the best validation only, not solved, not asked."""
-        return tuple(map(_mark, self.last, self.best))
+        """A sign for each run: solved, solved at the best validation only, not solved, not asked."""
+        return tuple(
+            "●" if last else "○" if best else "–" if last is None else "·"
+            for last, best in zip(self.last, self.best, strict=True)
+        )
 
 
 def puzzles(runs: Sequence[Run]) -> tuple[Puzzle, ...]:
-    """Every query that any run solved, at its last or its best validation; first those in which the last ones differ.
+    """Every query that any run solved, at its last or its best validation.
 
-    Among them those stand together that the same runs solved.
+    First those in which the last validations differ; queries that the same runs solved are neighbours.
     """
-    last = [exact_at(run.record, "last") for run in runs]
-    best = [exact_at(run.record, "best") for run in runs]
-    ids = sorted({name for exact in (*last, *best) for name, solved in exact.items() if solved})
+    last, best = ([answers_at(run.record, moment) for run in runs] for moment in MOMENTS)
+    solved = sorted({query for answers in (*last, *best) for query, exact in answers.items() if exact})
     found = (
-        Puzzle(
-            id=name,
-            last=tuple(exact.get(name) for exact in last),
-            best=tuple(exact.get(name) for exact in best),
-        )
-        for name in ids
+        Puzzle(id=query, last=tuple(known.get(query) for known in last), best=tuple(known.get(query) for known in best))
+        for query in solved
     )
-    return tuple(sorted(found, key=lambda puzzle: (not puzzle.differs, [not solved for solved in puzzle.last])))
+    return tuple(sorted(found, key=lambda puzzle: (len({*puzzle.last} - {None}) < 2, [not one for one in puzzle.last])))
 
 
-def puzzle_sheet(runs: Sequence[Run]) -> Sheet:
-    """How many queries each run solved at its last validation, and which of them no other run, or every other, did."""
-    last = [exact_at(run.record, "last") for run in runs]
-    asked = [set(exact) for exact in last if exact]
-    common = set.intersection(*asked) if asked else set()
-    solved = [{name for name in common if exact[name]} if exact else None for exact in last]
-    known = [names for names in solved if names is not None]
-    by_all = set.intersection(*known) if known else set()
-    by_any: set[str] = set().union(*known)
-    lines = [Line(key="solved", label="solved", values=_counts(solved))]
+def puzzle_table(runs: Sequence[Run]) -> Table:
+    """How many queries each run solved at its last validation, and how many it alone solved or missed."""
+    answers = [answers_at(run.record, "last") for run in runs]
+    known = [given for given in answers if given]
+    common = set.intersection(*map(set, known)) if known else set()
+    solved = [{query for query in common if given[query]} if given else None for given in answers]
+    counts = Counter(query for found in solved for query in found or ())
+
+    def row(key: str, label: str, count: Callable[[set[str]], int]) -> Row:
+        return Row(key=key, label=label, values=[None if found is None else count(found) for found in solved])
+
+    rows = [row("solved", "solved", len)]
     if len(known) > 1:
-        only = [None if names is None else names.difference(*_others(known, names)) for names in solved]
-        lines.append(Line(key="only", label="solved by no other", values=_counts(only)))
+        rows.append(row("only", "solved by no other", lambda found: sum(counts[query] == 1 for query in found)))
     if len(known) > 2:
-        but = [None if names is None else set.intersection(*_others(known, names)) - names for names in solved]
-        lines.append(Line(key="all_but", label="solved by all but this", values=_counts(but)))
-    return Sheet(
+        by_all_but_one = {query for query, times in counts.items() if times == len(known) - 1}
+        rows.append(row("all_but", "solved by all but this", lambda found: len(by_all_but_one - found)))
+    by_all = sum(times == len(known) for times in counts.values())
+    return Table(
         key="puzzles",
         title="Puzzles",
         columns=tuple(run.letter for run in runs),
-        lines=tuple(lines),
-        note=f"Of {len(common)} queries asked of all at their last validations: {len(by_all)} solved by all, "
-        f"{len(by_any - by_all)} by some, {len(common - by_any)} by none."
+        rows=rows,
+        note=f"Of {len(common)} queries asked of all at their last validations: {by_all} solved by all, "
+        f"{len(counts) - by_all} by some, {len(common) - len(counts)} by none."
         if len(known) > 1
-        else "No two runs were validated query by query: nothing can be said of what all solved.",
+        else "No two runs were validated query by query: what all solved is not known.",
     )
-
-
-def _counts(sets: Sequence[set[str] | None]) -> tuple[int | None, ...]:
-    return tuple(None if names is None else len(names) for names in sets)
-
-
-def _others(sets: Sequence[set[str]], one: set[str]) -> list[set[str]]:
-    return [names for names in sets if names is not one]
-
-
-def _mark(last: bool | None, best: bool | None) -> str:
-    if last:
-        return SOLVED
-    if best:
-        return ONCE
-    return NOT_ASKED if last is None else MISSED
 
 
 def verdict_sentences(last: Ranking, best: Ranking) -> tuple[str, ...]:
-    """Which side is better and whether that is more than chance, then what the reader has to know of it."""
-    return tuple(_sentences(last, best))
+    """Which group is better and whether that is more than chance, then what the reader has to know about it."""
+    return tuple(_verdict(last, best))
 
 
-def _sentences(last: Ranking, best: Ranking) -> Iterator[str]:
-    if last.contests:
-        yield from _about(last.contests[0])
-        yield from _conditions(last)
-        if best.contests and _outcome(best.contests[0]) != _outcome(last.contests[0]):
-            yield f"At the best validation of each run: {_in_short(best.contests[0])}."
+def _verdict(last: Ranking, best: Ranking) -> Iterator[str]:
+    if last.results:
+        yield from _describe(last.results[0])
+        yield from _qualify(last)
+        if best.results and _outcome(best.results[0]) != _outcome(last.results[0]):
+            yield f"At the best validation of each run: {_in_short(best.results[0])}."
+    elif last.apart:
+        yield "No verdict is possible: the runs were not scored on the same queries."
     else:
-        yield "No verdict is possible: " + (
-            "the runs were not scored on the same queries."
-            if last.apart
-            else "it takes two runs that have been validated query by query."
-        )
+        yield "No verdict is possible: it takes two runs that have been validated query by query."
     for run in last.without_validation:
-        yield f"{run.called} has no validation by queries and stands outside the verdict."
-    if last.contests:
-        for side in last.apart:
-            yield f"{_capital(side.called)} was asked other queries and stands outside the verdict."
+        yield f"{run.called} has no validation by queries and is left out of the verdict."
+    for group in last.apart if last.results else ():
+        yield f"{_capital(group.called)} was asked other queries and is left out of the verdict."
 
 
-def _about(contest: Contest) -> Iterator[str]:
-    leader, rival = contest.leader.called, contest.rival.called
-    scores = f"{percent(contest.leader_exact)} against {percent(contest.rival_exact)} of {contest.queries} queries"
-    if contest.level:
-        yield f"{_capital(leader)} and {rival} are level: each solves {percent(contest.leader_exact)} of the queries."
-    elif contest.clear:
-        yield (
-            f"{_capital(leader)} is better than {rival}: {scores} exact, {_points(contest.difference)} more, "
-            f"which is beyond the noise."
-        )
-    else:
-        yield (
-            f"{_capital(leader)} is ahead of {rival}, but within the noise: {scores} exact, "
-            f"{_points(contest.difference)} more."
-        )
-    yield (
-        f"The {100 * LEVEL:.0f} % interval of the difference is {_interval(contest)} "
-        f"(bootstrap over {contest.tasks} tasks)."
+def _describe(result: PairwiseResult) -> Iterator[str]:
+    leader, rival, exact = _capital(result.leader.called), result.rival.called, percent(result.leader_exact)
+    scores = (
+        f"{exact} against {percent(result.rival_exact)} of {result.queries} queries exact, "
+        f"{hundredths(result.difference)} points more"
     )
-    if contest.low > 0 and not contest.clear:
-        yield f"They differ in {contest.differing} tasks only: fewer than {FEWEST_DIFFERING} prove nothing."
+    if result.level:
+        yield f"{leader} and {rival} are level: each solves {exact} of the queries."
+    elif result.clear:
+        yield f"{leader} is better than {rival}: {scores}, which is beyond the noise."
+    else:
+        yield f"{leader} is ahead of {rival}, but within the noise: {scores}."
+    yield (
+        f"The {100 * LEVEL:.0f} % interval of the difference is {_interval(result)} "
+        f"(bootstrap over {result.tasks} tasks)."
+    )
+    if result.low > 0 and not result.clear:
+        yield f"They differ in {result.differing} tasks only: fewer than {FEWEST_DIFFERING} prove nothing."
 
 
-def _conditions(ranking: Ranking) -> Iterator[str]:
-    contest = ranking.contests[0]
-    if contest.queries < ranking.asked:
-        yield f"Compared are the {contest.queries} queries that all were asked, of {ranking.asked}."
-    compared = [run for one in ranking.contests for side in (one.leader, one.rival) for run in side.runs]
-    if len({run.record.identity.group for run in compared}) == 1:
+def _qualify(ranking: Ranking) -> Iterator[str]:
+    first = ranking.results[0]
+    if first.queries < ranking.asked:
+        yield f"Compared are the {first.queries} queries that all were asked, of {ranking.asked}."
+    runs = [run for result in ranking.results for group in (result.leader, result.rival) for run in group.runs]
+    if len({run.record.identity.group for run in runs}) == 1:
         yield "The runs repeat one recipe with other seeds: a difference between them is that of seeds."
-    elif len(contest.leader.runs) == len(contest.rival.runs) == 1:
+    elif len(first.leader.runs) == len(first.rival.runs) == 1:
         yield "Another seed may change more: the interval knows one run of each."
     else:
         yield "Runs of one recipe are compared by their mean; the interval takes in how their seeds differ."
 
 
-def _outcome(contest: Contest) -> tuple[str, str, bool]:
-    return contest.leader.letters, contest.rival.letters, contest.clear
+def _outcome(result: PairwiseResult) -> tuple[str, str, bool]:
+    return result.leader.letters, result.rival.letters, result.clear
 
 
-def _in_short(contest: Contest) -> str:
-    leader, rival = contest.leader.called, contest.rival.called
-    if contest.level:
+def _in_short(result: PairwiseResult) -> str:
+    leader, rival = result.leader.called, result.rival.called
+    if result.level:
         return f"{leader} and {rival} are level"
-    noise = "beyond the noise" if contest.clear else "within the noise"
-    return f"{leader} is ahead of {rival} by {_points(contest.difference)} ({_interval(contest)}), {noise}"
+    noise = "beyond the noise" if result.clear else "within the noise"
+    return f"{leader} is ahead of {rival} by {hundredths(result.difference)} points ({_interval(result)}), {noise}"
 
 
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _points(share: float) -> str:
-    return f"{hundredths(share)} points"
-
-
-def _interval(contest: Contest) -> str:
-    return f"{hundredths(contest.low, '+')} to {hundredths(contest.high, '+')} points"
+def _interval(result: PairwiseResult) -> str:
+    return f"{hundredths(result.low, '+')} to {hundredths(result.high, '+')} points"

@@ -1,72 +1,327 @@
-"""What the preview shows, from a configuration to the screen and the picture."""
+"""Tasks as the models are given them, on the terminal and as pictures; without a task, the data as a whole."""
 
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
-from rich.console import Console
+import numpy as np
+from jaxtyping import UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.cells import cell_len
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
-from arcdist.analysis.catalogue import read_catalogue, survey
+from arcdist.analysis.data_overview import draw_data, plain_table, save_picture, show_data, survey
 from arcdist.analysis.preview_arguments import PreviewArguments
-from arcdist.analysis.screens import heading, show_data, show_task
-from arcdist.analysis.seen import Given, give, load_tokenizer
-from arcdist.config import Config
+from arcdist.analysis.preview_query import GivenQuery, exclusion, find_task, give, load_tokenizer
+from arcdist.config import AugmentConfig, Config
+from arcdist.data import Augmentation, read_task_sets
 from arcdist.errors import DataError
+from arcdist.formatting import counted
+from arcdist.tracking.grids import draw_grids, grid_text, has_colors
+
+Grid: TypeAlias = UInt8[np.ndarray, "_ _"]
+
+NOT_GIVEN = "not given to the models"
+KEPT = "yellow"
+"""Style of what the models are not given."""
+ARROW = "→"
 
 
-def preview(config: Config, wanted: PreviewArguments) -> None:
-    """Show tasks, or the data source as a whole where none is named.
+def preview(config: Config, arguments: PreviewArguments) -> None:
+    """Show tasks, or without a task the data as a whole.
 
     Raises:
-        ArcdistError: of the kind that says whose mistake it is; a task that is not there is told before any is shown,
-            a refusal of the leak guard after all that was counted.
+        ArcdistError: of the kind that says whose mistake it is; a task that does not exist is reported before any is
+            shown, a refusal of the leak guard after all that was counted.
     """
     console = Console(highlight=False, markup=False, emoji=False)
-    if wanted.task_ids:
-        _preview_tasks(console, config, wanted)
-    else:
-        _preview_data(console, config, wanted.picture)
-
-
-def _preview_tasks(console: Console, config: Config, wanted: PreviewArguments) -> None:
-    tokenizer = load_tokenizer(config.qwen)
-    catalogue = read_catalogue(config.data)
-    task_rows = {task.id: row for row, task in enumerate(catalogue.training.used)}
-    shown: list[tuple[Given, str]] = []
-    for task_id in wanted.task_ids:
-        task, shelf = catalogue.find(task_id, wanted.kind)
-        given = give(
-            config,
-            task,
-            kind=wanted.kind,
-            index=wanted.index,
-            epoch=wanted.epoch,
-            task_rows=task_rows,
-            tokenizer=tokenizer,
-        )
-        shown.append((given, str(shelf.origin)))
-    for given, origin in shown:
-        lines = heading(
-            given, config, epoch=wanted.epoch, origin=origin, exclusion=catalogue.exclusion(given.task, wanted.kind)
-        )
-        show_task(console, given, config, lines)
-        if (path := wanted.picture_of(given.task.id)) is not None:
-            from arcdist.analysis.screens import draw_task
-
-            draw_task(given, path, [line.plain for line in lines])
-            _tell(console, path)
-
-
-def _preview_data(console: Console, config: Config, picture: Path | None) -> None:
-    catalogue = read_catalogue(config.data)
-    overview = survey(catalogue)
+    if arguments.task_ids:
+        _preview_tasks(console, config, arguments)
+        return
+    overview = survey(read_task_sets(config.data), config.data)
     show_data(console, overview, config.data)
-    if picture is not None:
-        from arcdist.analysis.screens import draw_data
-
-        draw_data(overview, picture)
-        _tell(console, picture)
+    if arguments.picture is not None:
+        draw_data(overview, arguments.picture)
+        _report_picture(console, arguments.picture)
     if isinstance(overview.leaks, DataError):
         raise overview.leaks
 
 
-def _tell(console: Console, picture: Path) -> None:
-    console.print(f"Drawn to {picture}.", soft_wrap=True)
+def _preview_tasks(console: Console, config: Config, arguments: PreviewArguments) -> None:
+    tokenizer = load_tokenizer(config.qwen)
+    sets = read_task_sets(config.data)
+    queries = []
+    for task_id in arguments.task_ids:
+        task, origin = find_task(sets, task_id, arguments.kind)
+        given = give(config, sets, task, kind=arguments.kind, index=arguments.index, epoch=arguments.epoch,
+                     tokenizer=tokenizer)  # fmt: skip
+        queries.append((given, heading(given, config, origin, exclusion(sets, config.data, task, arguments.kind))))
+    for given, lines in queries:
+        show_task(console, given, config, lines)
+        if (path := arguments.picture_of(given.task.id)) is not None:
+            draw_task(given, path, [line.plain for line in lines])
+            _report_picture(console, path)
+
+
+def _report_picture(console: Console, path: Path) -> None:
+    console.print(f"Drawn to {path}.", soft_wrap=True)
+
+
+SYMMETRIES = (
+    "as it is",
+    "turned left by 90°",
+    "turned by 180°",
+    "turned right by 90°",
+    "mirrored at the diagonal from the upper left",
+    "mirrored top to bottom",
+    "mirrored at the diagonal from the upper right",
+    "mirrored left to right",
+)
+"""What `Augmentation.dihedral` 0 to 7 does to a grid."""
+
+
+def describe(augmentation: Augmentation, names: Sequence[str], augment: AugmentConfig) -> dict[str, str]:
+    """What was drawn, by part: the symmetry, the colours, the order of the context pairs.
+
+    Args:
+        augmentation: as drawn.
+        names: of the context pairs, in the data's order.
+        augment: what may be drawn at all.
+    """
+    moved = [f"{old}→{new}" for old, new in enumerate(augmentation.colors.tolist()) if old != new]
+    parts = {
+        "symmetry": ("dihedral", f"{augmentation.dihedral} of 0-7: {SYMMETRIES[augmentation.dihedral]}"),
+        "colours": ("colors", " ".join(moved) or "as they are"),
+        "order": ("order", " ".join(names[place] for place in augmentation.order)),
+    }
+    return {
+        part: text if getattr(augment, key) else f"not drawn: data.augment.{key} is false"
+        for part, (key, text) in parts.items()
+    }
+
+
+def heading(given: GivenQuery, config: Config, origin: str, excluded: str | None) -> list[Text]:
+    """Which query it is, and how the data is changed for it, line by line.
+
+    Args:
+        given: the query.
+        config: of the run.
+        origin: where the task was read from.
+        excluded: why a run would not ask this query, see `exclusion`.
+    """
+    task, augmentation = given.task, given.augmentation
+    asked = "as validation sees it" if augmentation is None else f"as training sees it in epoch {given.epoch}"
+    pairs = f"{counted(len(task.demonstrations), 'demonstration')}, {counted(len(task.tests), 'test pair')}"
+    lines = [Text.assemble((given.query.id, "bold"), f", {asked}"), Text(f"{origin}: {pairs}")]
+    if excluded is not None:
+        lines.append(Text(excluded, style=KEPT))
+    if augmentation is None:
+        return [*lines, Text("Nothing is augmented in validation; --epoch E shows what training draws.")]
+    drawn = describe(augmentation, given.context_names, config.data.augment)
+    return [*lines, *(Text(f"{part}: {text}") for part, text in drawn.items())]
+
+
+Panel: TypeAlias = tuple[str, Grid]
+"""A caption and its grid."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PairRow:
+    """The grids of one pair: as in the data and, if it is augmented, as augmented."""
+
+    name: str
+    """Which pair, and its part in the query."""
+    note: str = ""
+    """What the models are not given."""
+    before: Sequence[Panel]
+    after: Sequence[Panel] = ()
+
+
+def pair_rows(given: GivenQuery) -> list[PairRow]:
+    """The context pairs in the order of the augmentation, the query, its target, and the pairs that are not given."""
+    query, augmented = given.query, given.given
+    drawn = given.augmentation is not None
+    order = range(len(query.context)) if given.augmentation is None else given.augmentation.order
+    names = given.context_names
+    others = {
+        f"{kind}:{place}": pair
+        for kind, pairs in (("train", given.task.demonstrations), ("test", given.task.tests))
+        for place, pair in enumerate(pairs)
+    }
+    return [
+        *(
+            PairRow(
+                name=f"context {number} of {len(names)}: {names[place]}",
+                before=_panels(input=query.context[place].input, output=query.context[place].output),
+                after=_panels(input=changed.input, output=changed.output) if drawn else (),
+            )
+            for number, (place, changed) in enumerate(zip(order, augmented.context, strict=True), start=1)
+        ),
+        PairRow(
+            name=f"query: {given.name}",
+            before=_panels(input=query.input),
+            after=_panels(input=augmented.input) if drawn else (),
+        ),
+        PairRow(
+            name=f"target of {given.name}",
+            note="not known" if query.target is None else NOT_GIVEN,
+            before=_panels(target=query.target),
+            after=_panels(target=augmented.target) if drawn else (),
+        ),
+        *(
+            PairRow(name=name, note=NOT_GIVEN, before=_panels(input=pair.input, output=pair.output))
+            for name, pair in others.items()
+            if name not in (given.name, *names)
+        ),
+    ]
+
+
+def _panels(**grids: Grid | None) -> list[Panel]:
+    return [("{} {} × {}".format(name, *grid.shape), grid) for name, grid in grids.items() if grid is not None]
+
+
+_GAP = 3
+_Lines: TypeAlias = list[list[Text]]
+"""Grids with their captions, and marks between them, line by line."""
+
+
+def render_pair_rows(rows: Sequence[PairRow], width: int, *, colored: bool) -> list[RenderableType]:
+    """Pair rows to print within `width` columns: with wide cells if all pairs then fit in a line each, else narrow.
+
+    A pair that does not fit in a line has what is augmented below what is in the data, or all its grids in a column.
+    """
+    wide = all(_width(_layouts(row, wide=True, colored=colored)[0]) <= width for row in rows)
+    rendered: list[RenderableType] = []
+    for row in rows:
+        layouts = _layouts(row, wide=wide, colored=colored)
+        lines = next((lines for lines in layouts if _width(lines) <= width), layouts[-1])
+        title = Text.assemble((row.name, "bold"), "  " if row.note else "", (row.note, KEPT))
+        rendered.append(Group(title, *map(_beside, lines)))
+    return rendered
+
+
+def _layouts(row: PairRow, *, wide: bool, colored: bool) -> list[_Lines]:
+    """From the widest to the narrowest."""
+    before, after = (
+        [Text.assemble((caption, "dim"), "\n", grid_text(grid, wide=wide, colored=colored)) for caption, grid in panels]
+        for panels in (row.before, row.after)
+    )
+    if not after:
+        return [[before], [[panel] for panel in before]]
+    blank, arrow = Text("\n "), Text(f"\n{ARROW}")
+    return [
+        [[*before, arrow, *after]],
+        [[blank, *before], [arrow, *after]],
+        [[mark, panel] for mark, panels in ((blank, before), (arrow, after)) for panel in panels],
+    ]
+
+
+def _width(lines: _Lines) -> int:
+    return max(sum(max(map(cell_len, part.plain.split("\n"))) + _GAP for part in line) - _GAP for line in lines)
+
+
+def _beside(parts: Sequence[Text]) -> Table:
+    table = Table.grid(padding=(0, _GAP, 0, 0))
+    for _ in parts:
+        table.add_column(no_wrap=True)
+    table.add_row(*parts)
+    return table
+
+
+def show_task(console: Console, given: GivenQuery, config: Config, lines: Sequence[Text]) -> None:
+    """Print what the models are given of a query, and what is kept from them.
+
+    Args:
+        console: where to; grids are laid out for its width and its colours.
+        given: the query.
+        config: of the run.
+        lines: of its heading.
+    """
+    for part in (*lines, *_grids(given, console), *_prompt(given), *_numbers(given, config)):
+        console.print(part)
+    console.print()
+
+
+def _grids(given: GivenQuery, console: Console) -> Iterator[RenderableType]:
+    if given.augmentation is not None:
+        yield f"Before {ARROW} grids are as in the data, after it as augmented."
+    for row in render_pair_rows(pair_rows(given), console.width, colored=has_colors(console)):
+        yield ""
+        yield row
+
+
+def _prompt(given: GivenQuery) -> Iterator[RenderableType]:
+    yield ""
+    yield Text.assemble(("prompt", "bold"), f": {len(given.ids):,} tokens of {given.tokenizer}")
+    yield "Decoded from these, left to right, then below; the end of a line is a token."
+    yield ""
+    # Cut before each mark, so that grids can be beside each other.
+    blocks = filter(None, re.split(r"(?=[IO])", given.text))
+    yield Columns([Text(block) for block in blocks], padding=(0, 3, 0, 0))
+
+
+def _numbers(given: GivenQuery, config: Config) -> Iterator[RenderableType]:
+    features = plain_table("transformation feature")
+    features.add_column("mean of pairs", justify="right", no_wrap=True)
+    for name, value in given.features.items():
+        features.add_row(name, f"{value:.4f}")
+    yield features
+    yield ""
+    vector = "zeros: the task is not trained on" if given.task_row < 0 else f"row {given.task_row}"
+    counts = (
+        Text(f"{name} {count:,}", style="bold" if name == given.name else "")
+        for name, count in given.token_counts.items()
+    )
+    rest = Table.grid(padding=(0, 2, 0, 0))
+    rest.add_row("working area", "{} × {}".format(*given.working_area))
+    rest.add_row("task vector", vector if config.agent.task_vectors else "none: agent.task_vectors is false")
+    rest.add_row("tokens", Text(", ").join(counts))
+    yield rest
+
+
+_CELL_INCHES = 0.11
+_LEAST_INCHES = 1.9
+_LETTERS_PER_INCH = 12
+
+
+def draw_task(given: GivenQuery, path: Path, lines: Sequence[str]) -> None:
+    """Draw a row for each pair: as in the data and, on the right, as augmented; the target in a row of its own.
+
+    Args:
+        given: the query.
+        path: of the PNG.
+        lines: of its heading.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    rows = [row for row in pair_rows(given) if row.before]
+    side = max(_LEAST_INCHES, _CELL_INCHES * given.task.longest_side)
+    columns = 2 if given.augmentation is None else 4
+    width = columns * (side + 0.3)
+    title = [part for line in lines for part in textwrap.wrap(line, int(width * _LETTERS_PER_INCH))]
+    height = len(rows) * (side + 0.7) + 0.2 * len(title)
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    figure.suptitle("\n".join(title), x=0.02, ha="left", fontsize="medium")
+    places: list[Axes] = []
+    grids: list[Grid] = []
+    titles: list[str] = []
+    for row, axes in zip(rows, figure.subplots(len(rows), columns, squeeze=False), strict=True):
+        for place in axes:
+            place.set_axis_off()
+        above = {0: "\n".join(filter(None, (row.name, row.note))), 2: "augmented"}
+        # What is augmented begins in the third column, also if a pair has one grid.
+        for column, (caption, grid) in (*enumerate(row.before), *enumerate(row.after, start=2)):
+            places.append(axes[column])
+            grids.append(grid)
+            titles.append(f"{above.get(column, '')}\n{caption}")
+    # In one call, so that cells have one size in all rows.
+    draw_grids(places, grids, titles)
+    save_picture(figure, path)

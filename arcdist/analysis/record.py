@@ -1,20 +1,24 @@
-"""A run as it is looked at afterwards: what it was and all its numbers, wherever they were kept."""
+"""A run read back: what it was and all its numbers, from its folder or from W&B."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import yaml
 
 from arcdist.errors import ConfigError, DataError
+from arcdist.files import expanded
 from arcdist.tracking.metrics import Validation, read_numbers, read_validations
 from arcdist.tracking.run_folder import FILE, Identity, read_identity
+from arcdist.tracking.wandb import is_wandb_path, read_wandb_run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
-    """A run, read whole."""
+    """A run and its numbers; a quantity that the run did not record is None."""
 
     place: str
     """Where it was read from, as the user named it."""
@@ -28,20 +32,72 @@ class RunRecord:
     best: Mapping[str, Any]
     """The record of the best epoch and `metric`, its measure; empty before the first validation."""
     validations: tuple[Validation, ...]
-    """By epoch; those without a validation are missing."""
+    """By epoch; epochs without a validation are missing."""
+
+    @property
+    def elapsed(self) -> float | None:
+        """Seconds of wall-clock time."""
+        return self._latest("time/elapsed_s")
+
+    @property
+    def device_hours(self) -> float | None:
+        """Hours times processes."""
+        return self._latest("time/device_hours")
+
+    @property
+    def pace(self) -> float | None:
+        """Training queries a second: the median of the logged steps; of the epochs if no step has it."""
+        paces = finite_values(self.steps, "pairs_per_s") or finite_values(self.epochs, "pairs_per_s")
+        return median(paces) if paces else None
+
+    @property
+    def exact_queries(self) -> int | None:
+        """Queries that the last validation found answered exactly."""
+        return sum(result.exact for result in self.validations[-1].results.values()) if self.validations else None
+
+    @property
+    def exact_per_device_hour(self) -> float | None:
+        """`exact_queries` over `device_hours`."""
+        hours, exact = self.device_hours, self.exact_queries
+        return exact / hours if exact is not None and hours else None
+
+    def _latest(self, key: str) -> float | None:
+        """The highest value, as the clock does not run backwards."""
+        return max(finite_values((*self.steps, *self.epochs), key), default=None)
+
+
+def finite_value(entry: Mapping[str, Any], key: str) -> float | None:
+    """A number of an epoch or a logged step; None if it is missing or not finite."""
+    value = entry.get(key)
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def finite_values(entries: Iterable[Mapping[str, Any]], key: str) -> list[float]:
+    """The known values of a number, in the order of the entries."""
+    return [value for entry in entries if (value := finite_value(entry, key)) is not None]
+
+
+def read_run(name: str) -> RunRecord:
+    """Read a run folder, or, from W&B's server, the run `entity/project/run_id`.
+
+    Raises:
+        ConfigError, DataError, PlatformError: there is no such run, or it cannot be read.
+    """
+    if not is_wandb_path(name):
+        return read_run_folder(expanded(name))
+    run = read_wandb_run(name)
+    return RunRecord(place=name, **{field.name: getattr(run, field.name) for field in fields(run)})
 
 
 def read_run_folder(folder: Path) -> RunRecord:
-    """Read a run folder; the run may still go on.
+    """Read a run folder; the run may still be training.
 
     Raises:
         ConfigError: it is no run folder.
         DataError: it holds no logged step, or a file is broken.
     """
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: there is no such folder. Give that of a run, such as runs/NAME.")
-    if not (folder / FILE).exists() or not (folder / "config.yaml").exists():
-        raise ConfigError(f"{folder} is no run folder: it has no {FILE} or no config.yaml. Give that of a run.")
+    if not _is_run_folder(folder):
+        raise ConfigError(_not_a_run(folder))
     steps, metrics = read_numbers(folder)
     if not steps and not metrics["epochs"]:
         raise DataError(f"{folder} holds no logged step yet: wait until the run has made --output.log_every steps.")
@@ -56,19 +112,37 @@ def read_run_folder(folder: Path) -> RunRecord:
     )
 
 
+def _is_run_folder(folder: Path) -> bool:
+    return (folder / FILE).exists() and (folder / "config.yaml").exists()
+
+
+def _not_a_run(path: Path) -> str:
+    for parent in (*path.parents, *path.absolute().parents) if path.exists() else ():
+        if _is_run_folder(parent):
+            return f"{path} is a part of a run: name the run's folder, {parent}."
+    if path.suffix == ".wandb" or any(path.glob("*.wandb")) or any(path.glob("*run-*/run-*.wandb")):
+        return (
+            f"{path} is what W&B keeps of a run: name the run's folder, or upload it with `wandb sync` and name "
+            f"entity/project/run_id."
+        )
+    if not path.is_dir():
+        return f"{path}: there is no such folder. Give that of a run, such as runs/NAME."
+    return f"{path} is no run folder: it has no {FILE} or no config.yaml. Give that of a run."
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return dict(flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        return dict(_flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     except (AttributeError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path} is no configuration of a run ({error}): mend it, or leave that run out.") from error
+        raise DataError(f"{path} is no configuration of a run ({error}): correct it, or leave that run out.") from error
 
 
-def flat(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested mappings by dotted key."""
     for name, value in part.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

@@ -1,30 +1,16 @@
-"""Best and last value of each measure, a run each and as mean and deviation over the seeds of a group."""
+"""The tables of a comparison that have a column for each run: scores, cost, EFE terms, what differs."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from itertools import product
+from operator import itemgetter
 from string import ascii_uppercase
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
-from arcdist.analysis.record import RunRecord
-from arcdist.analysis.tables import Line, Sheet, Unit, spread
+from arcdist.analysis.record import RunRecord, finite_value, finite_values
+from arcdist.analysis.tables import Row, Table, Unit, spread
+from arcdist.config.schema import EFE_TERMS
 from arcdist.errors import ConfigError
-
-
-def number(entry: Mapping[str, Any], key: str) -> float | None:
-    """A number of an epoch or a logged step; none where it is missing or not finite."""
-    value = entry.get(key)
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def numbers(entries: Iterable[Mapping[str, Any]], key: str) -> list[float]:
-    """Those that are there, in their order."""
-    return [value for entry in entries if (value := number(entry, key)) is not None]
-
 
 MOST_RUNS = len(ascii_uppercase)
 
@@ -34,9 +20,9 @@ class Run:
     """A run of a comparison."""
 
     letter: str
-    """What it is called in tables and legends: `A`, `B`, ..."""
+    """What tables and legends call it: `A`, `B`, ..."""
     name: str
-    """That of the run; where several have it, the place that it was read from."""
+    """That of the run; if several have it, the place that it was read from."""
     record: RunRecord
 
     @property
@@ -46,8 +32,8 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Side:
-    """Runs that repeat each other but for the seed, or one run alone."""
+class Group:
+    """Runs that repeat each other but for the seed, or a single run."""
 
     runs: tuple[Run, ...]
 
@@ -77,84 +63,41 @@ def letter_runs(records: Sequence[RunRecord]) -> tuple[Run, ...]:
     )
 
 
-def groups(runs: Sequence[Run]) -> tuple[Side, ...]:
-    """The runs by their group, in the order of each group's first run."""
+def group_runs(runs: Sequence[Run]) -> tuple[Group, ...]:
+    """The runs by the group of their identity, in the order of each group's first run."""
     together: dict[str, list[Run]] = {}
     for run in runs:
         together.setdefault(run.record.identity.group, []).append(run)
-    return tuple(Side(runs=tuple(members)) for members in together.values())
+    return tuple(Group(runs=tuple(members)) for members in together.values())
 
 
-def sides(runs: Sequence[Run]) -> tuple[Side, ...]:
-    """What is held against each other: the groups; of a single group, its runs."""
-    grouped = groups(runs)
-    return grouped if len(grouped) > 1 else tuple(Side(runs=(run,)) for run in runs)
-
-
-def same_questions(runs: Sequence[Run]) -> bool:
+def have_same_tasks(runs: Sequence[Run]) -> bool:
     """Whether all are validated on the same tasks, so that their scores can be compared as they are."""
     return len({run.record.identity.data.get("validation") for run in runs}) == 1
-
-
-# T tasks, S runs of a side, D draws, K kinds of tasks.
-
-DRAWS = 10_000
-LEVEL = 0.95
-_SEED = 0
-
-
-def paired_interval(
-    first: Float[np.ndarray, "T S1"], second: Float[np.ndarray, "T S2"], queries: Float[np.ndarray, " T"]
-) -> tuple[float, float]:
-    """The 95 % percentile interval of the difference of two sides in the share of queries that are exact.
-
-    Tasks are drawn with replacement, all queries of a task and all runs on it together, so that what makes a task easy
-    for both does not count as chance. Of a side with several runs these are drawn as well: the interval then holds
-    what another seed may change, though of two or three seeds it knows too little of that.
-
-    Args:
-        first: how many queries of each task each run of the first side answered exactly.
-        second: the same for the second side.
-        queries: how many queries each task has.
-
-    Returns:
-        Lower and upper end of first − second, between -1 and 1; the same for the same numbers, in any order of tasks.
-    """
-    random = np.random.default_rng(_SEED)
-    # Tasks with the same outcome are as good as each other: drawing kinds of tasks by how many there are is the same
-    # draw, of a few numbers in place of one a task.
-    kinds, sizes = np.unique(np.column_stack([first, second, queries]), axis=0, return_counts=True)
-    drawn = random.multinomial(len(queries), sizes / len(queries), size=DRAWS)  # [D, K]
-    totals = drawn @ kinds  # [D, S1 + S2 + 1]
-    shares = totals[:, :-1] / totals[:, -1:]
-    runs = first.shape[1]
-    difference = _mean_of_drawn(shares[:, :runs], random) - _mean_of_drawn(shares[:, runs:], random)
-    low, high = np.quantile(difference, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def _mean_of_drawn(shares: Float[np.ndarray, "D S"], random: np.random.Generator) -> Float[np.ndarray, " D"]:
-    runs = shares.shape[1]
-    weights = random.multinomial(runs, np.full(runs, 1 / runs), size=len(shares)) / runs
-    return (shares * weights).sum(axis=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Measure:
     key: str
     label: str
-    unit: Unit
+    unit: Unit = "percent"
     lowest_is_best: bool = False
     comparable: bool = True
-    """Whether a better value means a better run, whatever the configurations."""
+    """Whether a better value means a better run, even if the configurations differ."""
+
+    def value(self, record: RunRecord, which: str) -> float | None:
+        """The `best` or the `last` value over the epochs; None if no epoch has one."""
+        values = finite_values(record.epochs, self.key)
+        choose = itemgetter(-1) if which == "last" else min if self.lowest_is_best else max
+        return choose(values) if values else None
 
 
-MEASURES = (
-    _Measure(key="val/exact", label="exact grids, %", unit="percent"),
-    _Measure(key="val/cell", label="cells, %", unit="percent"),
-    _Measure(key="val/size", label="grid sizes, %", unit="percent"),
-    _Measure(key="val/accuracy_delta", label="refinement gains, %", unit="percent"),
-    _Measure(key="train/exact", label="training exact, %", unit="percent"),
+_MEASURES = (
+    _Measure(key="val/exact", label="exact grids, %"),
+    _Measure(key="val/cell", label="cells, %"),
+    _Measure(key="val/size", label="grid sizes, %"),
+    _Measure(key="val/accuracy_delta", label="refinement gains, %"),
+    _Measure(key="train/exact", label="training exact, %"),
     _Measure(key="train/loss", label="training loss", unit="number", lowest_is_best=True, comparable=False),
     _Measure(key="reward/mean", label="mean reward", unit="number", comparable=False),
     _Measure(key="pairs_per_s", label="pairs/s", unit="number"),
@@ -162,127 +105,138 @@ MEASURES = (
 _FLOORS = (("floor/copy_exact", "copying: exact, %"), ("floor/copy_cell", "copying: cells, %"))
 
 
-def score_sheet(runs: Sequence[Run]) -> Sheet:
-    """Best and last value of each measure by epoch, a column a run; at the end what copying the input scores."""
-    lines = []
-    for measure in MEASURES:
-        better = _better(measure, runs)
-        for which in ("best", "last"):
-            values = tuple(value_of(run.record, measure, which) for run in runs)
-            if any(value is not None for value in values):
-                lines.append(_line(measure, which, values, better))
+def score_table(runs: Sequence[Run]) -> Table:
+    """Best and last value of each measure over the epochs, a column a run; at the end what copying the input scores."""
+    rows = _measured_rows(runs, [Group(runs=(run,)) for run in runs], itemgetter(0))
     for key, label in _FLOORS:
-        floors = tuple(next(reversed(numbers(run.record.epochs, key)), None) for run in runs)
-        if any(floor is not None for floor in floors):
-            lines.append(Line(key=key, label=label, values=floors, unit="percent"))
+        floors = [next(reversed(finite_values(run.record.epochs, key)), None) for run in runs]
+        rows.append(Row(key=key, label=label, values=floors, unit="percent"))
     note = (
         "Best: the best value of any epoch, each measure by itself. Copying: the input given as the answer. "
-        "Green: the highest of its row, by chance or not. "
-        + ("" if same_questions(runs) else "The runs have different validation tasks: only the verdict compares.")
-    ).strip()
-    columns = tuple(run.letter for run in runs)
-    return Sheet(key="scores", title="Scores", columns=columns, lines=tuple(lines), note=note)
+        "Green: the highest of its row, by chance or not."
+    )
+    if not have_same_tasks(runs):
+        note += " The runs have different validation tasks: only the verdict compares."
+    return _table(runs, "scores", "Scores", [row for row in rows if _is_known(row)], note)
 
 
-def group_sheet(runs: Sequence[Run]) -> Sheet | None:
-    """Mean ± sample deviation over the seeds of each group; none where every run is a group of its own."""
-    sides = groups(runs)
-    if len(sides) == len(runs):
+def group_table(runs: Sequence[Run]) -> Table | None:
+    """Mean ± sample deviation over the seeds of each group; None if every run is a group of its own."""
+    groups = group_runs(runs)
+    if len(groups) == len(runs):
         return None
-    lines = []
-    for measure in MEASURES:
-        for which in ("best", "last"):
-            values = tuple(spread([value_of(run.record, measure, which) for run in side.runs]) for side in sides)
-            if any(value is not None for value in values):
-                lines.append(_line(measure, which, values, _better(measure, runs)))
-    return Sheet(
+    return Table(
         key="groups",
         title="Means over seeds",
-        columns=tuple(side.letters for side in sides),
-        lines=tuple(lines),
+        columns=tuple(group.letters for group in groups),
+        rows=[row for row in _measured_rows(runs, groups, spread) if _is_known(row)],
         note="Mean ± sample deviation over the runs of a recipe that differ in seed or machine only. "
         "In brackets: how many of them have the number, where not all do.",
     )
 
 
-def value_of(record: RunRecord, measure: _Measure, which: str) -> float | None:
-    """The best or the last value of a measure over the epochs; none where no epoch has one."""
-    values = numbers(record.epochs, measure.key)
-    if not values:
-        return None
-    if which == "last":
-        return values[-1]
-    return min(values) if measure.lowest_is_best else max(values)
-
-
-def _line(measure: _Measure, which: str, values: tuple[object, ...], better: bool) -> Line:
-    return Line(
-        key=f"{measure.key} {which}",
-        label=f"{measure.label}, {which}",
-        values=values,
-        unit=measure.unit,
-        better=("lower" if measure.lowest_is_best else "higher") if better else None,
-    )
-
-
-def _better(measure: _Measure, runs: Sequence[Run]) -> bool:
-    return measure.comparable and (same_questions(runs) or not measure.key.startswith("val/"))
-
-
-_SECONDS_PER_HOUR = 3600
-
-
-def cost_sheet(runs: Sequence[Run]) -> Sheet:
-    """Device-hours, pace, and exact grids for a device-hour; a run of a version that took no times has dashes."""
-    records = [run.record for run in runs]
-    device_hours = [_latest(record, "time/device_hours") for record in records]
-    exact = [exact_grids(record) for record in records]
-    gained = [
-        None if hours is None or hours <= 0 or grids is None else grids / hours
-        for grids, hours in zip(exact, device_hours, strict=True)
+def _measured_rows(
+    runs: Sequence[Run], groups: Sequence[Group], summarize: Callable[[list[float | None]], Any]
+) -> list[Row]:
+    return [
+        Row(
+            key=f"{measure.key} {which}",
+            label=f"{measure.label}, {which}",
+            values=[summarize([measure.value(run.record, which) for run in group.runs]) for group in groups],
+            unit=measure.unit,
+            highest_is_best=measure.comparable and (have_same_tasks(runs) or not measure.key.startswith("val/")),
+        )
+        for measure, which in product(_MEASURES, ("best", "last"))
     ]
-    unit = "GPU-hour" if all(is_gpu(record.identity.device) for record in records) else "device-hour"
-    lines = (
-        Line(key="device", label="device", values=tuple(record.identity.device for record in records), unit="text"),
-        Line(key="processes", label="processes", values=tuple(record.identity.processes for record in records)),
-        Line(key="device_hours", label=f"{unit}s", values=tuple(device_hours)),
-        Line(key="hours", label="hours passed", values=tuple(map(_hours, records))),
-        Line(key="pairs_per_s", label="pairs/s, median", values=tuple(map(_pace, records))),
-        Line(key="exact_grids", label="exact grids, last", values=tuple(exact)),
-        Line(
+
+
+def _is_known(row: Row) -> bool:
+    return any(value is not None for value in row.values)
+
+
+def cost_table(runs: Sequence[Run]) -> Table:
+    """Device-hours, pace, and exact grids for a device-hour; dashes for a run of a version that took no times."""
+    records = [run.record for run in runs]
+    unit = "device-hour" if any(record.identity.device == "cpu" for record in records) else "GPU-hour"
+    rows = [
+        Row(key="device", label="device", values=[record.identity.device for record in records], unit="text"),
+        Row(key="processes", label="processes", values=[record.identity.processes for record in records]),
+        Row(key="device_hours", label=f"{unit}s", values=[record.device_hours for record in records]),
+        Row(
+            key="hours",
+            label="hours passed",
+            values=[None if record.elapsed is None else record.elapsed / 3600 for record in records],
+        ),
+        Row(key="pairs_per_s", label="pairs/s, median", values=[record.pace for record in records]),
+        Row(key="exact_grids", label="exact grids, last", values=[record.exact_queries for record in records]),
+        Row(
             key="exact_per_device_hour",
             label=f"exact per {unit}",
-            values=tuple(gained),
-            better="higher" if same_questions(runs) else None,
+            values=[record.exact_per_device_hour for record in records],
+            highest_is_best=have_same_tasks(runs),
         ),
-    )
-    columns = tuple(run.letter for run in runs)
-    note = "Device-hours: hours × processes. Exact grids of the last validation."
-    return Sheet(key="cost", title="Cost", columns=columns, lines=lines, note=note)
+    ]
+    return _table(runs, "cost", "Cost", rows, "Device-hours: hours × processes. Exact grids of the last validation.")
 
 
-def is_gpu(device: str) -> bool:
-    """Whether what a process computes on is an accelerator."""
-    return device != "cpu"
+def efe_table(runs: Sequence[Run]) -> Table:
+    """Share of each term in the weighted total, a column a run."""
+    shares = [last_shares(run.record) or {} for run in runs]
+    rows = [
+        Row(key=term, label=f"{term}, %", values=[known.get(term) for known in shares], unit="percent")
+        for term in EFE_TERMS
+    ]
+    note = "Share of λ · term in their sum, in the last epoch; before the first one ends, in the last logged step."
+    return _table(runs, "efe_shares", "EFE terms", rows, note)
 
 
-def exact_grids(record: RunRecord) -> int | None:
-    """Queries that the last validation found answered exactly."""
-    if not record.validations:
+def last_shares(record: RunRecord) -> dict[str, float] | None:
+    """The shares in the last epoch, or in the last logged step of a run without one; None if no terms are known."""
+    weights = {term: record.config.get(f"efe.{key.name}") for term, key in EFE_TERMS.items()}
+    for entry in (*reversed(record.epochs), *reversed(record.steps)):
+        terms = {term: value for term in EFE_TERMS if (value := finite_value(entry, f"efe/{term}")) is not None}
+        if len(terms) == len(EFE_TERMS):
+            return shares_of(terms, weights)
+    return None
+
+
+def shares_of(terms: Mapping[str, float], weights: Mapping[str, Any]) -> dict[str, float] | None:
+    """|λ · term| over the sum of these: 1 over all terms. None if the sum is 0 or a weight is not known."""
+    if any(weights.get(term) is None for term in terms):
         return None
-    return sum(result.exact for result in record.validations[-1].results.values())
+    parts = {term: abs(float(weights[term]) * value) for term, value in terms.items()}
+    total = sum(parts.values())
+    return {term: part / total for term, part in parts.items()} if total > 0 else None
 
 
-def _latest(record: RunRecord, key: str) -> float | None:
-    """The highest of all epochs and logged steps, as the clock does not go back."""
-    return max(numbers((*record.steps, *record.epochs), key), default=None)
+def difference_table(runs: Sequence[Run]) -> Table:
+    """A row for each property in which at least two runs differ; a dash for a run that does not have it."""
+    properties = [_properties(run.record) for run in runs]
+    rows = []
+    for name in dict.fromkeys(name for known in properties for name in known):
+        values = [known.get(name) for known in properties]
+        if any(value != values[0] for value in values):
+            rows.append(Row(key=name, label=name, values=values, unit="text"))
+    note = "" if rows else "Configuration, data, device and versions are the same."
+    return _table(runs, "differences", "What differs", rows, note)
 
 
-def _hours(record: RunRecord) -> float | None:
-    seconds = _latest(record, "time/elapsed_s")
-    return None if seconds is None else seconds / _SECONDS_PER_HOUR
+def _properties(record: RunRecord) -> dict[str, Any]:
+    """Properties by name; a null is `none`, as None means that there is no such property."""
+    identity = record.identity
+    commit, changes, _ = (identity.git_commit or "none").partition("+changes")
+    properties = {
+        "recipe": identity.recipe,
+        **{name: value for name, value in record.config.items() if name != "output.dir"},
+        **{f"{role} tasks": checksum[:10] for role, checksum in identity.data.items()},
+        "device": identity.device,
+        "processes": identity.processes,
+        "ZeRO stage": identity.zero_stage,
+        "git commit": commit[:7] + changes,
+        **{f"version of {package}": version for package, version in identity.versions.items()},
+    }
+    return {name: "none" if value is None else value for name, value in properties.items()}
 
 
-def _pace(record: RunRecord) -> float | None:
-    paces = numbers(record.steps, "pairs_per_s") or numbers(record.epochs, "pairs_per_s")
-    return median(paces) if paces else None
+def _table(runs: Sequence[Run], key: str, title: str, rows: Sequence[Row], note: str) -> Table:
+    return Table(key=key, title=title, columns=tuple(run.letter for run in runs), rows=rows, note=note)

@@ -1,71 +1,218 @@
-"""Which checkpoints there are, and whether each is as it was written. Nothing is changed, and a run may go on."""
+"""Which checkpoints there are, and whether each is as it was written. Nothing is changed, and a run may be training."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from rich import box
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
-from safetensors import SafetensorError, safe_open
 
-from arcdist.checkpoint.resume import (
-    checkpoints_of_run,
-    dead_link,
-    is_checkpoint,
-    lies_at,
-    moved,
-    no_checkpoint,
-    no_folder,
-    read_unchanged,
-)
-from arcdist.checkpoint.store import (
-    FILES,
-    MANIFEST,
-    MOMENTS,
-    PROMPTS,
-    STATE,
-    WEIGHTS,
-    is_numbered,
-    read_files,
-    read_state,
-)
+from arcdist.checkpoint.store import BEST, FILES, MANIFEST, beside, flaw, is_numbered, load_checkpoint
 from arcdist.errors import ConfigError, DataError
 from arcdist.formatting import DASH
 
 _STYLES = {"whole": "green", "broken": "bold red"}
 _POSITION = {"step": int, "epoch": int, "batch": int}
+_ASIDE = re.compile(rf"aside_\d+_(step_\d{{8}}|{BEST})")
+_Read = TypeVar("_Read")
+
+
+def is_aside(folder: Path) -> bool:
+    """Whether a checkpoint was set aside when its run was resumed from an earlier one, by its name."""
+    return _ASIDE.fullmatch(folder.name) is not None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is meant to be a checkpoint, whole or not.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    place = lies_at(path)
+    if place is None or not _is_folder(place):
+        return False
+    if any(_exists(place / name) for name in (MANIFEST, *FILES)):
+        return True
+    # One that has lost all its files, unless it is a run that somebody has called so.
+    has_its_name = is_numbered(path) or is_aside(path) or path.name == BEST
+    return has_its_name and not checkpoints_of_run(path)
+
+
+def checkpoints_of_run(path: Path) -> list[Path]:
+    """What is called a checkpoint in a run folder, or in its `checkpoints/`: by step, then the best, then set aside.
+
+    Empty for anything else. The best is named by its own path wherever it is at present (`lies_at`).
+
+    Raises:
+        DataError: one of the two folders cannot be read.
+    """
+    run = path.parent if path.name == "checkpoints" and not _is_folder(path / "checkpoints") else path
+    best = [run / BEST] if lies_at(run / BEST) else []
+    with _readable(folder := run / "checkpoints"):
+        others = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [*filter(is_numbered, others), *best, *filter(is_aside, others)]
+
+
+def lies_at(folder: Path) -> Path | None:
+    """Where a checkpoint is to be read; none if there is no such checkpoint.
+
+    That is its own folder, unless a process ended between the two renamings of a replacement: then it is, until
+    training puts it back, the new one if that is whole, and otherwise the old one.
+
+    Raises:
+        DataError: its folder cannot be read.
+    """
+    if _exists(folder):
+        return folder
+    partial, replaced = beside(folder, "partial"), beside(folder, "replaced")
+    if _exists(partial) and flaw(partial) is None:
+        return partial
+    return replaced if _exists(replaced) else None
+
+
+def moved(folder: Path, place: Path) -> str:
+    """That a checkpoint was read elsewhere, because of `lies_at`."""
+    return f"{folder}: its replacement was cut off, or continues: {place} is read, and --resume puts it back."
+
+
+def read_unchanged(folder: Path, read: Callable[[Path], _Read]) -> tuple[Path, _Read] | None:
+    """Where a checkpoint lies and what `read` makes of it; none if there is none, or it has gone meanwhile.
+
+    A run that is training removes its oldest checkpoint, and puts a new best in the place of the old one. What changed
+    while it was being read is read again.
+
+    Raises:
+        DataError: raised by `read`, of a checkpoint that nobody has changed.
+    """
+
+    def identity(place: Path) -> int | None:
+        with suppress(OSError):
+            return place.lstat().st_ino
+        return None
+
+    while (place := lies_at(folder)) is not None:
+        before = identity(place)
+        try:
+            return place, read(place)
+        except DataError:
+            if identity(place) == before:
+                raise
+    return None
+
+
+def no_checkpoint(path: Path) -> str:
+    """Why a path that was given for a checkpoint is none."""
+    return _no_folder(path, "of a checkpoint, such as runs/NAME/best, or that of a run") or (
+        f"{path} is neither a checkpoint (it has no {MANIFEST}) nor a run folder that holds some."
+    )
+
+
+def _no_folder(path: Path, wanted: str) -> str | None:
+    """Why a path is no folder, with what is wanted, such as "of a run"; none if it is one."""
+    if not _exists(path):
+        return f"{path}: there is no such folder. Give that {wanted}."
+    if target := _dead_link(path):
+        return f"{path} is a link to {target}, which is not there. Give the folder {wanted}."
+    return None if _is_folder(path) else f"{path} is a file, not a folder. Give the folder {wanted}."
+
+
+def _dead_link(path: Path) -> Path | None:
+    """What a path links to, if that is not there."""
+    with _readable(path):
+        return path.readlink() if path.is_symlink() and not path.exists() else None
+
+
+def _is_folder(path: Path) -> bool:
+    with _readable(path):
+        return path.is_dir()
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is anything of that name, even a link to nothing."""
+    with _readable(path.parent):
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return True
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): see who may read it.") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inspection:
-    """What a checkpoint turned out to be. Where it is broken, its position in the run is not known."""
+    """What a checkpoint turned out to be."""
 
     folder: Path
     """What it is called."""
     place: Path
     """Where it was read: its folder, unless it was being replaced."""
-    step: int | None
-    """Batches trained on."""
-    epoch: int | None
-    """Counted from 0; with `batch` 0 it has not begun."""
-    batch: int | None
-    """Batches of this epoch."""
+    position: Mapping[str, int]
+    """Batches trained on (`step`), `epoch` from 0, and `batch` within that epoch; empty if the checkpoint is broken."""
     size: int
     """Bytes of its files."""
     written: datetime | None
-    """In local time; none where no file says."""
+    """In local time; none if no file says."""
     flaw: str | None
-    """What is wrong, naming the file; none where it is whole."""
+    """What is wrong, naming the file; none if it is whole."""
 
     @property
     def verdict(self) -> str:
         """`whole` or `broken`."""
         return "whole" if self.flaw is None else "broken"
+
+
+def inspect(folder: Path) -> Inspection | None:
+    """Read a checkpoint whole and compare it with its checksums; none if it has gone meanwhile."""
+    place, flaw = folder, None
+    position: Mapping[str, int] = {}
+    try:
+        found = read_unchanged(folder, _read_position)
+        if found is None:
+            return None
+        place, position = found
+    except DataError as error:
+        with suppress(DataError):
+            place = lies_at(folder) or folder
+        # The reader knows which folder it is.
+        flaw = str(error).replace(f"{folder}/", "")
+    files = [stat for name in (MANIFEST, *FILES) if (stat := _stat(place / name))]
+    dated = _stat(place / MANIFEST) or _stat(place)
+    return Inspection(
+        folder=folder,
+        place=place,
+        position=position,
+        size=sum(stat.st_size for stat in files),
+        written=datetime.fromtimestamp(dated.st_mtime) if dated else None,
+        flaw=flaw,
+    )
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    with suppress(OSError):
+        return path.stat()
+    return None
+
+
+def _read_position(place: Path) -> Mapping[str, int]:
+    if target := _dead_link(place):
+        raise DataError(f"{place / MANIFEST} cannot be read: the checkpoint is a link to {target}, which is not there.")
+    state = load_checkpoint(place, _POSITION).state
+    return {name: state[name] for name in _POSITION}
 
 
 def show_run(path: Path) -> None:
@@ -87,18 +234,18 @@ def show_run(path: Path) -> None:
     console.print()
     for inspection in found:
         if inspection.flaw:
-            _say(console, f"{inspection.folder.name}: {inspection.flaw}")
+            _print_line(console, f"{inspection.folder.name}: {inspection.flaw}")
         if inspection.place != inspection.folder:
-            _say(console, moved(inspection.folder, inspection.place))
+            _print_line(console, moved(inspection.folder, inspection.place))
     whole = [inspection.folder for inspection in found if not inspection.flaw]
     if not whole:
         raise DataError("None of the checkpoints is whole: start a new run with another --output_dir.")
     steps = [folder.name for folder in whole if is_numbered(folder)]
-    goes_on = f"--resume goes on from {steps[-1]}" if steps else f"--resume {whole[0]} goes on from that one"
-    newest = _newest(found)
+    resumes = f"--resume continues from {steps[-1]}" if steps else f"--resume {whole[0]} continues from that one"
+    newest = ([inspection for inspection in found if is_numbered(inspection.folder)] or found[:1])[-1]
     if newest.flaw:
-        raise DataError(f"The newest checkpoint, {newest.folder.name}, is broken; {goes_on}.")
-    _say(console, f"{goes_on}.")
+        raise DataError(f"The newest checkpoint, {newest.folder.name}, is broken; {resumes}.")
+    _print_line(console, f"{resumes}.")
 
 
 def verify(paths: Sequence[Path]) -> None:
@@ -111,125 +258,51 @@ def verify(paths: Sequence[Path]) -> None:
         ConfigError: one is neither; none is inspected then.
         DataError: a checkpoint is broken, or a folder cannot be read.
     """
-    places = [place for path in paths for place in _checkpoints_at(path)]
+    places = []
+    for path in paths:
+        places += (here := [path] if is_checkpoint(path) else checkpoints_of_run(path))
+        if not here:
+            raise ConfigError(no_checkpoint(path))
     console = Console()
-    found = []
-    for place in places:
-        if inspection := inspect(place):
-            found.append(inspection)
-            _say(console, _line(inspection))
-            if inspection.place != inspection.folder:
-                _say(console, f"        {moved(inspection.folder, inspection.place)}")
-    broken = [inspection for inspection in found if inspection.flaw]
-    if broken:
-        raise DataError(f"Broken: {len(broken)} of {len(found)}. Resume from a whole one, and export that.")
-
-
-def inspect(folder: Path) -> Inspection | None:
-    """Read a checkpoint whole and compare it with its checksums; none where it has gone meanwhile."""
-    place, flaw = folder, None
-    position: Mapping[str, int] = {}
-    try:
-        found = read_unchanged(folder, _read_position)
-        if found is None:
-            return None
-        place, position = found
-    except DataError as error:
-        with suppress(DataError):
-            place = lies_at(folder) or folder
-        # The reader knows which folder it is.
-        flaw = str(error).replace(f"{folder}/", "")
-    return Inspection(
-        folder=folder,
-        place=place,
-        step=position.get("step"),
-        epoch=position.get("epoch"),
-        batch=position.get("batch"),
-        size=sum(_sizes(place)),
-        written=_written(place),
-        flaw=flaw,
-    )
-
-
-def _checkpoints_at(path: Path) -> list[Path]:
-    places = [path] if is_checkpoint(path) else checkpoints_of_run(path)
-    if not places:
-        raise ConfigError(no_checkpoint(path))
-    return places
+    flaws = []
+    for inspection in filter(None, map(inspect, places)):
+        flaws.append(inspection.flaw)
+        what = inspection.flaw or f"step {inspection.position['step']}, {decimal(inspection.size)}"
+        verdict = Text(f"{inspection.verdict:<6}", style=_STYLES[inspection.verdict])
+        _print_line(console, Text.assemble(verdict, f"  {inspection.folder}: {what}"))
+        if inspection.place != inspection.folder:
+            _print_line(console, f"        {moved(inspection.folder, inspection.place)}")
+    if any(flaws):
+        broken = sum(flaw is not None for flaw in flaws)
+        raise DataError(f"Broken: {broken} of {len(flaws)}. Resume from a whole one, and export that.")
 
 
 def _no_run(path: Path) -> str:
-    if told := no_folder(path, "of a run, such as runs/NAME"):
-        return told
+    if reason := _no_folder(path, "of a run, such as runs/NAME"):
+        return reason
     if is_checkpoint(path):
         return f"{path} is a checkpoint, not a run: give the run's folder, or use `checkpoint.py verify {path}`."
     return f"{path} holds no checkpoint, neither checkpoints/step_… nor best/: give the folder of a run that saved one."
 
 
-def _read_position(place: Path) -> Mapping[str, int]:
-    """Where in its run a whole checkpoint was taken. A file may be what was written, and yet not what it should be."""
-    if target := dead_link(place):
-        raise DataError(f"{place / MANIFEST} cannot be read: the checkpoint is a link to {target}, which is not there.")
-    contents = read_files(place)
-    for name in (WEIGHTS, MOMENTS, PROMPTS):
-        _require_tensors(place / name)
-    state = read_state(contents[STATE], place / STATE, _POSITION)
-    return {name: state[name] for name in _POSITION}
-
-
-def _require_tensors(path: Path) -> None:
-    """The header alone is read: it says what tensors there are, and has to account for every byte."""
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is no safetensors file ({error}).") from error
-
-
-def _sizes(folder: Path) -> Iterator[int]:
-    for name in (MANIFEST, *FILES):
-        with suppress(OSError):
-            yield (folder / name).stat().st_size
-
-
-def _written(folder: Path) -> datetime | None:
-    for path in (folder / MANIFEST, folder):
-        with suppress(OSError):
-            return datetime.fromtimestamp(path.stat().st_mtime)
-    return None
-
-
-def _newest(found: Sequence[Inspection]) -> Inspection:
-    """The last step; where there is none, the best."""
-    steps = [inspection for inspection in found if is_numbered(inspection.folder)]
-    return steps[-1] if steps else found[0]
-
-
 def _table(found: Sequence[Inspection]) -> Table:
-    lines = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    lines.add_column("checkpoint", no_wrap=True)
-    for name in ("step", "epoch", "batch", "size"):
-        lines.add_column(name, justify="right", no_wrap=True)
-    lines.add_column("written", no_wrap=True)
-    lines.add_column("verdict", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("checkpoint", no_wrap=True)
+    for name in (*_POSITION, "size"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("written", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for inspection in found:
-        position = (inspection.step, inspection.epoch, inspection.batch)
-        lines.add_row(
+        table.add_row(
             inspection.folder.name,
-            *(DASH if number is None else str(number) for number in position),
+            *(str(inspection.position.get(name, DASH)) for name in _POSITION),
             decimal(inspection.size),
-            DASH if inspection.written is None else f"{inspection.written:%Y-%m-%d %H:%M}",
+            f"{inspection.written:%Y-%m-%d %H:%M}" if inspection.written else DASH,
             Text(inspection.verdict, style=_STYLES[inspection.verdict]),
         )
-    return lines
+    return table
 
 
-def _line(inspection: Inspection) -> Text:
-    line = Text(f"{inspection.verdict:<6}", style=_STYLES[inspection.verdict])
-    what = inspection.flaw or f"step {inspection.step}, {decimal(inspection.size)}"
-    return Text.assemble(line, f"  {inspection.folder}: {what}")
-
-
-def _say(console: Console, text: str | Text) -> None:
-    """A line as it is, however wide the terminal."""
+def _print_line(console: Console, text: str | Text) -> None:
+    """A line as it is, at any width of the terminal."""
     console.print(text, soft_wrap=True, highlight=False, markup=False)

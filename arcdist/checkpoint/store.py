@@ -1,4 +1,4 @@
-"""Checkpoints: the only code that writes and reads a run's state.
+"""Checkpoints on disk: the only code that writes and reads a run's state.
 
 A checkpoint is a folder that is complete or does not exist: it is written under another name, its files are forced to
 disk, and renaming it is the last thing that happens. `manifest.json` holds a checksum of every file, and nothing is
@@ -7,11 +7,12 @@ taken from a file that differs. It holds tensors (safetensors) and JSON, never p
 
 import hashlib
 import json
+import logging
 import operator
-import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +22,184 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from arcdist.config import OutputConfig
+from arcdist.distributed.collectives import broadcast_text
 from arcdist.errors import DataError, SaveError
-from arcdist.files import force_to_disk, unwritable
+from arcdist.files import fill_folder, force_to_disk, unwritable
+
+FORMAT = 1
+"""Changes when older checkpoints can no longer be read."""
+WEIGHTS, MOMENTS, PROMPTS, STATE = "weights.safetensors", "moments.safetensors", "prompts.safetensors", "state.json"
+MANIFEST = "manifest.json"
+FILES = (WEIGHTS, MOMENTS, PROMPTS, STATE)
+"""What a checkpoint holds beside its manifest."""
+BEST = "best"
+"""Name of the checkpoint of the best epoch, in the run's folder."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """A run's state in memory; nothing else changes what it holds."""
+
+    weights: Mapping[str, Tensor]
+    """All trained state and the averages of it."""
+    moments: Mapping[str, Tensor]
+    """The optimizers' state, by parameter."""
+    prompts: Mapping[str, Tensor]
+    """Prompts that are kept for later batches; empty if every batch reads its own."""
+    state: Mapping[str, Any]
+    """Numbers and names, for JSON."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensors."""
+        parts = (self.weights, self.moments, self.prompts)
+        return sum(value.numel() * value.element_size() for part in parts for value in part.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file's size in bytes and its SHA-256, as the manifest lists them."""
+
+    size: int
+    sha256: str
+
+    @staticmethod
+    def of(content: bytes) -> "Entry":
+        """The entry of a file with this content."""
+        return Entry(len(content), hashlib.sha256(content).hexdigest())
+
+
+def manifest_text(files: Mapping[str, Entry]) -> str:
+    """The manifest of files by name, as JSON, with a checksum of itself."""
+    listed = {"format": FORMAT, "files": {name: asdict(files[name]) for name in sorted(files)}}
+    digest = hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**listed, "sha256": digest}, indent=2) + "\n"
+
+
+def read_manifest(text: str) -> dict[str, Entry]:
+    """The entries of a manifest.
+
+    Raises:
+        DataError: a byte of it is not as `manifest_text` wrote it, or a later version of arcdist did.
+    """
+    try:
+        content = json.loads(text)
+        if isinstance(content, dict) and content.get("format", FORMAT) > FORMAT:
+            raise DataError(f"format {content['format']} is that of a later version of arcdist: update arcdist")
+        files = {
+            name: Entry(operator.index(entry["size"]), entry["sha256"]) for name, entry in content["files"].items()
+        }
+        if manifest_text(files) != text:
+            raise DataError("its own checksum is wrong")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError("it is no list of checksums") from error
+    return files
+
+
+def save_checkpoint(folder: Path, snapshot: Snapshot) -> None:
+    """Write a checkpoint; one of the same name is replaced once the new one is whole.
+
+    Raises:
+        SaveError: it could not be written; the one that was there before is still there.
+    """
+    tensors = {WEIGHTS: snapshot.weights, MOMENTS: snapshot.moments, PROMPTS: snapshot.prompts}
+    contents = {name: save(dict(values)) for name, values in tensors.items()}
+    contents[STATE] = (json.dumps(snapshot.state, indent=2) + "\n").encode()
+    manifest = manifest_text({name: Entry.of(content) for name, content in contents.items()})
+    partial, replaced = beside(folder, "partial"), beside(folder, "replaced")
+    try:
+        _clear(partial)
+        fill_folder(partial, {**contents, MANIFEST: manifest.encode()})
+        _clear(replaced)
+        if folder.exists():
+            folder.rename(replaced)
+        partial.rename(folder)
+        if replaced.exists():
+            # A loss of power must not take the new one once the old one has gone.
+            force_to_disk(folder.parent)
+            _clear(replaced)
+        force_to_disk(folder.parent)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            finish_replacement(folder)
+        needed = sum(map(len, contents.values()))
+        reason = unwritable(f"The checkpoint {folder}", folder, error, needed, for_room="lower --output.keep_last")
+        raise SaveError(reason) from error
+
+
+def finish_replacement(folder: Path) -> None:
+    """Finish or take back a replacement of `folder` that was cut off between its two renamings."""
+    for other in (beside(folder, "partial"), beside(folder, "replaced")):
+        if not folder.exists() and other.exists() and flaw(other) is None:
+            other.rename(folder)
+
+
+def clear_leftovers(root: Path) -> None:
+    """Remove what was being written, replaced or removed when a process was killed."""
+    for kind in ("partial", "replaced", "removed"):
+        for folder in root.glob(f".*.{kind}"):
+            if folder.is_dir():
+                _clear(folder)
+
+
+def load_checkpoint(folder: Path, needed: Mapping[str, type] | None = None) -> Snapshot:
+    """Read a checkpoint, whose checksums must be right.
+
+    Args:
+        folder: of the checkpoint.
+        needed: keys that its state must have, each with the type of its value.
+
+    Raises:
+        DataError: a file is missing, broken or not what its name says; the message names it.
+    """
+    contents = _read_files(folder)
+    tensors = {}
+    for name in (WEIGHTS, MOMENTS, PROMPTS):
+        try:
+            tensors[name] = load(contents[name])
+        except (ValueError, SafetensorError) as error:
+            raise DataError(f"{folder / name} is no safetensors file ({error}).") from error
+    state = read_state(contents[STATE], folder / STATE, needed)
+    return Snapshot(weights=tensors[WEIGHTS], moments=tensors[MOMENTS], prompts=tensors[PROMPTS], state=state)
+
+
+def flaw(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, naming the file; none if every byte is as it was written."""
+    try:
+        _read_files(folder)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _read_files(folder: Path) -> dict[str, bytes]:
+    """The files of a checkpoint by name, each with the right checksum."""
+    text = _read(folder / MANIFEST).decode("latin-1")  # which takes any byte; `manifest_text` writes ASCII only
+    try:
+        entries = read_manifest(text)
+    except DataError as error:
+        raise DataError(f"{folder / MANIFEST}: {error}.") from error
+    contents = {}
+    for name in FILES:
+        if name not in entries:
+            raise DataError(f"{folder / MANIFEST} does not list {name}.")
+        content = contents[name] = _read(folder / name)
+        if len(content) != entries[name].size:
+            raise DataError(f"{folder / name} has {len(content):,} bytes in place of {entries[name].size:,}.")
+        if Entry.of(content) != entries[name]:
+            raise DataError(f"{folder / name} is not what was saved: its checksum is wrong.")
+    return contents
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def read_state(content: bytes, path: Path, needed: Mapping[str, type] | None = None) -> dict[str, Any]:
@@ -50,229 +227,9 @@ def read_state(content: bytes, path: Path, needed: Mapping[str, type] | None = N
     return state
 
 
-FORMAT = 1
-"""Changes where older checkpoints can no longer be read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What a file has to be."""
-
-    size: int
-    """In bytes."""
-    sha256: str
-
-    @staticmethod
-    def of(content: bytes) -> "Entry":
-        """The entry of a file with this content."""
-        return Entry(len(content), hashlib.sha256(content).hexdigest())
-
-
-def manifest_text(files: Mapping[str, Entry]) -> str:
-    """The manifest of files by name, as JSON."""
-    listed = {"format": FORMAT, "files": {name: asdict(files[name]) for name in sorted(files)}}
-    return json.dumps({**listed, "sha256": _digest(listed)}, indent=2) + "\n"
-
-
-def read_manifest(text: str) -> dict[str, Entry]:
-    """The entries of a manifest.
-
-    Raises:
-        DataError: a byte of it is not as `manifest_text` wrote it, or a later version of arcdist did.
-    """
-    try:
-        content = json.loads(text)
-        if isinstance(content, dict) and content.get("format", FORMAT) > FORMAT:
-            raise DataError(f"format {content['format']} is that of a later version of arcdist: update arcdist")
-        # A size of another type would be met where it is told.
-        files = {
-            name: Entry(operator.index(entry["size"]), entry["sha256"]) for name, entry in content["files"].items()
-        }
-        if manifest_text(files) != text:
-            raise DataError("its own checksum is wrong")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError("it is no list of checksums") from error
-    return files
-
-
-def _digest(listed: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
-
-
-WEIGHTS, MOMENTS, PROMPTS, STATE = "weights.safetensors", "moments.safetensors", "prompts.safetensors", "state.json"
-MANIFEST = "manifest.json"
-FILES = (WEIGHTS, MOMENTS, PROMPTS, STATE)
-"""What a checkpoint holds beside its manifest."""
-BEST = "best"
-"""What the checkpoint of the best epoch is called, in the run's folder."""
-
-_PIECE = 16 * 2**20
-"""Bytes that are written at once."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Snapshot:
-    """A run's state in memory; nothing else changes what it holds."""
-
-    weights: Mapping[str, Tensor]
-    """All trained state and the averages of it."""
-    moments: Mapping[str, Tensor]
-    """The optimizers' state, by parameter."""
-    prompts: Mapping[str, Tensor]
-    """Prompts that are kept for later batches; none where every batch reads its own."""
-    state: Mapping[str, Any]
-    """Numbers and names, for JSON."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of the tensors."""
-        parts = (self.weights, self.moments, self.prompts)
-        return sum(value.numel() * value.element_size() for part in parts for value in part.values())
-
-
-def save_checkpoint(folder: Path, snapshot: Snapshot) -> None:
-    """Write a checkpoint; one of the same name is replaced once the new one is whole.
-
-    Raises:
-        SaveError: it could not be written; what stood there before still does.
-    """
-    save_files(folder, _contents(snapshot))
-
-
-def save_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """The same for a checkpoint that was read: its files by name, as `read_files` gives them."""
-    partial = beside(folder, "partial")
-    try:
-        _clear(partial)
-        partial.mkdir(parents=True)
-        entries = {}
-        for name, content in contents.items():
-            entries[name] = Entry.of(content)
-            _write(partial / name, content)
-        _write(partial / MANIFEST, manifest_text(entries).encode())
-        force_to_disk(partial)
-        _put_in_place(partial, folder)
-        force_to_disk(folder.parent)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):
-            mend(folder)
-        needed = sum(map(len, contents.values()))
-        told = unwritable(f"The checkpoint {folder}", folder, error, needed, for_room="lower --output.keep_last")
-        raise SaveError(told) from error
-
-
-def _contents(snapshot: Snapshot) -> dict[str, bytes]:
-    tensors = {WEIGHTS: snapshot.weights, MOMENTS: snapshot.moments, PROMPTS: snapshot.prompts}
-    text = json.dumps(snapshot.state, indent=2) + "\n"
-    return {**{name: save(dict(values)) for name, values in tensors.items()}, STATE: text.encode()}
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb", buffering=0) as file:
-        whole = memoryview(content)
-        written = 0
-        while written < len(whole):
-            written += file.write(whole[written : written + _PIECE])
-        os.fsync(file.fileno())
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    replaced = beside(folder, "replaced")
-    _clear(replaced)
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    if replaced.exists():
-        # The new one must not be lost with the power once the old one has gone.
-        force_to_disk(folder.parent)
-        _clear(replaced)
-
-
-def mend(folder: Path) -> None:
-    """Finish or take back a replacement of `folder` that was cut off between its two renamings."""
-    for other in (beside(folder, "partial"), beside(folder, "replaced")):
-        if not folder.exists() and other.exists() and flaw(other) is None:
-            other.rename(folder)
-
-
-def clear_leftovers(root: Path) -> None:
-    """Remove what was being written, replaced or removed when a process was killed."""
-    for kind in ("partial", "replaced", "removed"):
-        for folder in root.glob(f".*.{kind}"):
-            if folder.is_dir():
-                _clear(folder)
-
-
-def flaw(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file; none where every byte is as it was written."""
-    try:
-        read_files(folder)
-    except DataError as error:
-        return str(error)
-    return None
-
-
-def read_files(folder: Path) -> dict[str, bytes]:
-    """The files of a checkpoint by name, every one as its checksum says.
-
-    Raises:
-        DataError: a file is missing or differs; the message names it.
-    """
-    text = _read(folder / MANIFEST)
-    try:
-        entries = read_manifest(text.decode())
-    except UnicodeDecodeError as error:
-        raise DataError(f"{folder / MANIFEST}: it is no list of checksums.") from error
-    except DataError as error:
-        raise DataError(f"{folder / MANIFEST}: {error}.") from error
-    missing = sorted(set(FILES) - entries.keys())
-    if missing:
-        raise DataError(f"{folder / MANIFEST} does not list {missing[0]}.")
-    contents = {}
-    for name in FILES:
-        content = _read(folder / name)
-        if len(content) != entries[name].size:
-            raise DataError(f"{folder / name} has {len(content):,} bytes in place of {entries[name].size:,}.")
-        if Entry.of(content) != entries[name]:
-            raise DataError(f"{folder / name} is not what was saved: its checksum is wrong.")
-        contents[name] = content
-    return contents
-
-
-def parse_files(contents: Mapping[str, bytes], folder: Path) -> Snapshot:
-    """A snapshot from what `read_files` gave; `folder` is for messages.
-
-    Raises:
-        DataError: a file is not what its name says.
-    """
-    tensors = {}
-    for name in (WEIGHTS, MOMENTS, PROMPTS):
-        try:
-            tensors[name] = load(contents[name])
-        except (ValueError, SafetensorError) as error:
-            raise DataError(f"{folder / name} is no safetensors file ({error}): choose another checkpoint.") from error
-    state = read_state(contents[STATE], folder / STATE)
-    return Snapshot(weights=tensors[WEIGHTS], moments=tensors[MOMENTS], prompts=tensors[PROMPTS], state=state)
-
-
-def load_checkpoint(folder: Path) -> Snapshot:
-    """Read a checkpoint, whose checksums must be right.
-
-    Raises:
-        DataError: a file is missing or broken; the message names it.
-    """
-    return parse_files(read_files(folder), folder)
-
-
 def step_folder(root: Path, step: int) -> Path:
-    """Where the checkpoint after so many steps belongs."""
+    """The folder of the checkpoint after so many steps."""
     return root / f"step_{step:08d}"
-
-
-def beside(folder: Path, what: str) -> Path:
-    """What a checkpoint is called while it is "partial", "replaced" or "removed"."""
-    return folder.with_name(f".{folder.name}.{what}")
 
 
 def is_numbered(folder: Path) -> bool:
@@ -280,8 +237,13 @@ def is_numbered(folder: Path) -> bool:
     return re.fullmatch(r"step_\d{8}", folder.name) is not None
 
 
+def beside(folder: Path, what: str) -> Path:
+    """The name of a checkpoint while it is "partial", "replaced" or "removed"."""
+    return folder.with_name(f".{folder.name}.{what}")
+
+
 def checkpoints(root: Path) -> list[Path]:
-    """The checkpoints under a folder, whole or not, the oldest first."""
+    """The numbered checkpoints under a folder, whole or not, the oldest first."""
     return sorted(filter(is_numbered, root.glob("step_*")))
 
 
@@ -300,25 +262,136 @@ def prune(root: Path, keep_last: int) -> None:
         ) from error
 
 
-def set_aside(folder: Path, root: Path) -> Path:
-    """Rename a checkpoint to a name under `root` that no run goes on from by itself; the new place."""
-    aside = (root / f"aside_{number}_{folder.name}" for number in range(1, 10**6))
-    return folder.rename(next(place for place in aside if not place.exists()))
-
-
 def _clear(folder: Path) -> None:
-    """Remove a folder, which is no longer called a checkpoint while its files go."""
-    if folder.exists():
-        if not folder.name.startswith("."):
-            removed = beside(folder, "removed")
-            if removed.exists():  # since a process was killed
-                shutil.rmtree(removed)
-            folder = folder.rename(removed)
-        shutil.rmtree(folder)
+    """Remove a folder, which loses the name of a checkpoint before its files go."""
+    if not folder.exists():
+        return
+    if not folder.name.startswith("."):
+        removed = beside(folder, "removed")
+        if removed.exists():  # since a process was killed
+            shutil.rmtree(removed)
+        folder = folder.rename(removed)
+    shutil.rmtree(folder)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+class Checkpointing:
+    """Saves a run at its cadence, in a thread, one snapshot at a time, while training continues.
+
+    Every process calls it at the same steps; one of them has a snapshot to write.
+
+    Args:
+        folder: of the run.
+        output: how often, how many, and what a failure means.
+        best_saved: called in the thread that writes, with the folder of a new best, once it is whole.
+    """
+
+    def __init__(self, folder: Path, output: OutputConfig, best_saved: Callable[[Path], None] | None = None) -> None:
+        self.best_is_new = False
+        """An epoch has become the best one, and its models are to be saved as such."""
+        self.saved_step: int | None = None
+        """The last step of which a checkpoint was begun, or resumed from."""
+        self._folder = folder
+        self._output = output
+        self._best_saved = best_saved
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
+        self._writing: Future[None] | None = None
+        self._failure = ""
+        self._missed: dict[Path, Snapshot] = {}
+
+    def folder_of(self, step: int) -> Path:
+        """The folder of the checkpoint after so many steps."""
+        return step_folder(self._folder / "checkpoints", step)
+
+    def save(self, step: int, take: Callable[[], Snapshot | None], *, now: bool) -> None:
+        """Begin to save if a checkpoint or a new best is due, or `now`; what is saved already is not saved again.
+
+        Args:
+            step: steps of the run so far.
+            take: gathers the run's state from all processes; none on those that do not write.
+            now: save a checkpoint at any step.
+
+        Raises:
+            SaveError: the snapshot before could not be written, and the configuration asks to stop in that case.
+        """
+        # The best first: who resumes from a checkpoint after that epoch does not write it again.
+        folders = [self._folder / BEST] if self.best_is_new else []
+        due = now or step % self._output.save_every == 0
+        if due and self.saved_step != step:
+            folders.append(self.folder_of(step))
+        if not folders:
+            return
+        snapshot = take()
+        self.wait()
+        self.tell()
+        if snapshot is not None:
+            if self.saved_step is None:
+                _logger.info("A checkpoint takes %.1f MB.", snapshot.size / 1e6)
+            self.write(snapshot, folders)
+        self.saved_step, self.best_is_new = step if due else self.saved_step, False
+
+    def write(self, snapshot: Snapshot, folders: Sequence[Path]) -> None:
+        """Begin to write a snapshot into folders, once the one before it has been written.
+
+        What could not be written then is tried again, except numbered checkpoints: the new one is worth more.
+        """
+        self.wait()
+        missed, self._missed = self._missed, {}
+        self._writing = self._pool.submit(self._write, {**missed, **dict.fromkeys(folders, snapshot)})
+
+    def _write(self, snapshots: Mapping[Path, Snapshot]) -> None:
+        failures = []
+        for folder, snapshot in snapshots.items():
+            # A best that cannot be written costs no checkpoint, nor the other way round.
+            try:
+                save_checkpoint(folder, snapshot)
+                if is_numbered(folder):
+                    prune(folder.parent, self._output.keep_last)
+                elif self._best_saved is not None:
+                    self._best_saved(folder)
+            except SaveError as error:
+                failures.append(str(error))
+                if not is_numbered(folder):
+                    self._missed[folder] = snapshot
+        if failures:
+            raise SaveError(" ".join(failures))
+
+    def wait(self) -> None:
+        """Wait until nothing is being written."""
+        writing, self._writing = self._writing, None
+        try:
+            if writing is not None:
+                writing.result()
+        except SaveError as error:
+            self._failure = str(error)
+
+    def failed(self) -> bool:
+        """Whether this process could not write a snapshot, before `tell` has reported it. Does not wait."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+        return bool(self._failure)
+
+    def tell(self, *, fatal: bool | None = None) -> None:
+        """Report on every process, once, what could not be written.
+
+        Args:
+            fatal: whether the run ends with that; if none, the configuration decides.
+
+        Raises:
+            SaveError: it could not, and the run ends.
+        """
+        failure, self._failure = broadcast_text(self._failure), ""
+        if not failure:
+            return
+        stop = self._output.on_save_error == "stop" if fatal is None else fatal
+        _logger.error("NOT SAVED: %s%s", failure, "" if stop else " Training continues.")
+        if stop:
+            raise SaveError(failure)
+
+    def finish(self) -> None:
+        """Wait until all is on disk; a run must not end as if it had its last checkpoint without it.
+
+        Raises:
+            SaveError: it is not.
+        """
+        self.wait()
+        self.tell(fatal=True)

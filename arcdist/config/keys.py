@@ -1,8 +1,10 @@
-"""The configuration tree seen flat: one dotted key a leaf, as flags and error messages name it."""
+"""The configuration tree as dotted keys, which flags and error messages name, and as YAML, which files hold."""
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -12,6 +14,15 @@ import yaml
 
 from arcdist.config.schema import Config
 from arcdist.errors import ConfigError
+
+REMOVED_KEYS = {
+    "qwen.numeric_in_dim": "there are always 15 transformation features",
+    "agent.num_colors": "ARC always has 10 colours",
+    "refiner.rl_feat_dim": "the grid summary always has 32 numbers",
+    "refiner.rl_prompt_dim": "it is always qwen.prompt_dim",
+    "refiner.rl_ctrl_dim": "it is always qwen.prompt_dim",
+}
+"""Keys that older configuration files hold, with the reason why nothing needs them; a file may still have them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +34,7 @@ class Key:
     type: Any
     """The field's type annotation."""
     default: object
-    """Value where no recipe, file or flag gives one."""
+    """Value if no recipe, file or flag gives one."""
     sentence: str
     """What the field means."""
 
@@ -31,16 +42,6 @@ class Key:
     def section(self) -> str:
         """Dotted name of the dataclass that the leaf belongs to."""
         return self.name.rpartition(".")[0]
-
-    @property
-    def is_list(self) -> bool:
-        """True for a key that holds several names."""
-        return get_origin(self.type) is tuple
-
-    @property
-    def is_optional(self) -> bool:
-        """True for a key that may be null."""
-        return NoneType in get_args(self.type)
 
     @property
     def accepted(self) -> str:
@@ -59,45 +60,35 @@ def _accepted(kind: Any) -> str:
     return {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}[kind]
 
 
+@cache
 def config_keys() -> dict[str, Key]:
     """Every key of the tree by its dotted name, in the tree's order."""
-    return {key.name: key for key in _keys(Config, "", flatten(Config()))}
+    defaults = Config()
+    return {
+        name: Key(name=name, type=kind, default=attrgetter(name)(defaults), sentence=sentence)
+        for name, kind, sentence in _tree(Config, "")
+        if not is_dataclass(kind)
+    }
 
 
-def _keys(part: Any, prefix: str, defaults: Mapping[str, object]) -> Iterator[Key]:
-    sentences = {meta.args[1]: meta.description or "" for meta in docstring_parser.parse_from_object(part).params}
-    for name, kind in get_type_hints(part).items():
-        dotted = prefix + name
-        if is_dataclass(kind):
-            yield from _keys(kind, dotted + ".", defaults)
-        else:
-            yield Key(name=dotted, type=kind, default=defaults[dotted], sentence=sentences[name])
-
-
+@cache
 def config_sections() -> dict[str, str]:
     """The docstring of every section (`data`, `data.augment`, ...) by its dotted name, in the tree's order."""
-    return dict(_sections(Config, ""))
+    return {name: kind.__doc__ or "" for name, kind, _ in _tree(Config, "") if is_dataclass(kind)}
 
 
-def _sections(part: Any, prefix: str) -> Iterator[tuple[str, str]]:
+def _tree(part: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
+    """Dotted name, type and docstring of every field, a section before what it holds."""
+    sentences = {meta.args[1]: meta.description or "" for meta in docstring_parser.parse_from_object(part).params}
     for name, kind in get_type_hints(part).items():
+        yield prefix + name, kind, sentences.get(name, "")
         if is_dataclass(kind):
-            yield prefix + name, kind.__doc__ or ""
-            yield from _sections(kind, f"{prefix}{name}.")
+            yield from _tree(kind, f"{prefix}{name}.")
 
 
 def flatten(config: Config) -> dict[str, object]:
     """The tree's leaves by dotted key, in the tree's order."""
-    return dict(_leaves(config, ""))
-
-
-def _leaves(part: Any, prefix: str) -> Iterator[tuple[str, object]]:
-    for field in fields(part):
-        value = getattr(part, field.name)
-        if is_dataclass(value):
-            yield from _leaves(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, value
+    return {name: attrgetter(name)(config) for name in config_keys()}
 
 
 def build(values: Mapping[str, object]) -> Config:
@@ -120,7 +111,7 @@ def _build(part: Any, prefix: str, values: Mapping[str, object]) -> Any:
 
 
 def nearest(name: str, choices: Collection[str]) -> str:
-    """`Did you mean X?` for the choice most like `name`, with a space before it; empty where none is like it.
+    """` Did you mean X?` for the choice most like `name`; empty if none is like it.
 
     Last parts are compared as well as whole names, so that a right name in a wrong section is found.
     """
@@ -139,22 +130,20 @@ Text = str | list[str] | None
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawValue:
-    """A value that somebody wrote, before its type is checked."""
+    """A value as somebody wrote it, before its type is checked."""
 
     text: Text
-    """What was written. Left as text, so that `precision: no` in a file means what `--train.precision no` means."""
+    """Text, so that `precision: no` in a file means what `--train.precision no` means."""
     where: str
     """The place, in words, for error messages."""
 
 
-def parse_yaml(text: str, name: str, keys: Collection[str], sections: Collection[str]) -> dict[str, RawValue]:
-    """The dotted keys that a YAML text gives.
+def parse_yaml(text: str, name: str) -> dict[str, RawValue]:
+    """The dotted keys that a YAML text gives, removed ones included.
 
     Args:
         text: The YAML document; an empty one gives nothing.
         name: What error messages call it.
-        keys: The dotted keys that exist.
-        sections: The dotted names of the mappings that hold them.
 
     Raises:
         ConfigError: Broken YAML, an unknown key, a key given twice, or a value of a shape that no key has.
@@ -164,22 +153,23 @@ def parse_yaml(text: str, name: str, keys: Collection[str], sections: Collection
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{name}{line}: broken YAML, {error.problem}. Mend it there or just above.") from error
+        raise ConfigError(f"{name}{line}: broken YAML, {error.problem}. Correct it there or just above.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: not YAML, {error}. Give a plain text file.") from error
 
     found: dict[str, RawValue] = {}
-    for key, node in _entries(root, "", name, sections) if root else ():
+    for key, node in _entries(root, "", name) if root else ():
         where = f"{name}, line {node.start_mark.line + 1}"
-        if key not in keys:
-            raise ConfigError(f"{where}: there is no key {key}.{nearest(key, [*keys, *sections])}")
+        if key not in config_keys() and key not in REMOVED_KEYS:
+            suggestion = nearest(key, [*config_keys(), *config_sections()])
+            raise ConfigError(f"{where}: there is no key {key}.{suggestion}")
         if key in found:
             raise ConfigError(f"{where}: {key} is given a second time, after {found[key].where}. Keep one of them.")
         found[key] = RawValue(text=_text(node, key, where), where=where)
     return found
 
 
-def _entries(node: yaml.Node, prefix: str, name: str, sections: Collection[str]) -> Iterator[tuple[str, yaml.Node]]:
+def _entries(node: yaml.Node, prefix: str, name: str) -> Iterator[tuple[str, yaml.Node]]:
     if _is_null(node):
         return
     if not isinstance(node, yaml.MappingNode):
@@ -188,8 +178,8 @@ def _entries(node: yaml.Node, prefix: str, name: str, sections: Collection[str])
         raise ConfigError(f"{name}, line {node.start_mark.line + 1}: {what}; give its keys, as in `{example}: VALUE`.")
     for key_node, value_node in node.value:
         key = f"{prefix}{key_node.value}"
-        if key in sections:
-            yield from _entries(value_node, key + ".", name, sections)
+        if key in config_sections():
+            yield from _entries(value_node, key + ".", name)
         else:
             yield key, value_node
 
@@ -208,25 +198,20 @@ def _text(node: yaml.Node, key: str, where: str) -> Text:
 
 def format_config(config: Config, sources: Mapping[str, str] | None = None) -> str:
     """The configuration as YAML that `--config` reads back; `sources` adds where each line's value came from."""
-    lines: list[tuple[str, str]] = []
+    lines = []
     opened: set[str] = set()
     for key, value in flatten(config).items():
         *sections, leaf = key.split(".")
         for depth, section in enumerate(sections):
-            path = ".".join(sections[: depth + 1])
-            if path not in opened:
+            if (path := ".".join(sections[: depth + 1])) not in opened:
                 opened.add(path)
                 lines.append((f"{'  ' * depth}{section}:", ""))
-        comment = f"# {sources[key]}" if sources else ""
-        lines.append((f"{'  ' * len(sections)}{leaf}: {_inline(value)}", comment))
+        plain = list(value) if isinstance(value, tuple) else value
+        dumped = yaml.safe_dump(plain, default_flow_style=True, width=float("inf"), allow_unicode=True)
+        inline = dumped.removesuffix("...\n").strip()
+        lines.append((f"{'  ' * len(sections)}{leaf}: {inline}", f"# {sources[key]}" if sources else ""))
     width = max(len(line) for line, _ in lines)
     return "".join(f"{line:<{width}}  {comment}".rstrip() + "\n" for line, comment in lines)
-
-
-def _inline(value: object) -> str:
-    plain = list(value) if isinstance(value, tuple) else value
-    dumped = yaml.safe_dump(plain, default_flow_style=True, width=float("inf"), allow_unicode=True)
-    return dumped.removesuffix("...\n").strip()
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -1,7 +1,8 @@
 """The configuration tree: one frozen dataclass a part, one sentence a field."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from arcdist.errors import ConfigError
 
@@ -11,9 +12,19 @@ def _require(holds: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def keys(section: Any, *, without: Collection[str] = ()) -> dict[str, Any]:
+    """The values of a section by key, as arguments of the class that owns them.
+
+    Args:
+        section: one of the dataclasses below.
+        without: keys that belong to another class.
+    """
+    return {key.name: getattr(section, key.name) for key in fields(section) if key.name not in without}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """Which symmetries of a whole task are drawn anew each time one of its queries is trained on."""
+    """Which symmetries of a whole task are drawn each time one of its queries is trained on."""
 
     dihedral: bool = True
     """One of the 8 rotations and reflections."""
@@ -67,8 +78,6 @@ class QwenConfig:
     """Precision of the frozen base; the adapters and projections are always float32."""
     prompt_dim: int = 256
     """Width P of the prompt."""
-    numeric_in_dim: int = 15
-    """Number of transformation features that the control vector is made from."""
     fuse: Literal["mean", "concat-linear"] = "mean"
     """How text embedding and control vector become the prompt."""
     control_weight: float = 0.5
@@ -82,16 +91,12 @@ class QwenConfig:
     lora_targets: tuple[str, ...] = ("all-linear",)
     """Names of the linear layers that get an adapter; `all-linear` means every one."""
     every: int = 1
-    """A query's prompt is computed anew after this many batches; 1 trains Qwen on every batch."""
+    """A query's prompt is computed again after this many batches; 1 trains Qwen on every batch."""
     gradient_checkpointing: bool = False
     """Recompute Qwen's activations in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
         _require(self.prompt_dim >= 1, f"qwen.prompt_dim is {self.prompt_dim}: choose at least 1.")
-        _require(
-            self.numeric_in_dim == 15,
-            f"qwen.numeric_in_dim is {self.numeric_in_dim}, but there are 15 features: leave 15.",
-        )
         _require(0.0 <= self.control_weight <= 1.0, f"qwen.control_weight is {self.control_weight}: choose 0 to 1.")
         _require(
             self.control_weight < 1.0 or self.fuse == "concat-linear",
@@ -112,8 +117,6 @@ class AgentConfig:
     """`recursive`: one weight-shared block applied `max_steps` times; `conv`: an encoder and a head a step."""
     max_grid_size: int = 30
     """Longest side of a grid."""
-    num_colors: int = 10
-    """Number of colours C."""
     hidden_dim: int = 256
     """Width of a cell's state."""
     max_steps: int = 5
@@ -130,40 +133,54 @@ class AgentConfig:
             self.kind == "conv" or self.hidden_dim % 16 == 0,
             f"agent.hidden_dim is {self.hidden_dim}: for agent.kind = recursive choose a multiple of 16.",
         )
-        _require(self.num_colors == 10, f"agent.num_colors is {self.num_colors}, but ARC has 10 colours: leave 10.")
         _require(0.0 <= self.ema_decay < 1.0, f"agent.ema_decay is {self.ema_decay}: choose 0 up to 1.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EFEConfig:
-    """Weights of the seven expected-free-energy terms."""
+    """The seven expected-free-energy terms with their weights, and what they are measured against.
 
-    lambda_risk: float = 1.0
+    A field with a `term` is a term of the loss: `term` is its name in logs and plots, `color` its colour there, out of
+    Okabe and Ito's palette (2008), which is distinguishable with every kind of colour vision.
+    """
+
+    lambda_risk: float = field(default=1.0, metadata={"term": "risk", "color": "#0072B2"})
     """Divergence of every planning step from the preferred outcome."""
-    lambda_amb: float = 0.0
+    lambda_amb: float = field(default=0.0, metadata={"term": "ambiguity", "color": "#56B4E9"})
     """Expected entropy of the observation given the state."""
-    lambda_step: float = 0.1
+    lambda_step: float = field(default=0.1, metadata={"term": "step", "color": "#000000"})
     """Expected number of planning steps."""
-    lambda_cons: float = 1.0
+    lambda_cons: float = field(default=1.0, metadata={"term": "consistency", "color": "#D55E00"})
     """Cross-entropy of the last step against the target."""
-    lambda_bi: float = 0.5
+    lambda_bi: float = field(default=0.5, metadata={"term": "bidirectional", "color": "#009E73"})
     """Jensen-Shannon divergence of forward and backward trajectory."""
-    lambda_z: float = 0.2
+    lambda_z: float = field(default=0.2, metadata={"term": "z_learning", "color": "#E69F00"})
     """Divergence of the learned preference from the running outcome statistics."""
-    lambda_prompt: float = 0.3
+    lambda_prompt: float = field(default=0.3, metadata={"term": "prompt", "color": "#CC79A7"})
     """Cosine distance of the projected prompt from the predicted colours."""
+    target_share: float = 0.9
+    """Share κ of the target in the preferred outcome (0 up to 1); the learned preference has the rest."""
+    statistics_decay: float = 0.99
+    """Decay a step of the moving average of the target colours (0 to 1)."""
+    reversibility_weight: float = 0.1
+    """Weight of the loss, beside the EFE, that teaches the backward trajectory to arrive at the query's input."""
+
+    def __post_init__(self) -> None:
+        # At 1 a wrong colour would be infinitely surprising.
+        _require(0.0 <= self.target_share < 1.0, f"efe.target_share is {self.target_share}: choose 0 up to 1.")
+        _require(
+            0.0 <= self.statistics_decay <= 1.0, f"efe.statistics_decay is {self.statistics_decay}: choose 0 to 1."
+        )
+
+
+EFE_TERMS = {key.metadata["term"]: key for key in fields(EFEConfig) if "term" in key.metadata}
+"""The fields of `EFEConfig` that weigh a term of the loss, by the name of the term."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefinerConfig:
     """The policy that edits the prompt, and its optimizer."""
 
-    rl_prompt_dim: int = 256
-    """Width of the prompt."""
-    rl_ctrl_dim: int = 256
-    """Width of the control vector."""
-    rl_feat_dim: int = 32
-    """Width of the grid summary that the policy sees."""
     rl_hidden: int = 512
     """Width of the policy's hidden layers."""
     rl_delta_scale: float = 0.2
@@ -180,10 +197,6 @@ class RefinerConfig:
     """Largest gradient norm of the refiner's update."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.rl_feat_dim == 32,
-            f"refiner.rl_feat_dim is {self.rl_feat_dim}, but the grid summary has 32 numbers: leave 32.",
-        )
         _require(self.rl_hidden >= 1, f"refiner.rl_hidden is {self.rl_hidden}: choose at least 1.")
         for key, value in (
             ("rl_delta_scale", self.rl_delta_scale),
@@ -305,11 +318,13 @@ class TrainConfig:
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."""
     cpu_threads: int | None = None
-    """Threads of a run on the CPU; none means one for each core at hand, whatever the launcher has set."""
+    """Threads of a run on the CPU; none means one for each available core, even if the launcher sets another number."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of the grid modules and of Qwen's activations."""
     seed: int = 0
     """Seed of every random stream."""
+    memory_history: bool = False
+    """Record where CUDA memory was allocated, by line of code, for the report of an out-of-memory error; costs time."""
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"train.epochs is {self.epochs}: choose at least 1.")
@@ -328,7 +343,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistributedConfig:
-    """What several processes need of each other."""
+    """How several processes watch each other."""
 
     timeout: int = 300
     """Seconds that a process waits for the others before the run fails."""
@@ -348,7 +363,7 @@ class DistributedConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputConfig:
-    """What a run leaves, where and how often."""
+    """What a run writes, where and how often."""
 
     dir: str | None = None
     """Run folder; none means `runs/arcdist_<timestamp>`."""
@@ -357,11 +372,11 @@ class OutputConfig:
     save_every: int = 50
     """Steps between two checkpoints."""
     keep_last: int = 5
-    """Checkpoints kept beside `best/`."""
+    """Checkpoints kept in addition to `best/`."""
     on_save_error: Literal["continue", "stop"] = "continue"
-    """What to do where a checkpoint cannot be written: train on, since the one before it stands, or end the run."""
+    """What to do if a checkpoint cannot be written: continue, since the one before it is whole, or end the run."""
     preempted_exit_code: Literal[143, 0] = 143
-    """Exit code after SIGTERM, SIGUSR1 or SIGHUP, once the step under way is saved."""
+    """Exit code after SIGTERM, SIGUSR1 or SIGHUP, once the current step is saved."""
     validate_every: int = 1
     """Epochs between two validations; the last epoch is always validated."""
     best_metric: Literal["val/exact", "val/cell", "val/accuracy_delta"] = "val/exact"
@@ -376,7 +391,7 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrackingConfig:
-    """Where a run can be watched and compared, beside its own folder."""
+    """Where a run can be watched and compared, in addition to its own folder."""
 
     wandb: Literal["offline", "online", "disabled"] | None = None
     """W&B: `offline` keeps all in the run folder for `wandb sync`; none means online with a key, else offline."""
@@ -414,15 +429,6 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        for key, width in (
-            ("refiner.rl_prompt_dim", self.refiner.rl_prompt_dim),
-            ("refiner.rl_ctrl_dim", self.refiner.rl_ctrl_dim),
-        ):
-            _require(
-                width == self.qwen.prompt_dim,
-                f"{key} is {width}, but the prompt and the control vector have qwen.prompt_dim = "
-                f"{self.qwen.prompt_dim} components: set both to the same number.",
-            )
         _require(
             self.data.max_side <= self.agent.max_grid_size,
             f"data.max_side is {self.data.max_side}, over agent.max_grid_size = {self.agent.max_grid_size}: "

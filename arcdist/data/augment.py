@@ -1,13 +1,12 @@
 """Symmetries of ARC: the 8 of the square, the colours 1 to 9, the order of the demonstrations."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
 
 from arcdist.data.queries import Query
-from arcdist.data.tasks import NUM_COLORS, Pair, Task
+from arcdist.data.tasks import NUM_COLORS, Pair
 
 # Whether the grid is transposed, then the steps that its rows and its columns are read with.
 _SYMMETRIES = (
@@ -24,14 +23,14 @@ _SYMMETRIES = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Augmentation:
-    """One invertible change that all grids of a task undergo alike."""
+    """One invertible change, the same for all grids of a task."""
 
     dihedral: int
-    """0 to 7: transposed where 4 or more, then turned counter-clockwise `dihedral % 4` times."""
+    """0 to 7: transposed if 4 or more, then turned counter-clockwise `dihedral % 4` times."""
     colors: UInt8[np.ndarray, "10"]
     """The colour that each colour becomes; 0 stays 0."""
     order: tuple[int, ...]
-    """Place i is taken by demonstration `order[i]`."""
+    """Position i is taken by context pair `order[i]`."""
 
     def apply(self, grid: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "p q"]:
         """Change one grid."""
@@ -46,30 +45,19 @@ class Augmentation:
         return recolored.T if transposed else recolored
 
     def apply_query(self, query: Query) -> Query:
-        """Change a query: its context is reordered, its target changes with its input."""
+        """Change a query: its context is reordered, its target changes with its input.
+
+        Raises:
+            ValueError: the augmentation was drawn for another number of context pairs.
+        """
+        if len(query.context) != len(self.order):
+            raise ValueError(f"an augmentation drawn for {len(self.order)} pairs was given {len(query.context)}")
+        context = tuple(self._apply_pair(query.context[place]) for place in self.order)
         target = None if query.target is None else self.apply(query.target)
-        return Query(query.id, query.task_id, self._reordered(query.context), self.apply(query.input), target)
+        return Query(query.id, query.task_id, context, self.apply(query.input), target)
 
-    def apply_task(self, task: Task) -> Task:
-        """Change a whole task: its demonstrations are reordered, its tests are not."""
-        tests = tuple(self._changed(pair) for pair in task.tests)
-        return Task(task.id, self._reordered(task.demonstrations), tests, task.source)
-
-    def invert_task(self, task: Task) -> Task:
-        """Change a whole task back."""
-        demonstrations = tuple(self._restored(task.demonstrations[place]) for place in np.argsort(self.order))
-        return Task(task.id, demonstrations, tuple(self._restored(pair) for pair in task.tests), task.source)
-
-    def _reordered(self, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
-        if len(pairs) != len(self.order):
-            raise ValueError(f"an augmentation drawn for {len(self.order)} demonstrations was given {len(pairs)}")
-        return tuple(self._changed(pairs[place]) for place in self.order)
-
-    def _changed(self, pair: Pair) -> Pair:
+    def _apply_pair(self, pair: Pair) -> Pair:
         return Pair(self.apply(pair.input), None if pair.output is None else self.apply(pair.output))
-
-    def _restored(self, pair: Pair) -> Pair:
-        return Pair(self.invert(pair.input), None if pair.output is None else self.invert(pair.output))
 
 
 def draw_augmentation(

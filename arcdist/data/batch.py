@@ -1,7 +1,8 @@
 """What the models are given for a batch of queries, and what they are scored against."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from arcdist.data.tasks import MAX_SIDE, Pair
 
-# B queries, K context pairs (padded), H W canvas (the largest working area of the batch), L tokens.
+# B queries, K context pairs (padded), H W canvas (the largest working area of the batch), h w canvas of the targets,
+# L tokens, F features, S numbers of the grid summary, N grids.
+
 OUTSIDE = -1
 """Colour of a canvas cell that belongs to no grid."""
 
@@ -44,10 +47,6 @@ class QueryInputs:
     dihedral: Int[Tensor, " B"]
     """Which of the 8 symmetries the whole task is seen under; 0 is none."""
 
-    def to(self, device: torch.device) -> "QueryInputs":
-        """Copy to a device, without waiting for it where the memory is pinned."""
-        return type(self)(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryTargets:
@@ -58,14 +57,10 @@ class QueryTargets:
     target_size: Int[Tensor, "B 2"]
     """Height and width of the target."""
 
-    def to(self, device: torch.device) -> "QueryTargets":
-        """Copy to a device, without waiting for it where the memory is pinned."""
-        return type(self)(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryBatch:
-    """B queries: their names, what the models see, what they are scored against."""
+    """B queries: their ids, what the models see, what they are scored against."""
 
     ids: tuple[str, ...]
     """`<task id>:<train|test>:<pair index>` of each query."""
@@ -75,19 +70,33 @@ class QueryBatch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def pin_memory(self) -> "QueryBatch":
+        """Copy to page-locked memory, from which `to` a CUDA device does not wait for the copy. Needs CUDA."""
+        return self._changed(lambda tensor: tensor.pin_memory())
+
     def to(self, device: torch.device) -> "QueryBatch":
-        """Copy to a device."""
-        return type(self)(ids=self.ids, inputs=self.inputs.to(device), targets=self.targets.to(device))
+        """Copy to a device; from pinned memory to CUDA without waiting for the copy."""
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> "QueryBatch":
+        return replace(self, inputs=_each(self.inputs, change), targets=_each(self.targets, change))
+
+
+_Tensors = TypeVar("_Tensors", QueryInputs, QueryTargets)
+
+
+def _each(tensors: _Tensors, change: Callable[[Tensor], Tensor]) -> _Tensors:
+    return replace(tensors, **{field.name: change(getattr(tensors, field.name)) for field in fields(tensors)})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
-    """What one process takes of a batch in one pass."""
+    """What one process computes of a batch in one pass."""
 
     rows: tuple[int, ...]
     """Rows of the data set."""
     positions: tuple[int, ...]
-    """Place of each in the batch, ascending."""
+    """Position of each in the batch, ascending."""
     is_padding: bool
     """True where the process has nothing left to compute: the one row repeats a query of the batch, without weight."""
 
@@ -109,11 +118,11 @@ class DistributedBatch:
     """One batch of all processes, and what this one computes of it."""
 
     partition: Partition
-    """Who computes what."""
+    """Which process computes what."""
     ids: tuple[str, ...]
-    """Names of all its queries, in the order of the batch."""
+    """Ids of all its queries, in the order of the batch."""
     process: int
-    """Number of this one."""
+    """Number of this process."""
     shares: tuple[Share, ...]
     """This process's share for each of its passes."""
     queries: tuple[QueryBatch, ...]
@@ -122,9 +131,6 @@ class DistributedBatch:
     def __len__(self) -> int:
         """Count the queries of all processes."""
         return len(self.ids)
-
-
-# N grids, H W canvas.
 
 
 def working_area(

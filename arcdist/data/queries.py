@@ -1,9 +1,8 @@
-"""Queries: the questions that a set of tasks asks, held in `datasets`."""
+"""Queries: input grids whose outputs are asked for, held in `datasets`."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +11,13 @@ import datasets
 import numpy as np
 from jaxtyping import UInt8
 
-from arcdist.data.tasks import Pair, Task
+from arcdist.data.tasks import Pair, Task, tasks_digest
 from arcdist.errors import DataError, PlatformError
 
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Silence the bars of `datasets` inside the block: arcdist draws one of its own."""
+    """Silence the bars of `datasets` inside the block: arcdist draws its own."""
     if datasets.are_progress_bars_disabled():
         yield
         return
@@ -29,27 +28,9 @@ def no_progress_bars() -> Iterator[None]:
         datasets.enable_progress_bars()
 
 
-@contextmanager
-def cache_file(name: str) -> Iterator[Path]:
-    """Give the path of a file of ours in the Hugging Face cache, to be written or read inside the block.
-
-    Raises:
-        PlatformError: the cache cannot be written, or the disk is full.
-    """
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "arcdist"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder / name
-    except OSError as error:
-        raise PlatformError(
-            f"The Hugging Face cache {folder} cannot be written ({error.strerror or error}): "
-            f"make room there, or set HF_HOME or HF_DATASETS_CACHE to a folder that can."
-        ) from error
-
-
 Kind = Literal["train", "test"]
 
-_LAYOUT = 2  # raise it whenever a row changes for the same tasks: it is part of the cached file's name
+_LAYOUT = 2  # Increase it if a row changes for the same tasks: it is part of the cached file's name.
 _COLUMNS = datasets.Features(
     {
         "id": datasets.Value("string"),
@@ -72,7 +53,7 @@ class Query:
     """Pairs with outputs, at least one; never the pair that the query is made from."""
     input: UInt8[np.ndarray, "h w"]
     target: UInt8[np.ndarray, "p q"] | None
-    """The answer; None where it is not known."""
+    """The answer; None if it is not known."""
 
     def __post_init__(self) -> None:
         if not self.context:
@@ -86,39 +67,47 @@ def build_queries(tasks: Sequence[Task], kind: Kind) -> datasets.Dataset:
     single demonstration leaves no context and gives no such query. `test` asks each test pair, with all demonstrations
     as context. `read_queries` turns rows into `Query`.
 
-    The rows lie in the Hugging Face cache under a hash of the tasks' contents: a second call with equal tasks reads
-    them back. Columns besides the contents: `id`, `task` and `length` (tokens of what is read as text), which
+    The rows are kept in the Hugging Face cache under a hash of the tasks' contents: a second call with equal tasks
+    reads them back. Columns besides the contents: `id`, `task` and `length` (tokens of what is read as text), which
     does not depend on the target.
 
     Raises:
         DataError: the tasks ask nothing of this kind.
         PlatformError: the cache cannot be written, or the disk is full.
     """
-    fingerprint = _fingerprint(tasks, kind)
+    fingerprint = f"{kind}-{_LAYOUT}-{tasks_digest(tasks)}"
     places = datasets.Dataset.from_dict({"place": list(range(len(tasks)))})
 
     def rows(batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
         made = [_row(query) for query in _queries((tasks[place] for place in batch["place"]), kind)]
         return {column: [row[column] for row in made] for column in _COLUMNS}
 
-    with no_progress_bars(), cache_file(f"queries-{fingerprint}.arrow") as file:
-        queries = places.map(
-            rows,
-            batched=True,
-            remove_columns="place",
-            features=_COLUMNS,
-            new_fingerprint=fingerprint,
-            cache_file_name=str(file),
-            load_from_cache_file=True,
-        )
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "arcdist"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with no_progress_bars():
+            queries = places.map(
+                rows,
+                batched=True,
+                remove_columns="place",
+                features=_COLUMNS,
+                new_fingerprint=fingerprint,
+                cache_file_name=str(folder / f"queries-{fingerprint}.arrow"),
+                load_from_cache_file=True,
+            )
+    except OSError as error:
+        raise PlatformError(
+            f"The Hugging Face cache {folder} cannot be written ({error.strerror or error}): "
+            f"make room there, or set HF_HOME or HF_DATASETS_CACHE to a folder that can."
+        ) from error
     if len(queries) == 0:
-        mend = "give tasks with two or more demonstrations" if kind == "train" else "give tasks with test pairs"
-        raise DataError(f"None of the {len(tasks)} tasks has a {kind} query: {mend}.")
+        needed = "two or more demonstrations" if kind == "train" else "test pairs"
+        raise DataError(f"None of the {len(tasks)} tasks has a {kind} query: give tasks with {needed}.")
     return queries
 
 
 def read_queries(queries: datasets.Dataset, rows: Sequence[int]) -> list[Query]:
-    """Read rows that `build_queries` made; quicker where the data set has the format "arrow" already."""
+    """Read rows that `build_queries` made; quicker if the data set has the format "arrow" already."""
     table = (queries if queries.format["type"] == "arrow" else queries.with_format("arrow"))[list(rows)]
     names = zip(table["id"].to_pylist(), table["task"].to_pylist(), strict=True)
     contents = zip(_arrays(table["sides"]), _arrays(table["cells"]), strict=True)
@@ -150,7 +139,7 @@ def _row(query: Query) -> dict[str, Any]:
 
 
 def _query(query_id: str, task_id: str, sides: list[list[int]], cells: UInt8[np.ndarray, " cells"]) -> Query:
-    # Input and output of each context pair, the query's input and, where it is known, its target.
+    # Input and output of each context pair, the query's input and, if it is known, its target.
     grids = []
     start = 0
     for height, width in sides:
@@ -167,12 +156,3 @@ def _arrays(column: Any) -> Iterator[UInt8[np.ndarray, " values"]]:
     lists = column.combine_chunks()
     values = lists.values.to_numpy()
     return (values[start:end] for start, end in pairwise(lists.offsets.to_pylist()))
-
-
-def _fingerprint(tasks: Iterable[Task], kind: Kind) -> str:
-    content = blake2b(f"{_LAYOUT}\0{kind}".encode(), digest_size=16)
-    for task in tasks:
-        content.update(f"\0{task.id}\0{len(task.demonstrations)}\0{len(task.tests)}\0".encode())
-        for pair in task.demonstrations + task.tests:
-            content.update(pair.digest())
-    return content.hexdigest()

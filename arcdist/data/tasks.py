@@ -24,7 +24,7 @@ class Pair:
 
     input: UInt8[np.ndarray, "h w"]
     output: UInt8[np.ndarray, "p q"] | None
-    """None where the answer is not known, as in Kaggle's test files."""
+    """None if the answer is not known, as in Kaggle's test files."""
 
     def digest(self) -> bytes:
         """Hash the contents: equal pairs, and no others, have equal digests."""
@@ -35,7 +35,7 @@ class Pair:
         return content.digest()
 
     def grids(self) -> Iterator[UInt8[np.ndarray, "_ _"]]:
-        """Go through the input and, where there is one, the output."""
+        """Go through the input and, if there is one, the output."""
         yield self.input
         if self.output is not None:
             yield self.output
@@ -59,7 +59,7 @@ class Task:
 
 
 def tasks_digest(tasks: Iterable[Task]) -> str:
-    """A checksum of tasks in their order, of names and grids, wherever they were read from."""
+    """A checksum of the ids and grids of tasks in their order, independent of where they were read from."""
     content = blake2b(digest_size=16)
     for task in tasks:
         content.update(f"{task.id}\0{len(task.demonstrations)}\0{len(task.tests)}\0".encode())
@@ -75,7 +75,7 @@ def parse_task(task_id: str, raw: object, where: str) -> Task:
     `where` is the file or source that messages name.
 
     Raises:
-        DataError: it is not an ARC task; the message says the place (task, pair, grid, row, column) and the mend.
+        DataError: it is not an ARC task; the message says where (task, pair, grid, row, column) and how to correct it.
     """
     place = f"{where}: task {task_id}"
     if not isinstance(raw, dict):
@@ -131,8 +131,8 @@ def _parse_grid(rows: object, place: str) -> UInt8[np.ndarray, "h w"]:
         # The types are compared as well because True and 1.0 are equal to the colour 1.
         if set(map(type, row)) != {int} or not _COLORS.issuperset(row):
             column = next(c for c, color in enumerate(row) if type(color) is not int or color not in _COLORS)
-            mend = f"a colour is an integer from 0 to {NUM_COLORS - 1}"
-            _refuse(f"{here}, column {column}", f"holds {_shortened(row[column])}", mend)
+            needed = f"a colour is an integer from 0 to {NUM_COLORS - 1}"
+            _refuse(f"{here}, column {column}", f"holds {_shortened(row[column])}", needed)
     grid = np.array(rows, dtype=np.uint8)
     grid.setflags(write=False)
     return grid
@@ -150,5 +150,5 @@ def _shortened(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def _refuse(place: str, problem: str, mend: str) -> NoReturn:
-    raise DataError(f"{place} {problem}: {mend}.")
+def _refuse(place: str, problem: str, remedy: str) -> NoReturn:
+    raise DataError(f"{place} {problem}: {remedy}.")

@@ -7,8 +7,8 @@
     I55
     O
 
-`I` stands before an input and `O` before an output: here one context pair, the query's input, and the mark after which
-its output would begin.
+`I` precedes an input and `O` an output: here one context pair, the query's input, and the mark after which its output
+would begin.
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class GridTokenizer:
     """Number of ids that the tokenizer knows."""
 
     def encode(self, context: Sequence[Pair], query: Grid) -> Int[np.ndarray, " L"]:
-        """Token ids of the context pairs, the query's input and the mark where its output would begin.
+        """Token ids of the context pairs, the query's input and the mark that its output would follow.
 
         L = Σ (1 + height · (width + 1)) over the grids, and one for the last mark.
 
@@ -99,20 +99,21 @@ def from_pretrained_tokenizer(tokenizer: TextTokenizer) -> GridTokenizer:
     """Look up the symbols in a pretrained tokenizer's vocabulary.
 
     Raises:
-        ConfigError: a symbol is not one token of its own, or there is no token to pad with.
+        ConfigError: a symbol is not a single token, or there is no token to pad with.
     """
-    mend = "Choose a model whose tokenizer splits digits, such as Qwen/Qwen2.5-1.5B, as qwen.model."
+    remedy = "Choose a model whose tokenizer splits digits, such as Qwen/Qwen2.5-1.5B, as qwen.model."
     symbol_ids: list[int] = []
     for symbol in SYMBOLS:
         pieces = tokenizer.encode(symbol, add_special_tokens=False)
         # An unknown symbol becomes the one unknown token, which the second unknown symbol then repeats.
         if len(pieces) != 1 or pieces[0] in symbol_ids:
             raise ConfigError(
-                f"The tokenizer of {tokenizer.name_or_path!r} has no token of its own for {symbol!r} "
-                f"(it gives {pieces}), but a grid is read at one token a cell. {mend}"
+                f"The tokenizer of {tokenizer.name_or_path!r} has no single token for {symbol!r} "
+                f"(it gives {pieces}), but a grid is read at one token a cell. {remedy}"
             )
         symbol_ids += pieces
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     if pad_id is None:
-        raise ConfigError(f"The tokenizer of {tokenizer.name_or_path!r} has neither a padding nor an end token. {mend}")
+        name = tokenizer.name_or_path
+        raise ConfigError(f"The tokenizer of {name!r} has neither a padding nor an end token. {remedy}")
     return GridTokenizer(np.array(symbol_ids), pad_id=pad_id, vocab_size=len(tokenizer))

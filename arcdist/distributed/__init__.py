@@ -1,6 +1,6 @@
-"""Several processes: who is who, how one's failure ends all, and whether replicas are still alike.
+"""Several processes: their ranks, what they send each other, and how the failure of one ends all.
 
-What is named here needs no torch. `exchange` and `replicas`, which do, are imported by their own names.
+What is exported here needs no torch. `arcdist.distributed.collectives`, which does, is imported by its own name.
 """
 
 from arcdist.distributed.environment import is_main, local_rank, local_world_size, rank, world_size

@@ -1,4 +1,4 @@
-"""Replicas stay replicas: what every process holds alike is compared, bit for bit, by a checksum of each module."""
+"""What processes send each other: sums, rows, texts, and checksums that show whether they still agree."""
 
 import json
 import socket
@@ -6,17 +6,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 import torch
-from jaxtyping import Int64, Num, Shaped
+from jaxtyping import Int64, Num, Shaped, UInt8
 from torch import Tensor, distributed
 
 from arcdist.errors import ConfigError, ReplicaError
 from arcdist.regions import region
 
-# N rows over all processes, n rows of this one, F shape of a row.
+# N rows over all processes, n rows of this one, F shape of a row, M modules.
+
+_SHOWN = 3
+"""How many differences a message names."""
+_CHUNK = 2**20
+_INTEGERS = {1: torch.int8, 2: torch.int16}
+"""What the bits of numbers of so many bytes are read as; those of larger ones as one or more 32-bit integers."""
 
 
 def is_distributed() -> bool:
-    """Whether there is anyone to talk to."""
+    """Whether there are other processes in the process group."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
@@ -71,45 +77,75 @@ def gather_rows(rows: Shaped[Tensor, " n *F"], counts: Sequence[int]) -> Shaped[
 
 
 def shutdown() -> None:
-    """Take leave of the other processes, at the end of a run that went well.
+    """Leave the process group, at the end of a run that went well.
 
-    Without it a process may be aborted at its very end, by threads of the process group that are still at work.
+    Without it a process may be aborted at its very end, by threads of the process group that are still running.
     """
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
+_BUFFER = 64 * 2**20
+"""Bytes that one broadcast from the host moves, and takes of the device's memory."""
+
+
 def broadcast_bytes(content: bytes) -> bytes:
-    """Process 0's bytes, on every process; what the others give is not heard."""
+    """Process 0's bytes, on every process; those of the others are ignored."""
     if not is_distributed():
         return content
-    device = torch.device("cuda") if distributed.get_backend() == "nccl" else torch.device("cpu")
-    length = torch.tensor([len(content)], device=device)
+    length = torch.tensor([len(content)], device=_message_device())
     distributed.broadcast(length, src=0)
-    said = torch.zeros(int(length), dtype=torch.uint8, device=device)
+    received = torch.zeros(int(length), dtype=torch.uint8)
     if distributed.get_rank() == 0 and content:
-        said.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-    distributed.broadcast(said, src=0)
-    return said.cpu().numpy().tobytes()
+        received = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    _broadcast_from_host(received)
+    return received.numpy().tobytes()
+
+
+def broadcast_tensors(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Process 0's tensors by name, on the CPU of every process; what the others give is ignored.
+
+    They are sent one by one, in pieces of at most 64 MiB, so that the device has to hold no more than that.
+
+    Args:
+        named: on the CPU, of any shapes and dtypes.
+    """
+    if not is_distributed():
+        return dict(named)
+    is_first = distributed.get_rank() == 0
+    listed = [(name, str(value.dtype).removeprefix("torch."), list(value.shape)) for name, value in named.items()]
+    received = {}
+    for name, dtype, shape in json.loads(broadcast_text(json.dumps(listed if is_first else []))):
+        value = named[name].contiguous() if is_first else torch.empty(shape, dtype=getattr(torch, dtype))
+        _broadcast_from_host(value.view(-1).view(torch.uint8))
+        received[name] = value
+    return received
+
+
+def _message_device() -> torch.device:
+    """Where the process group takes messages from."""
+    return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
+
+
+def _broadcast_from_host(flat: UInt8[Tensor, " n"]) -> None:
+    """Replace bytes on the CPU by process 0's."""
+    for piece in flat.split(_BUFFER) if len(flat) else ():
+        buffer = piece.to(_message_device())
+        distributed.broadcast(buffer, src=0)
+        if distributed.get_rank() != 0:
+            piece.copy_(buffer)
 
 
 def broadcast_text(text: str) -> str:
-    """Process 0's text, on every process; what the others say is not heard."""
+    """Process 0's text, on every process; those of the others are ignored."""
     return broadcast_bytes(text.encode()).decode()
 
 
-_SHOWN = 3
-"""How many differences a message names."""
-
-
 def check_agreement(facts: Mapping[str, str]) -> None:
-    """Compare facts of this process with rank 0's.
-
-    Args:
-        facts: by name; every process gives them at the same point of its run.
+    """Compare facts by name with rank 0's; every process calls this at the same point of its run.
 
     Raises:
-        ConfigError: a fact differs, and this is the process whose it is.
+        ConfigError: on the process that has a different fact.
     """
     first: dict[str, str] = json.loads(broadcast_text(json.dumps(dict(facts))))
     differing = sorted(name for name in {*first, *facts} if first.get(name) != facts.get(name))
@@ -122,23 +158,16 @@ def check_agreement(facts: Mapping[str, str]) -> None:
         )
 
 
-# M modules, n numbers of a tensor.
-
-_CHUNK = 2**20
-_INTEGERS = {1: torch.int8, 2: torch.int16}
-"""What the bits of numbers of so many bytes are read as; those of larger ones as one or more 32-bit integers."""
-
-
 @torch.no_grad()
 def fingerprints(modules: Mapping[str, Iterable[Tensor]], device: torch.device) -> Int64[Tensor, " M"]:
     """A checksum of each module's tensors, computed where they are, without waiting for the device.
 
-    Bits are read as integers of at most 32 bits, multiplied by odd weights of 64 bits that depend on the place, and
-    summed modulo 2^64. A single integer that differs always shows; of other differences one in 2^32 at most does not.
+    Bits are read as integers of at most 32 bits, multiplied by odd 64-bit weights that depend on the position, and
+    summed modulo 2^64. A single integer that differs always shows; of other differences all but one in 2^32 do.
 
     Args:
         modules: the tensors of each module, of any dtype, always in the same order.
-        device: where the result is wanted.
+        device: of the result.
     """
     sums = [_fingerprint(tensors, device) for tensors in modules.values()]
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64, device=device)
@@ -150,14 +179,14 @@ def _fingerprint(tensors: Iterable[Tensor], device: torch.device) -> Int64[Tenso
         bits = tensor.reshape(-1).view(_INTEGERS.get(tensor.element_size(), torch.int32))
         for chunk in bits.split(_CHUNK):
             weighted = (chunk * _weights(chunk.device)[: len(chunk)]).sum()
-            # An odd factor loses no bit, and tells apart chunks and tensors that have changed places.
+            # An odd factor loses no bit, and distinguishes chunks and tensors that have swapped places.
             total = total * 0x5851F42D4C957F2D + weighted.to(device)
     return total
 
 
 @cache
 def _weights(device: torch.device) -> Int64[Tensor, " n"]:
-    """Odd numbers of 64 bits without a pattern: the place, mixed as SplitMix64 does."""
+    """Odd 64-bit numbers without a pattern: the position, mixed as in SplitMix64."""
     mixed = torch.arange(1, _CHUNK + 1, device=device) * -0x61C8864680B583EB
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         mixed = (mixed ^ (mixed >> shift)) * factor
@@ -165,55 +194,45 @@ def _weights(device: torch.device) -> Int64[Tensor, " n"]:
 
 
 def check_replicas(modules: Mapping[str, Iterable[Tensor]], device: torch.device, step: int) -> None:
-    """Compare modules over all processes, in one message; every process finds the same. With one process: nothing.
+    """Compare modules over all processes, in one message; with one process, do nothing.
 
     Args:
-        modules: as `fingerprints` takes them, with the same names in the same order on every process.
-        device: where the process group's messages live.
+        modules: as for `fingerprints`, with the same names in the same order on every process.
+        device: of the process group's messages.
         step: the step just done, for the message.
 
     Raises:
-        ReplicaError: names each module that differs and the ranks that hold another one than most do.
+        ReplicaError: on every process; names each module that differs, and the ranks whose is not that of most.
     """
     if not is_distributed():
         return
-    mine = fingerprints(modules, device)
-    everyone = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(everyone, mine)
-    by_module = torch.stack(everyone, dim=1).tolist()
+    own = fingerprints(modules, device)
+    gathered = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(gathered, own)
+    by_module = torch.stack(gathered, dim=1).tolist()
     found = [_difference(name, values) for name, values in zip(modules, by_module, strict=True) if len(set(values)) > 1]
     if found:
         raise ReplicaError(
             f"After step {step} the processes no longer hold the same parameters: {'; '.join(found)}. Go back to a "
-            f"checkpoint from before that step. Where it happens again at the same step, it is an error in arcdist; at "
-            f"another, suspect the machine of the rank named, which heartbeats/ in the run folder tells."
+            f"checkpoint from before that step. If it happens again at the same step, it is an error in arcdist; at "
+            f"another, suspect the machine of that rank, which heartbeats/ in the run folder names."
         )
 
 
 def _difference(module: str, values: Sequence[int]) -> str:
-    """Which ranks differ, from their fingerprints in order; where most agree, those that do not."""
+    """Which ranks differ from the most common fingerprint, from the fingerprints in the order of ranks."""
     holders: dict[int, list[int]] = {}
     for rank, value in enumerate(values):
         holders.setdefault(value, []).append(rank)
     common = max(holders, key=lambda value: len(holders[value]))
-    if 2 * len(holders[common]) > len(values):
-        odd = {value: ranks for value, ranks in holders.items() if value != common}
-        subject = _possessive(sorted(rank for ranks in odd.values() for rank in ranks))
-        held = [*(f"{_hex(value)} on {_ranks(ranks)}" for value, ranks in odd.items()), f"{_hex(common)} on the others"]
-        return f"{subject} {module} differs from the others' ({', '.join(held)})"
-    held = [f"{_hex(value)} on {_ranks(ranks)}" for value, ranks in holders.items()]
-    subject = _possessive([rank for rank, value in enumerate(values) if value != values[0]])
-    return f"{subject} {module} differs from {_possessive(holders[values[0]])} ({', '.join(held)})"
+    names = {value: _ranks(ranks) for value, ranks in holders.items()}
+    if is_majority := 2 * len(holders[common]) > len(values):
+        names[common] = "the others"
+    differing = _ranks([rank for rank, value in enumerate(values) if value != common])
+    held = ", ".join(f"{value % 2**64:016x} on {name}" for value, name in names.items())
+    return f"{differing}'s {module} differs from {names[common]}'{'' if is_majority else 's'} ({held})"
 
 
 def _ranks(ranks: Sequence[int]) -> str:
     *first, last = map(str, ranks)
     return f"ranks {', '.join(first)} and {last}" if first else f"rank {last}"
-
-
-def _possessive(ranks: Sequence[int]) -> str:
-    return f"{_ranks(ranks)}'s"
-
-
-def _hex(fingerprint: int) -> str:
-    return f"{fingerprint % 2**64:016x}"

@@ -1,4 +1,4 @@
-"""What a launcher's environment says of this process, read at each call. Without a launcher: one process, rank 0."""
+"""What the launcher's environment variables say of this process; without a launcher, one process of rank 0."""
 
 import os
 
@@ -24,28 +24,33 @@ def local_world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that speaks to the user and writes files."""
+    """Whether this is the process that reports to the user and writes files."""
     return rank() == 0
 
 
 def store_address() -> tuple[str, int] | None:
-    """Host and port of the store through which processes meet; none where no launcher has named them."""
+    """Host and port of the store through which processes meet; None without a launcher."""
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     return (host, int(port)) if host and port else None
 
 
 def launcher_keeps_store() -> bool:
-    """Whether the store is the first machine's launcher's.
+    """Whether the store belongs to the first machine's launcher.
 
-    Such a store (torchrun's, and with it `accelerate launch`'s) is there before any process starts and stays until all
-    have ended well. Other launchers leave it to rank 0, which opens it with the process group.
+    Such a store (torchrun's, and so `accelerate launch`'s) exists from before any process starts until all have ended
+    well. Other launchers leave it to rank 0, which opens it with the process group.
     """
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def attempt() -> str:
-    """Tells this start of the run from others that the same store has seen: torchrun may start a failed run again."""
+    """Name of this start of the run: torchrun may start a failed run again, with the same store."""
     return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def store_key(name: str) -> str:
+    """The key under which the store holds something of this start of the run."""
+    return f"arcdist/{attempt()}/{name}"
 
 
 def is_restart() -> bool:

@@ -1,19 +1,27 @@
-"""What each process is doing, in a file that is kept up to date even while the process is stuck."""
+"""What each process is doing: in a file, kept up to date even while the process is stuck, and for other processes."""
 
 import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from arcdist.distributed.environment import rank, store_key, world_size
 from arcdist.errors import PlatformError
+from arcdist.files import replacing
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
 WRITE_SECONDS = 1.0
-"""How often the file is written anew."""
+"""How often the file is rewritten."""
+BEAT_SECONDS = 2.0
+"""How often a process leaves a sign of life in the store."""
 
 
 class _Activity(NamedTuple):
@@ -25,9 +33,9 @@ class _Activity(NamedTuple):
 class Heartbeat:
     """Writes `<run folder>/heartbeats/rank_<rank>.json` about every second.
 
-    The file holds `rank`, `host`, `pid`, the `step` (none before the first), what the process is `doing` and `since`
-    when, and when the file was `written`, as ISO 8601 times in UTC. Where `written` is recent and `since` is not, the
-    process is stuck; where `written` is old too, it has ended or cannot run.
+    The file holds `rank`, `host`, `pid`, the `step` (null before the first), what the process is `doing` and `since`
+    when, and when the file was `written`, as ISO 8601 times in UTC. If `written` is recent and `since` is not, the
+    process is stuck; if `written` is old too, it has ended or cannot run.
 
     Args:
         folder: the run folder.
@@ -39,11 +47,11 @@ class Heartbeat:
         self._who = {"rank": rank, "host": socket.gethostname(), "pid": os.getpid()}
         self._activity = _Activity("starting", None, _now())
         self.observer: Callable[[str, float], object] | None = None
-        """Told about every second what this process is doing, and for how many seconds; in the writing thread."""
+        """Called about every second, in the writing thread, with what this process is doing and for how long in s."""
 
     def doing(self, what: str, step: int | None = None) -> None:
-        """Say what this process is about to do, and in which step if that has changed. Nothing is written yet."""
-        # One assignment, so that the writing thread never sees the one of before with the step of now.
+        """Set what this process is about to do, and in which step if that has changed; the thread writes it later."""
+        # One assignment, so that the writing thread never sees the old activity with the new step.
         self._activity = _Activity(what, self._activity.step if step is None else step, _now())
 
     def life(self) -> str:
@@ -85,12 +93,12 @@ class Heartbeat:
         stopping = False
         while not stopping:
             stopping = stop.wait(WRITE_SECONDS)
-            # A disk that is full for a while is no reason to end a run: what cannot do without it says so itself.
+            # A disk that is full for a while is no reason to end a run.
             with suppress(OSError):
                 self._write()
             if self.observer is not None and not stopping:
                 activity = self._activity
-                with suppress(OSError, ValueError):  # as is a console that is gone
+                with suppress(OSError, ValueError):  # The console may be gone.
                     self.observer(activity.doing, (_now() - activity.since).total_seconds())
 
     def _write(self) -> None:
@@ -103,10 +111,56 @@ class Heartbeat:
             "written": _now().isoformat(timespec="milliseconds"),
         }
         # Readers find the file whole. It need not outlast a power failure, so nothing waits for the disk.
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        with replacing(self.path, durable=False) as partial:
+            partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+class SignsOfLife:
+    """This process's signs of life in the store, and the time since the next rank, its neighbour, left one.
+
+    Args:
+        describe: says who and where this process is and what it is doing.
+        silence: seconds after which a rank without a sign of life counts as failed.
+    """
+
+    def __init__(self, describe: Callable[[], str], silence: float) -> None:
+        self.neighbour = (rank() + 1) % world_size()
+        self._describe = describe
+        self._silence = silence
+        self._beats = 0
+        self._beat_at = -BEAT_SECONDS
+        self._heard = ""
+        self._heard_at = 0.0
+
+    def exchange(self, store: "TCPStore") -> str | None:
+        """Leave a sign and look for the neighbour's, if it is time; the problem if it has been silent for too long."""
+        now = time.monotonic()
+        if now - self._beat_at < BEAT_SECONDS:
+            return None
+        if now - self._beat_at > 2 * BEAT_SECONDS:
+            self._heard_at = now  # This process was suspended itself, and cannot tell how long the other was silent.
+        self._beat_at = now
+        self._beats += 1
+        store.set(store_key(f"beat/{rank()}"), f"{self._beats} {self._describe()}")
+        theirs = store_key(f"beat/{self.neighbour}")
+        if not store.check([theirs]):
+            return None  # It has yet to begin.
+        sign = store.get(theirs).decode()
+        if sign != self._heard:
+            self._heard, self._heard_at = sign, now
+        seconds = now - self._heard_at
+        if not sign or seconds <= self._silence:  # The sign is empty once the neighbour has ended well.
+            return None
+        return (
+            f"Rank {self.neighbour} of {world_size()} has given no sign of life for {seconds:.0f} s. The last one: "
+            f"{sign.partition(' ')[2]}. The process was stopped, or its machine is lost: look there, and continue with "
+            f"--resume."
+        )
+
+    def end(self, store: "TCPStore") -> None:
+        """Tell the others that no more signs will come, since this rank has ended well."""
+        store.set(store_key(f"beat/{rank()}"), "")

@@ -15,17 +15,16 @@ from pathlib import Path
 import datasets
 import psutil  # type: ignore[import-untyped]
 import torch
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, constants
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer
 
 from arcdist.config import Config, DataConfig, OutputConfig, QwenConfig, TrainConfig
 from arcdist.config.loader import DEFAULT_ROOT
-from arcdist.data import from_pretrained_tokenizer, read_task_sets
+from arcdist.data import read_task_sets
+from arcdist.data.qwen_files import QwenSource, locate_qwen, read_tokenizer, ways_out
 from arcdist.distributed import is_main, local_rank, local_world_size, world_size
 from arcdist.distributed.collectives import shutdown
-from arcdist.doctor.findings import (
+from arcdist.doctor.examination import (
     Finding,
     Row,
     Verdict,
@@ -44,105 +43,112 @@ from arcdist.engine import Precision
 from arcdist.engine.platform import Platform, choose_device, start_platform
 from arcdist.errors import ArcdistError, ConfigError, DataError, NotFiniteError, PlatformError
 from arcdist.files import expanded
+from arcdist.formatting import counted
 from arcdist.host import cores_at_hand, memory_left, usable_cores
-from arcdist.models.qwen_source import EMBEDDED_MODELS, TINY
+from arcdist.models.qwen_source import HUB_SECONDS, read_config
 from arcdist.tracking import no_log
 from arcdist.tracking.run_folder import taken_by
 from arcdist.training.health import LOSS_NOT_FINITE
 from arcdist.training.loop import MOST_SKIPPED_STEPS
 from arcdist.training.memory import explained_out_of_memory
-from arcdist.training.session import Session, build_session
+from arcdist.training.session import build_session
 from arcdist.training.trial import longest_batch, peak_bytes, run_steps
 
 GIB = 2**30
 _LITTLE_MEMORY = 1 * GIB
 """What a process needs before it has read anything: its libraries."""
 _LITTLE_ROOM = 1 * GIB
-
-
-def check_cores(train: TrainConfig) -> Finding:
-    """Whether the processes of this machine have a core for each of their threads."""
-    at_hand, cores = cores_at_hand(), usable_cores()
-    processes = local_world_size()
-    # Beside a GPU a process keeps one busy.
-    threads = 1 if torch.cuda.is_available() and train.device != "cpu" else torch.get_num_threads()
-    found = f"{_count(cores, 'core')} for {_count(processes, 'process', 'es')} of {_count(threads, 'thread')}"
-    if cores < at_hand:
-        found += f" (the machine has {at_hand}, a container or batch system leaves fewer)"
-    if processes > cores:
-        return warning(found, f"Start at most {_count(cores, 'process', 'es')} a machine, or ask for more cores.")
-    if processes * threads > cores:
-        return warning(found, f"Give each process as many threads as cores: --train.cpu_threads {cores // processes}.")
-    return Finding(found=found)
-
-
-def check_memory() -> Finding:
-    """Whether the processes of this machine find room in its memory at all; `--fit` measures what they need."""
-    memory = psutil.virtual_memory()
-    limit = memory_left()
-    free = memory.available if limit is None else min(memory.available, limit)
-    found = f"{free / GIB:.0f} of {memory.total / GIB:.0f} GiB free"
-    if free < local_world_size() * _LITTLE_MEMORY:
-        return warning(
-            found, "A process needs 1 GiB and more: close other programs, start fewer processes, or ask for more."
-        )
-    return Finding(found=found)
-
-
-def check_output(output: OutputConfig) -> Finding:
-    """Whether the run folder can be made and written; it is not made."""
-    named = output.dir
-    folder = DEFAULT_ROOT if named is None else expanded(named)
-    mend = "Choose another with --output_dir FOLDER."
-    taken = [] if named is None else taken_by(folder)
-    if taken:
-        return failure(f"{folder} holds another run ({', '.join(taken)})", mend, ConfigError.exit_code)
-    return _check_folder(folder, mend, ConfigError.exit_code)
-
-
-def check_cache() -> Finding:
-    """Whether queries can be prepared where `datasets` keeps its files."""
-    folder = Path(datasets.config.HF_DATASETS_CACHE)
-    return _check_folder(folder, "Set HF_HOME or HF_DATASETS_CACHE to a folder that can be written, with room in it.")
-
-
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that there is."""
-    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-
-
-def _check_folder(folder: Path, mend: str, exit_code: int = PlatformError.exit_code) -> Finding:
-    there = existing(folder)
-    try:
-        with tempfile.TemporaryFile(dir=there) as probe:
-            probe.write(b"arcdist")
-        room = shutil.disk_usage(there).free
-    except OSError as error:
-        return failure(f"{folder} cannot be written: {error.strerror} ({there})", mend, exit_code)
-    found = f"{folder} can be written, {room / GIB:.0f} GiB free"
-    return warning(found, f"Make room there. {mend}") if room < _LITTLE_ROOM else Finding(found=found)
-
-
-def _count(number: int, one: str, plural: str = "s") -> str:
-    return f"{number} {one}{'' if number == 1 else plural}"
-
-
+_USED_BY_OTHERS = 2 * GIB
+"""Memory in use on a GPU before a run, beyond what CUDA itself takes for a process."""
+_CLOSE = 0.9
+"""Share of the memory beyond which there is little left for fragments, and for other programs."""
 _DRIVER = Path("/proc/driver/nvidia/version")
 _INSTALL = "Install a build of PyTorch for the device and its driver: https://pytorch.org/get-started/locally."
 _SIDE = 64
-_USED_BY_OTHERS = 2 * GIB
-"""Memory in use on a GPU before a run, beyond what CUDA itself takes for a process."""
+_NEEDED_TO_START = ("launch", "DeepSpeed", "device", "processes")
+_FIT = "longest batch"
+
+
+def run_checks(config: Config, installation: Mapping[str, Finding], *, fit: bool) -> None:
+    """See `examine`; `installation` is what this process has found already.
+
+    Processes begin to exchange numbers only once all are known to be able to, so that none waits in vain for another.
+    What they have found they exchange as texts, which works even if that does not.
+    """
+    timeout = float(config.distributed.timeout)
+    texts = TextExchange(timeout)
+    hosts = {rank: host or "" for rank, host in enumerate(texts.gather("host", socket.gethostname()))}
+    reports: dict[int, dict[str, Finding]] = {}
+
+    def gathered(topic: str) -> list[Row]:
+        answers = texts.gather(topic, to_text(findings))
+        # Of a process that no longer answers, what it has said before is kept.
+        reports.update({rank: from_text(text) for rank, text in enumerate(answers) if text is not None})
+        rows = merge(dict(sorted(reports.items())), hosts)
+        if silent := [rank for rank, text in enumerate(answers) if text is None]:
+            found = f"{name_ranks(silent)} of {world_size()} did not answer in time"
+            rows.append(Row(check="processes", finding=failure(found, "What they printed themselves may say why.")))
+        return rows
+
+    findings = {**installation, **_check_alone(config)}
+    rows = gathered("alone")
+    platform: Platform | Finding | None = None
+    if not any(row.finding.verdict is Verdict.FAIL and row.check in _NEEDED_TO_START for row in rows):
+        platform = attempt(lambda: start_platform(config))
+        if isinstance(platform, Finding):
+            findings["start"] = platform
+        else:
+            started, device = platform, platform.accelerator.device
+            findings["start"] = attempt(lambda: check_platform(started, config))
+            findings["all-reduce"] = attempt(lambda: check_all_reduce(device, timeout))
+        rows = gathered("together")
+    if fit and any(row.finding.verdict is Verdict.FAIL for row in rows):
+        rows.append(Row(check=_FIT, finding=warning("not tried", "First repair what has failed.")))
+    conclude(rows)
+    if fit and isinstance(platform, Platform):
+        answers = texts.gather("fit", json.dumps(asdict(try_longest_batch(config, platform))))
+        fits = {rank: Fit(**json.loads(text)) for rank, text in enumerate(answers) if text is not None}
+        conclude([Row(check=_FIT, finding=judge_fit(fits))])
+    shutdown()
+
+
+def _check_alone(config: Config) -> dict[str, Finding]:
+    """What a process finds by itself."""
+    findings = {
+        "configuration": _describe(config),
+        "launch": attempt(lambda: check_launch(config)),
+        "DeepSpeed": attempt(check_deepspeed),
+        "device": attempt(lambda: check_device(config)),
+        "cores": attempt(lambda: check_cores(config.train), broken=Verdict.WARN),
+    }
+    if local_rank() == 0:
+        # Of the machine, and never twice the same.
+        findings["memory"] = attempt(check_memory, broken=Verdict.WARN)
+    return findings | {
+        "output": attempt(lambda: check_output(config.output), broken=Verdict.WARN),
+        "cache": attempt(check_cache, broken=Verdict.WARN),
+        "weights": attempt(lambda: check_weights(config.qwen)),
+        "tasks": attempt(lambda: check_tasks(config.data)),
+    }
+
+
+def _describe(config: Config) -> Finding:
+    digest = hashlib.blake2b(repr(config).encode(), digest_size=4).hexdigest()
+    return Finding(
+        found=f"batches of {config.train.batch_size}, accumulation {config.train.accumulation}; fingerprint {digest}",
+        differing=Verdict.WARN,
+    )
 
 
 def check_device(config: Config) -> Finding:
     """What this process sees and takes, with a product and its gradient computed there in the run's precision."""
     with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")  # PyTorch warns where it cannot use a GPU that is there.
+        warnings.simplefilter("always")  # PyTorch warns if it cannot use a GPU that is there.
         try:
             device = choose_device(config.train)
         except ArcdistError as error:
             return failure(str(error), _why_no_gpu(said), error.exit_code)
-        finding = _on_gpu(device, config) if device.type == "cuda" else _elsewhere(device, said)
+        finding = _gpu(device, config) if device.type == "cuda" else _no_gpu(device, said)
     try:
         _compute(device, Precision(config.train.precision, device))
     except Exception as error:  # of the driver, of CUDA's libraries, of the compiler: each of a class of its own
@@ -150,7 +156,7 @@ def check_device(config: Config) -> Finding:
     return finding
 
 
-def _on_gpu(device: torch.device, config: Config) -> Finding:
+def _gpu(device: torch.device, config: Config) -> Finding:
     free, total = torch.cuda.mem_get_info(device)
     # With emulation PyTorch says yes for any GPU.
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -161,14 +167,14 @@ def _on_gpu(device: torch.device, config: Config) -> Finding:
     if not has_bf16 and (config.train.precision == "bf16" or config.qwen.dtype == "bfloat16"):
         return warning(found, "It emulates bfloat16, slowly: take --train.precision fp16 --qwen.dtype float32.")
     if total - free > _USED_BY_OTHERS:
-        return warning(found, "nvidia-smi tells which other programs use it.")
+        return warning(found, "nvidia-smi shows which other programs use it.")
     return Finding(found=found)
 
 
-def _elsewhere(device: torch.device, said: Sequence[warnings.WarningMessage]) -> Finding:
+def _no_gpu(device: torch.device, said: Sequence[warnings.WarningMessage]) -> Finding:
     seen = torch.cuda.device_count()
     found = f"{device}; PyTorch sees {seen or 'no'} GPU{'' if seen == 1 else 's'}"
-    # Where no GPU was asked for, only one that is there and cannot be used is worth a word.
+    # If no GPU was asked for, only one that is there and cannot be used is worth a word.
     unused = not seen and "CUDA_VISIBLE_DEVICES" not in os.environ and (said or _DRIVER.exists())
     return warning(f"{found}, but there is an NVIDIA driver", _why_no_gpu(said)) if unused else Finding(found=found)
 
@@ -197,85 +203,129 @@ def _compute(device: torch.device, precision: Precision) -> None:
             raise ArithmeticError(f"{what} of ones has wrong values")
 
 
-_HUB_SECONDS = 5.0
-_WAYS_OUT = (
-    f"Give a folder with the model's files (--qwen.model PATH), a small untrained model (--qwen.model {TINY}), or "
-    f"random weights for {' or '.join(EMBEDDED_MODELS[1:])} (--qwen.init random)."
-)
+def check_cores(train: TrainConfig) -> Finding:
+    """Whether the processes of this machine have a core for each of their threads."""
+    of_machine, cores, processes = cores_at_hand(), usable_cores(), local_world_size()
+    # Beside a GPU a process keeps one busy.
+    threads = 1 if torch.cuda.is_available() and train.device != "cpu" else torch.get_num_threads()
+    found = f"{counted(cores, 'core')} for {_processes(processes)} of {counted(threads, 'thread')}"
+    if cores < of_machine:
+        found += f" (the machine has {of_machine}, a container or batch system leaves fewer)"
+    if processes > cores:
+        return warning(found, f"Start at most {_processes(cores)} a machine, or ask for more cores.")
+    if processes * threads > cores:
+        return warning(found, f"Give each process as many threads as cores: --train.cpu_threads {cores // processes}.")
+    return Finding(found=found)
+
+
+def _processes(number: int) -> str:
+    return f"{number} process{'' if number == 1 else 'es'}"
+
+
+def check_memory() -> Finding:
+    """Whether the processes of this machine find room in its memory at all; `--fit` measures what they need."""
+    memory = psutil.virtual_memory()
+    limit = memory_left()
+    free = memory.available if limit is None else min(memory.available, limit)
+    found = f"{free / GIB:.0f} of {memory.total / GIB:.0f} GiB free"
+    if free < local_world_size() * _LITTLE_MEMORY:
+        return warning(
+            found, "A process needs 1 GiB and more: close other programs, start fewer processes, or ask for more."
+        )
+    return Finding(found=found)
+
+
+def check_output(output: OutputConfig) -> Finding:
+    """Whether the run folder can be made and written; it is not made."""
+    folder = DEFAULT_ROOT if output.dir is None else expanded(output.dir)
+    advice = "Choose another with --output_dir FOLDER."
+    taken = [] if output.dir is None else taken_by(folder)
+    if taken:
+        return failure(f"{folder} holds another run ({', '.join(taken)})", advice, ConfigError.exit_code)
+    return _check_folder(folder, advice, ConfigError.exit_code)
+
+
+def check_cache() -> Finding:
+    """Whether queries can be prepared where `datasets` keeps its files."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE)
+    advice = "Set HF_HOME or HF_DATASETS_CACHE to a folder that can be written, with room in it."
+    return _check_folder(folder, advice, PlatformError.exit_code)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+
+
+def _check_folder(folder: Path, advice: str, exit_code: int) -> Finding:
+    there = _existing(folder)
+    try:
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(b"arcdist")
+        room = shutil.disk_usage(there).free
+    except OSError as error:
+        return failure(f"{folder} cannot be written: {error.strerror} ({there})", advice, exit_code)
+    found = f"{folder} can be written, {room / GIB:.0f} GiB free"
+    return warning(found, f"Make room there. {advice}") if room < _LITTLE_ROOM else Finding(found=found)
 
 
 def check_weights(qwen: QwenConfig) -> Finding:
     """Look for the model where a run would: in the package, in a local folder, in the cache and on the Hub.
 
     Raises:
-        ConfigError: its tokenizer cannot write grids.
+        ConfigError: there is no such model, or its tokenizer cannot write grids.
     """
-    folder = expanded(qwen.model)
-    if qwen.model == TINY or (qwen.init == "random" and qwen.model in EMBEDDED_MODELS):
+    source = locate_qwen(qwen.model, qwen.init)
+    if source.kind == "embedded":
         return Finding(found=f"{qwen.model} is built with random weights")
-    if folder.is_dir():
-        return _in_folder(folder, qwen)
-    if qwen.init == "random" or qwen.model.startswith("embedded:"):
-        return failure(f"{qwen.model} is neither in the package nor a local folder", _WAYS_OUT, ConfigError.exit_code)
-    try:
-        cached = _in_folder(Path(snapshot_download(qwen.model, local_files_only=True)), qwen)
-    except HFValidationError:
-        return failure(
-            f"{qwen.model} is neither a local folder nor a name of the Hub", _WAYS_OUT, ConfigError.exit_code
-        )
-    except LocalEntryNotFoundError:
-        return _on_hub(qwen.model)
+    if source.kind == "folder":
+        return _check_files(source)
+    if source.folder is not None:
+        cached = attempt(lambda: _check_files(source))
+        if cached.verdict is Verdict.OK:
+            return cached
     # What is there of an unfinished download is completed by the next.
-    return cached if cached.verdict is Verdict.OK else _on_hub(qwen.model)
+    return _check_hub(qwen.model)
 
 
-def _in_folder(folder: Path, qwen: QwenConfig) -> Finding:
-    try:
-        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if qwen.init == "random":
-            return Finding(found=f"the model of {folder} is built with random weights")
-        from_pretrained_tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
-    except (OSError, ValueError) as error:
-        return failure(
-            f"{folder} is not the folder of a model: {headline(error)}",
-            "Name one that has a config.json and a tokenizer.",
-            ConfigError.exit_code,
-        )
-    mend = f"Download them again. {_WAYS_OUT}"
-    sizes = []
-    for file in _weight_files(folder):
-        try:
-            # A file that was cut short, or that git-lfs stands in for, has no header that fits it.
-            with safe_open(file, framework="pt"):
-                sizes.append(file.stat().st_size)
-        except (OSError, SafetensorError) as error:
-            return failure(f"{file} cannot be read: {headline(error)}", mend)
-    if not sizes:
-        return failure(f"{folder} holds no weights as safetensors", mend)
-    return Finding(found=f"{sum(sizes) / GIB:.2f} GiB in {folder}")
-
-
-def _weight_files(folder: Path) -> list[Path]:
+def _check_files(source: QwenSource) -> Finding:
+    folder = source.folder
+    assert folder is not None
+    read_config(source)
+    read_tokenizer(source)
+    if source.has_random_weights:
+        return Finding(found=f"the model of {folder} is built with random weights")
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
-    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    return [folder / name for name in sorted(set(names))]
+    files = sorted(folder.glob("*.safetensors"))
+    if index.is_file():
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        files = [folder / name for name in sorted(set(names))]
+    advice = "Download them again, give another folder (--qwen.model PATH), or train without (--qwen.init random)."
+    for file in files:
+        try:
+            # A file that was cut short, or that git-lfs put in its place, has no header that fits it.
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            return failure(f"{file} cannot be read: {headline(error)}", advice)
+    if not files:
+        return failure(f"{folder} holds no weights as safetensors", advice)
+    return Finding(found=f"{sum(file.stat().st_size for file in files) / GIB:.2f} GiB in {folder}")
 
 
-def _on_hub(model: str) -> Finding:
+def _check_hub(model: str) -> Finding:
     try:
-        files = HfApi().model_info(model, files_metadata=True, timeout=_HUB_SECONDS).siblings or []
+        files = HfApi().model_info(model, files_metadata=True, timeout=HUB_SECONDS).siblings or []
     except Exception as error:  # names, routes, proxies, certificates, rights: each of a class of its own
         return failure(
             f"{model} is no local folder and not whole in the cache, and the Hugging Face Hub does not give it "
             f"({headline(error)})",
-            f"Fill the cache with `hf download {model}` where there is a network. {_WAYS_OUT}",
+            ways_out(model),
         )
     size = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
     found = f"{model} is on the Hugging Face Hub, not whole in the cache: a run downloads {size / GIB:.1f} GiB first"
     cache = Path(constants.HF_HUB_CACHE)
-    room = shutil.disk_usage(existing(cache)).free
+    room = shutil.disk_usage(_existing(cache)).free
     if room < size:
         return failure(
             f"{found}, and {cache} has {room / GIB:.1f} GiB free", "Make room, or set HF_HOME to a folder with more."
@@ -291,18 +341,13 @@ def check_tasks(data: DataConfig) -> Finding:
     """
     sets = read_task_sets(data)
     sets.check_leaks(data.allow_overlap)
-    outputs = sets.scored_pairs
-    trained, scored = sets.training, sets.validation
+    trained, scored, outputs = sets.training, sets.validation, sets.scored_pairs
     found = f"{trained.origin}: {len(trained.used):,} tasks; {scored.origin}: {outputs:,} test pairs to score"
     if not outputs:
         return failure(
             found, "Give test pairs their outputs, or score others: --data.validation_source.", DataError.exit_code
         )
     return Finding(found=found, differing=Verdict.FAIL)
-
-
-_CLOSE = 0.9
-"""Share of the memory beyond which there is little left for fragments, and for other programs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -318,10 +363,6 @@ class Fit:
     tokens: int
     """Of its longest query."""
 
-    def to_text(self) -> str:
-        """As JSON, for `judge_fit`."""
-        return json.dumps(asdict(self))
-
 
 def try_longest_batch(config: Config, platform: Platform) -> Fit:
     """Build the run and train on its longest batch.
@@ -334,39 +375,29 @@ def try_longest_batch(config: Config, platform: Platform) -> Fit:
     with nullcontext() if is_main() else no_log(), explained_out_of_memory(config):
         session = build_session(config, platform)
         longest = longest_batch(session)
-        _step_once(session, longest)
+        # The scale that float16's gradients begin with may be too large a few times.
+        if all(run_steps(session, [longest]).skipped for _ in range(MOST_SKIPPED_STEPS)):
+            raise NotFiniteError(
+                f"Losses or gradients of the longest batch were not finite in {MOST_SKIPPED_STEPS} steps in a row. "
+                f"{LOSS_NOT_FINITE.mend}"
+            )
         # Now that the optimizers have their moments. A prompt kept from the first step serves `every` steps.
         run_steps(session, [longest] * (config.qwen.every + 1))
     lengths = session.training.queries["length"]
+    if session.device.type == "cuda":
+        capacity = torch.cuda.mem_get_info(session.device)[1]
+    else:
+        capacity = psutil.virtual_memory().total // local_world_size()
     return Fit(
         peak=peak_bytes(session.device),
-        capacity=_capacity(session.device),
+        capacity=capacity,
         queries=len(longest),
         tokens=max(lengths[row] for row in longest),
     )
 
 
-def _step_once(session: Session, longest: Sequence[int]) -> None:
-    # The scale that float16's gradients begin with may be too large a few times.
-    for _ in range(MOST_SKIPPED_STEPS):
-        if not run_steps(session, [longest]).skipped:
-            return
-    raise NotFiniteError(
-        f"Losses or gradients of the longest batch were not finite in {MOST_SKIPPED_STEPS} steps in a row. "
-        f"{LOSS_NOT_FINITE.mend}"
-    )
-
-
-def _capacity(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    total: int = psutil.virtual_memory().total
-    return total // local_world_size()
-
-
-def judge_fit(texts: Sequence[str | None]) -> Finding:
-    """One finding of what each process measured, by rank: the one with least left speaks for all."""
-    fits = {rank: Fit(**json.loads(text)) for rank, text in enumerate(texts) if text is not None}
+def judge_fit(fits: Mapping[int, Fit]) -> Finding:
+    """One finding of what each rank measured: the one with least left speaks for all."""
     worst = max(fits, key=lambda rank: fits[rank].peak / fits[rank].capacity)
     fit = fits[worst]
     batch = f"{fit.queries} queries of up to {fit.tokens:,} tokens"
@@ -379,82 +410,3 @@ def judge_fit(texts: Sequence[str | None]) -> Finding:
             "That is close: lower --batch_size, raise --train.accumulation, or --qwen.gradient_checkpointing true.",
         )
     return Finding(found=found)
-
-
-_NEEDED_TO_START = ("launch", "DeepSpeed", "device")
-_FIT = "longest batch"
-
-
-def run_checks(config: Config, installation: Mapping[str, Finding], *, fit: bool) -> None:
-    """See `examine`; `installation` is what this process has found already.
-
-    Processes begin to exchange numbers only once all are known to be able to, so that none waits in vain for another.
-    What they have found they tell each other in another way, which works where that does not.
-    """
-    texts = TextExchange(float(config.distributed.timeout))
-    hosts = {number: host or "" for number, host in enumerate(texts.gather("host", socket.gethostname()))}
-    findings = {**installation, **_alone(config)}
-    told: dict[int, str] = {}
-    rows = _rows(texts.gather("alone", to_text(findings)), told, hosts)
-    platform: Platform | Finding | None = None
-    if not any(row.finding.verdict is Verdict.FAIL and row.check in (*_NEEDED_TO_START, "processes") for row in rows):
-        platform = attempt(lambda: start_platform(config))
-        findings |= _together(config, platform)
-        rows = _rows(texts.gather("together", to_text(findings)), told, hosts)
-    fails = any(row.finding.verdict is Verdict.FAIL for row in rows)
-    if fit and fails:
-        rows.append(Row(check=_FIT, who="", finding=warning("not tried", "Mend first what has failed.")))
-    conclude(rows)
-    if fit and isinstance(platform, Platform):
-        measured = try_longest_batch(config, platform)
-        conclude([Row(check=_FIT, who="", finding=judge_fit(texts.gather("fit", measured.to_text())))])
-    shutdown()
-
-
-def _alone(config: Config) -> dict[str, Finding]:
-    """What a process finds by itself."""
-    findings = {
-        "configuration": _configuration(config),
-        "launch": attempt(lambda: check_launch(config)),
-        "DeepSpeed": attempt(check_deepspeed),
-        "device": attempt(lambda: check_device(config)),
-        "cores": attempt(lambda: check_cores(config.train), broken=Verdict.WARN),
-    }
-    if local_rank() == 0:
-        # Of the machine, and never twice the same.
-        findings["memory"] = attempt(check_memory, broken=Verdict.WARN)
-    findings["output"] = attempt(lambda: check_output(config.output), broken=Verdict.WARN)
-    findings["cache"] = attempt(check_cache, broken=Verdict.WARN)
-    findings["weights"] = attempt(lambda: check_weights(config.qwen))
-    findings["tasks"] = attempt(lambda: check_tasks(config.data))
-    return findings
-
-
-def _configuration(config: Config) -> Finding:
-    digest = hashlib.blake2b(repr(config).encode(), digest_size=4).hexdigest()
-    return Finding(
-        found=f"batches of {config.train.batch_size}, accumulation {config.train.accumulation}; fingerprint {digest}",
-        differing=Verdict.WARN,
-    )
-
-
-def _together(config: Config, platform: Platform | Finding) -> dict[str, Finding]:
-    """What processes find together."""
-    if isinstance(platform, Finding):
-        return {"start": platform}
-    device = platform.accelerator.device
-    return {
-        "start": attempt(lambda: check_platform(platform, config)),
-        "all-reduce": attempt(lambda: check_all_reduce(device, float(config.distributed.timeout))),
-    }
-
-
-def _rows(texts: Sequence[str | None], told: dict[int, str], hosts: Mapping[int, str]) -> list[Row]:
-    """What all processes have found; `told` keeps what each has told last, for when it tells no more."""
-    told |= {number: text for number, text in enumerate(texts) if text is not None}
-    rows = merge({number: from_text(told[number]) for number in sorted(told)}, hosts)
-    silent = [number for number, text in enumerate(texts) if text is None]
-    if silent:
-        found = f"{name_ranks(silent)} of {world_size()} did not answer in time"
-        rows.append(Row(check="processes", who="", finding=failure(found, "What they printed themselves may say why.")))
-    return rows

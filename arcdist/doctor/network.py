@@ -16,18 +16,18 @@ from arcdist.config import Config
 from arcdist.distributed import local_world_size
 from arcdist.distributed.collectives import is_distributed
 from arcdist.distributed.environment import attempt, launcher_keeps_store, rank, store_address, world_size
-from arcdist.doctor.findings import Finding, Verdict, failure, headline, installed_version, warning
+from arcdist.doctor.examination import Finding, Verdict, failure, headline, installed_version, warning
 from arcdist.engine.deepspeed_config import read_deepspeed_config
 from arcdist.engine.platform import Platform, check_launch_settings, deepspeed_config_file
 from arcdist.errors import ConfigError, DistributedError
 
 _POLL_SECONDS = 0.1
 _READING_SECONDS = 5.0
-"""How long rank 0 stays for others that have not read yet, and may have failed."""
+"""How long rank 0 waits for others that have not read yet, and may have failed."""
 
 
 class TextExchange:
-    """Gathers short texts through the store at which the launcher has processes meet. With one nothing is sent.
+    """Gathers short texts through the store at which the launcher has processes meet. One process sends nothing.
 
     Args:
         patience: seconds to wait for the store, and for the slowest process each time.
@@ -63,7 +63,7 @@ class TextExchange:
             ) from error
 
     def gather(self, topic: str, text: str) -> Sequence[str | None]:
-        """Every process's text on a topic, by rank; none of a process that has not given it in time.
+        """Every process's text on a topic, by rank; None for a process that has not given it in time.
 
         Each process asks for a topic once.
         """
@@ -82,16 +82,13 @@ class TextExchange:
                 break
             time.sleep(_POLL_SECONDS)
         if not launcher_keeps_store():
-            self._stay_until_read(store, f"{prefix}/readers", len(texts))
+            # The store goes when rank 0 ends, so rank 0 lets the others read first.
+            readers = store.add(f"{prefix}/readers", 1)
+            give_up = time.monotonic() + _READING_SECONDS
+            while rank() == 0 and readers < len(texts) and time.monotonic() < give_up:
+                time.sleep(_POLL_SECONDS)
+                readers = store.add(f"{prefix}/readers", 0)
         return [texts.get(number) for number in range(world_size())]
-
-    def _stay_until_read(self, store: TCPStore, key: str, readers: int) -> None:
-        """The store goes when rank 0 ends, so rank 0 lets the others read first."""
-        count = store.add(key, 1)
-        give_up = time.monotonic() + _READING_SECONDS
-        while rank() == 0 and count < readers and time.monotonic() < give_up:
-            time.sleep(_POLL_SECONDS)
-            count = store.add(key, 0)
 
 
 def _wait_until_it_answers(address: tuple[str, int], seconds: float) -> None:
@@ -107,10 +104,10 @@ def _wait_until_it_answers(address: tuple[str, int], seconds: float) -> None:
             time.sleep(_POLL_SECONDS)
 
 
-_SIZES = {"1 KB": 2**10, "64 MB": 2**26}
-_REPEATS = {"1 KB": 20, "64 MB": 5}
+_EXCHANGES = {"1 KB": (2**10, 20), "64 MB": (2**26, 5)}
+"""Bytes, and how often they are exchanged; the second about the gradients of Qwen2.5-1.5B's adapters."""
 _SLOW_SECONDS = 1.0
-"""For 64 MB, about the gradients of Qwen2.5-1.5B's adapters, which every step waits for."""
+"""For 64 MB, which every step waits for."""
 _MOST_SECONDS = 60.0
 """What the first exchange may take: with NCCL all connections are made in it."""
 
@@ -125,33 +122,34 @@ def check_all_reduce(device: torch.device, timeout: float) -> Finding:
     if not is_distributed():
         return Finding(found="one process, which has nobody to exchange with")
     backend = distributed.get_backend()
-    mend = f"Name the interface by which the machines reach each other, {backend.upper()}_SOCKET_IFNAME=eth0 for one."
+    advice = f"Name the interface by which the machines reach each other, {backend.upper()}_SOCKET_IFNAME=eth0 for one."
     if backend == "nccl":
-        mend += " NCCL_DEBUG=INFO shows what is tried; a container needs --shm-size=8g or --ipc=host."
+        advice += " NCCL_DEBUG=INFO shows what is tried; a container needs --shm-size=8g or --ipc=host."
     try:
-        # Half, so that the doctor tells, not the process's end.
+        # Half, so that the doctor reports it before the process is ended.
         _connect(device, min(_MOST_SECONDS, timeout / 2))
-        wrong = [name for name, size in _SIZES.items() if not _is_right(device, size)]
-        seconds = torch.tensor([_seconds(device, name) for name in _SIZES], dtype=torch.float64, device=device)
+        wrong = [name for name, (size, _) in _EXCHANGES.items() if not _is_right(device, size)]
+        medians = [_median_seconds(device, size, repeats) for size, repeats in _EXCHANGES.values()]
+        seconds = torch.tensor(medians, dtype=torch.float64, device=device)
         distributed.all_reduce(seconds, distributed.ReduceOp.MAX)
     except (RuntimeError, TimeoutError) as error:
-        return failure(f"failed with {backend}: {headline(error)}", mend)
+        return failure(f"failed with {backend}: {headline(error)}", advice)
     if wrong:
         return failure(
             f"The sum of {' and of '.join(wrong)} is wrong.",
             "Suspect the driver, or the link between GPUs: try again with NCCL_P2P_DISABLE=1.",
         )
     latency, slowest = seconds.tolist()
-    pace = _SIZES["64 MB"] / slowest
+    pace = _EXCHANGES["64 MB"][0] / slowest
     found = f"right sums; 1 KB in {latency * 1e3:.2f} ms, 64 MB in {slowest * 1e3:.0f} ms ({pace / 1e9:.2f} GB/s)"
-    return warning(f"{found}, which is slow", mend) if slowest > _SLOW_SECONDS else Finding(found=found)
+    return warning(f"{found}, which is slow", advice) if slowest > _SLOW_SECONDS else Finding(found=found)
 
 
 def _connect(device: torch.device, seconds: float) -> None:
     """Exchange something for the first time, without waiting longer than that.
 
     Raises:
-        TimeoutError: in its place; the exchange may still go on.
+        TimeoutError: in its place; the exchange may still continue.
     """
     answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
 
@@ -178,17 +176,16 @@ def _connect(device: torch.device, seconds: float) -> None:
 def _is_right(device: torch.device, size: int) -> bool:
     # Small whole numbers, whose sums float32 holds exactly in any order.
     pattern = torch.arange(size // 4, device=device, dtype=torch.float32) % 7
-    rank, processes = distributed.get_rank(), distributed.get_world_size()
-    sums = (rank + 1) * pattern
+    processes = distributed.get_world_size()
+    sums = (distributed.get_rank() + 1) * pattern
     distributed.all_reduce(sums)
     return torch.equal(sums, processes * (processes + 1) / 2 * pattern)
 
 
-def _seconds(device: torch.device, name: str) -> float:
-    """Median time of one exchange, waited for."""
-    numbers = torch.zeros(_SIZES[name] // 4, device=device)
+def _median_seconds(device: torch.device, size: int, repeats: int) -> float:
+    numbers = torch.zeros(size // 4, device=device)
     times = []
-    for _ in range(_REPEATS[name]):
+    for _ in range(repeats):
         start = time.perf_counter()
         distributed.all_reduce(numbers)
         numbers[0].item()  # On a GPU, all before has only been asked for.

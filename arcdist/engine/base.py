@@ -17,7 +17,7 @@ from arcdist.regions import region
 class Schedule:
     """Sets the learning rates of an optimizer's groups: their first ones, multiplied by a share of the step.
 
-    The rates depend on the number of steps done and on nothing else, so a run can go on anywhere.
+    The rates depend on the number of steps done and on nothing else, so a run can continue anywhere.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, share: Callable[[int], float]) -> None:
@@ -88,7 +88,7 @@ class Precision:
         return {"scale": self.loss_scale, "good_steps": self._good_steps}
 
     def load_state(self, state: Mapping[str, float | int]) -> None:
-        """Go on from `state()` of another run; from one of another precision, nothing is taken over."""
+        """Continue from `state()` of another run; of another precision, nothing is taken over."""
         if self.scales_losses and state["scale"] != 1.0:
             self.loss_scale, self._good_steps = float(state["scale"]), int(state["good_steps"])
 
@@ -207,11 +207,17 @@ class Engine(Protocol):
     def learning_rates(self) -> dict[str, float]:
         """Present learning rate of each group."""
 
-    def gather_weights(self) -> dict[str, Tensor]:
-        """A whole copy of every trainable parameter and persistent buffer by name, on the CPU."""
+    def gather_weights(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """A whole copy of every trainable parameter and persistent buffer by name, on the CPU.
 
-    def gather_moments(self) -> dict[str, Tensor]:
-        """The optimizer's state by `<parameter name>@<moment>`, on the CPU; empty before the first step."""
+        Without `keep`, this process only takes part in gathering, and the result is empty.
+        """
+
+    def gather_moments(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """The optimizer's state by `<parameter name>@<moment>`, on the CPU; empty before the first step.
+
+        `keep` as in `gather_weights`.
+        """
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Set what `gather_weights` gave; every trainable name must be there, and no other.

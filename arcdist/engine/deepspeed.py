@@ -13,15 +13,13 @@ import deepspeed
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-)
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from jaxtyping import Float
 from torch import Tensor, distributed, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from arcdist.engine.base import (
+    MOMENTS,
     OptimizerSettings,
     ParameterGroup,
     Precision,
@@ -37,7 +35,7 @@ from arcdist.errors import ConfigError
 _INVALID_NORM = -1.0
 """What DeepSpeed's own norms say of gradients that are not finite."""
 
-# What DeepSpeed calls in PyTorch is its maintainers' to mend.
+# DeepSpeed's maintainers have to replace what it calls in PyTorch.
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\.", category=FutureWarning)
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
@@ -135,10 +133,8 @@ class DeepSpeedEngine:
         zero = self._zero
         if zero.cpu_offload:
             zero._wait_for_offload_copies()
-            return [
-                torch.as_tensor(zero.complete_grad_norm_calculation_for_cpu_offload(parameters))
-                for parameters in zero.params_in_partition
-            ]
+            measure = zero.complete_grad_norm_calculation_for_cpu_offload
+            return [torch.as_tensor(measure(parameters)) for parameters in zero.params_in_partition]
         return [
             zero.get_grad_norm_direct(zero.averaged_gradients[part], parameters)
             for part, parameters in enumerate(zero.params_in_partition)
@@ -172,29 +168,29 @@ class DeepSpeedEngine:
         """See `Engine`."""
         return dict(zip((group.name for group in self.groups), self.schedule.rates(), strict=True))
 
-    def gather_weights(self) -> dict[str, Tensor]:
+    def gather_weights(self, *, keep: bool = True) -> dict[str, Tensor]:
         """See `Engine`."""
-        parameters = trainable(self.module)
-        return {
-            name: on_cpu(safe_get_full_fp32_param(value) if name in parameters else value)
-            for name, value in trained_state(self.module).items()
-        }
+        parameters, weights = trainable(self.module), {}
+        for name, value in trained_state(self.module).items():
+            whole = safe_get_full_fp32_param(value) if name in parameters else value
+            if keep:
+                weights[name] = on_cpu(whole)
+        return weights
 
-    def gather_moments(self) -> dict[str, Tensor]:
+    def gather_moments(self, *, keep: bool = True) -> dict[str, Tensor]:
         """See `Engine`."""
         states = list(self._optimizer.state.values())
         if not states:
             return {}
         self._link_moments()
-        return {
-            f"{name}@{moment}": on_cpu(
-                torch.as_tensor(states[0]["step"])
-                if moment == "step"
-                else safe_get_full_optimizer_state(parameter, moment)
-            )
-            for name, parameter in trainable(self.module).items()
-            for moment in ("step", "exp_avg", "exp_avg_sq")
-        }
+        moments = {}
+        for name, parameter in trainable(self.module).items():
+            for moment in MOMENTS:
+                is_step = moment == "step"
+                whole = states[0]["step"] if is_step else safe_get_full_optimizer_state(parameter, moment)
+                if keep:
+                    moments[f"{name}@{moment}"] = on_cpu(torch.as_tensor(whole))
+        return moments
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """See `Engine`."""
@@ -261,8 +257,5 @@ class DeepSpeedEngine:
 
     def parameter_counts(self) -> tuple[int, int]:
         """See `Engine`."""
-
-        def count(parameters: Iterable[nn.Parameter]) -> int:
-            return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
-
-        return count(self.module.parameters()), count(trainable(self.module).values())
+        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self.module.parameters()]
+        return sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)

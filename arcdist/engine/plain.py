@@ -77,15 +77,13 @@ class PlainEngine:
             # What this step did not use on this process may have been used on another.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = self._gradients(self._parameters)
+        gradients = _gradients(self._parameters)
         all_reduce_sum_in_place(gradients)
         if self.precision.loss_scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / self.precision.loss_scale)
-        self._norms = [torch.nn.utils.get_total_norm(self._gradients(group.parameters)) for group in self.groups]
-        return {group.name: norm for group, norm in zip(self.groups, self._norms, strict=True)}
-
-    def _gradients(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        return [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norms = {group.name: torch.nn.utils.get_total_norm(_gradients(group.parameters)) for group in self.groups}
+        self._norms = list(norms.values())
+        return norms
 
     def step(self) -> None:
         """See `Engine`."""
@@ -102,16 +100,17 @@ class PlainEngine:
         """See `Engine`."""
         return dict(zip((group.name for group in self.groups), self.schedule.rates(), strict=True))
 
-    def gather_weights(self) -> dict[str, Tensor]:
+    def gather_weights(self, *, keep: bool = True) -> dict[str, Tensor]:
         """See `Engine`."""
-        return {name: on_cpu(value) for name, value in trained_state(self.module).items()}
+        return {name: on_cpu(value) for name, value in trained_state(self.module).items() if keep}
 
-    def gather_moments(self) -> dict[str, Tensor]:
+    def gather_moments(self, *, keep: bool = True) -> dict[str, Tensor]:
         """See `Engine`."""
         return {
             f"{name}@{moment}": on_cpu(torch.as_tensor(value))
             for name, parameter in trainable(self.module).items()
             for moment, value in self.optimizer.state.get(parameter, {}).items()
+            if keep
         }
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
@@ -136,3 +135,7 @@ class PlainEngine:
     def parameter_counts(self) -> tuple[int, int]:
         """See `Engine`."""
         return sum(p.numel() for p in self.module.parameters()), sum(p.numel() for p in self._parameters)
+
+
+def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -25,21 +25,25 @@ _DEVICES = "choose auto, cpu, cuda, cuda:N or mps"
 
 
 def choose_device(train: TrainConfig) -> torch.device:
-    """This process's device. Where several share a machine, each takes the GPU of its number.
+    """This process's device. If several share a machine, each takes the GPU of its number.
 
     Raises:
         ConfigError: no such device, or more processes than there are GPUs.
         PlatformError: this machine lacks the device, or the device the precision.
     """
-    device = _named(train.device)
+    device = _named_device(train.device)
     if world_size() > 1:
-        device = _of_several(device, train.device)
+        device = _device_of_several(device, train.device)
     if train.precision == "fp16" and device.type != "cuda":
         raise PlatformError(f"--train.precision fp16 needs a CUDA GPU, and the device is {device}: use bf16 or no.")
     if train.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise PlatformError("This GPU has no bfloat16: use --train.precision fp16 --qwen.dtype float32.")
     if device.type == "cpu":
-        _prepare_cpu(train.cpu_threads)
+        # `accelerate launch` sets OMP_NUM_THREADS=1 if the user has set nothing.
+        torch.set_num_threads(train.cpu_threads or max(1, usable_cores() // local_world_size()))
+        # Probabilities of colours that the agent has ruled out, and their gradients, are denormal numbers, with which
+        # processors compute some 20 times slower. The threads of PyTorch's pool take this over when they start.
+        torch.set_flush_denormal(True)
     return device
 
 
@@ -48,48 +52,40 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def _of_several(device: torch.device, name: str) -> torch.device:
-    if device.type == "mps" or ":" in name:
-        raise ConfigError(
-            f"train.device is {name!r}, and the run has {world_size()} processes, which cannot share it: choose cuda "
-            f"(each takes a GPU of its own) or cpu, or start one process."
-        )
-    if device.type == "cuda":
-        found = torch.cuda.device_count()
-        if local_world_size() > found:
-            raise ConfigError(
-                f"{local_world_size()} processes were started on a machine where PyTorch sees {found} "
-                f"GPU{'' if found == 1 else 's'}: start one a GPU with --num_processes {found}, or use --device cpu."
-            )
-        return torch.device("cuda", local_rank())
-    return device
-
-
-def _prepare_cpu(threads: int | None) -> None:
-    # `accelerate launch` sets OMP_NUM_THREADS=1 where the user has set nothing.
-    torch.set_num_threads(threads or max(1, usable_cores() // local_world_size()))
-    # Probabilities of colours that the agent has ruled out, and their gradients, are denormal numbers, with which
-    # processors compute some 20 times slower. The threads of PyTorch's pool take this over when they are started.
-    torch.set_flush_denormal(True)
-
-
-def _named(name: str) -> torch.device:
+def _named_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
         raise ConfigError(f"train.device is {name!r}, which is no device: {_DEVICES}.")
     device = torch.device(name)
-    if device.type == "cuda":
-        found = torch.cuda.device_count()
-        if (device.index or 0) >= found:
-            raise PlatformError(
-                f"train.device is {name!r}, and PyTorch sees {found} CUDA devices on this machine: "
-                f"{_DEVICES}, or check the driver with nvidia-smi."
-            )
-        return torch.device("cuda", device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise PlatformError(f"train.device is 'mps', which this machine lacks: {_DEVICES}.")
-    return device
+    if device.type != "cuda":
+        return device
+    found, index = torch.cuda.device_count(), device.index or 0
+    if index >= found:
+        raise PlatformError(
+            f"train.device is {name!r}, and PyTorch sees {found} CUDA devices on this machine: "
+            f"{_DEVICES}, or check the driver with nvidia-smi."
+        )
+    return torch.device("cuda", index)
+
+
+def _device_of_several(device: torch.device, name: str) -> torch.device:
+    if device.type == "mps" or ":" in name:
+        raise ConfigError(
+            f"train.device is {name!r}, and the run has {world_size()} processes, which cannot share it: choose cuda "
+            f"(each takes a GPU of its own) or cpu, or start one process."
+        )
+    if device.type == "cpu":
+        return device
+    found = torch.cuda.device_count()
+    if local_world_size() > found:
+        raise ConfigError(
+            f"{local_world_size()} processes were started on a machine where PyTorch sees {found} "
+            f"GPU{'' if found == 1 else 's'}: start one a GPU with --num_processes {found}, or use --device cpu."
+        )
+    return torch.device("cuda", local_rank())
 
 
 _OTHER_PARADIGMS = {
@@ -110,7 +106,7 @@ _ZERO_FIELDS = {
     "zero3_save_16bit_model": "zero_optimization.stage3_gather_16bit_weights_on_model_save",
 }
 
-# These Accelerate refuses in its file as well, whatever their values.
+# Accelerate refuses these in its file as well, with any value.
 _RUN_FIELDS = {
     "mixed_precision": "train.precision",
     "gradient_accumulation_steps": "train.accumulation",
@@ -119,7 +115,7 @@ _RUN_FIELDS = {
 
 
 def deepspeed_config_file() -> str | None:
-    """The DeepSpeed configuration file that the launcher names; none where it was not told to use DeepSpeed.
+    """The DeepSpeed configuration file that the launcher names; none if it does not use DeepSpeed.
 
     Raises:
         ConfigError: DeepSpeed without such a file.
@@ -148,17 +144,17 @@ def check_launch_settings(config: Config) -> None:
                 f"The launcher asks for {paradigm}, which is not supported: launch with "
                 f"accelerate_configs/multi_gpu.yaml, or with zero2.yaml there for DeepSpeed."
             )
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision not in ("no", config.train.precision):
-        raise _contradiction("mixed_precision", precision, "train.precision", config.train.precision)
-    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
-    if steps != "auto" and _number(steps) != config.train.accumulation:
-        raise _contradiction("gradient_accumulation_steps", steps, "train.accumulation", config.train.accumulation)
-    norm = os.environ.get("ACCELERATE_GRADIENT_CLIPPING", "auto")
-    if norm != "auto" and _number(norm) != config.optim.max_grad_norm:
-        raise _contradiction("gradient_clipping", norm, "optim.max_grad_norm", config.optim.max_grad_norm)
-    if _is_set("ACCELERATE_USE_CPU") and config.train.device not in ("auto", "cpu"):
-        raise _contradiction("use_cpu", "true", "train.device", config.train.device)
+    train = config.train
+    for field, default, key, value in (
+        ("mixed_precision", "no", "train.precision", train.precision),
+        ("gradient_accumulation_steps", "auto", "train.accumulation", train.accumulation),
+        ("gradient_clipping", "auto", "optim.max_grad_norm", config.optim.max_grad_norm),
+    ):
+        given = os.environ.get(f"ACCELERATE_{field.upper()}", default)
+        if given != default and _number(given) != value:
+            raise _contradiction(field, given, key, value)
+    if _is_set("ACCELERATE_USE_CPU") and train.device not in ("auto", "cpu"):
+        raise _contradiction("use_cpu", "true", "train.device", train.device)
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend != "no":
         raise ConfigError(
@@ -166,11 +162,8 @@ def check_launch_settings(config: Config) -> None:
             f"file, or leave out --dynamo_backend."
         )
     file = deepspeed_config_file()
-    if file is not None:
-        _check_fields_beside(file)
-
-
-def _check_fields_beside(file: str) -> None:
+    if file is None:
+        return
     in_launcher_file = os.environ.get("ACCELERATE_CONFIG_DS_FIELDS", "").split(",")
     for field, key in _ZERO_FIELDS.items():
         if field in in_launcher_file or f"ACCELERATE_DEEPSPEED_{field.upper()}" in os.environ:
@@ -186,9 +179,9 @@ def _check_fields_beside(file: str) -> None:
             )
 
 
-def _contradiction(field: str, told: str, key: str, value: object) -> ConfigError:
+def _contradiction(field: str, given: str, key: str, value: object) -> ConfigError:
     return ConfigError(
-        f"The launcher's {field} is {told}, but {key} is {value}: take {field} out of the launcher's file or flags, "
+        f"The launcher's {field} is {given}, but {key} is {value}: take {field} out of the launcher's file or flags, "
         f"and choose with --{key}."
     )
 
@@ -197,11 +190,12 @@ def _is_set(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("true", "1")
 
 
-def _number(text: str) -> float | None:
+def _number(text: str) -> float | str:
+    """A number as such, and a word as it is."""
     try:
         return float(text)
     except ValueError:
-        return None
+        return text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,7 +206,7 @@ class Platform:
     sharding: Sharding
     """How Qwen's frozen base is shared out."""
     zero_file: str | None
-    """The DeepSpeed configuration that the launcher named; none means no DeepSpeed."""
+    """The DeepSpeed configuration that the launcher named; none without DeepSpeed."""
     zero: Mapping[str, Any] | None
     """Its content, as written."""
 
@@ -267,18 +261,23 @@ def start_platform(config: Config) -> Platform:
         backend="nccl" if device.type == "cuda" else "gloo",
         timeout=timedelta(seconds=config.distributed.timeout),
     )
-    if is_restart():
-        _meet_anew(group)
-    if zero is None:
-        cpu = device.type == "cpu"
-        handlers = [group] if world_size() > 1 else []
-        return Platform(
-            # The precision of forward passes is the engines', with and without DeepSpeed.
-            accelerator=Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=handlers),
-            sharding=UNSHARDED,
-            zero_file=None,
-            zero=None,
+    store_at = store_address()
+    if is_restart() and launcher_keeps_store() and store_at is not None:
+        # The launcher's store still has the keys of the attempt that failed. PyTorch would read them, and look for
+        # processes that are gone: this attempt forms the process group under keys of its own.
+        store = TCPStore(*store_at, timeout=group.timeout, wait_for_workers=False)
+        distributed.init_process_group(
+            group.backend,
+            store=PrefixStore(f"arcdist/{attempt()}/group", store),
+            rank=rank(),
+            world_size=world_size(),
+            timeout=group.timeout,
         )
+    # The precision of forward passes is the engines', with and without DeepSpeed.
+    if zero is None:
+        handlers = [group] if world_size() > 1 else []
+        accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu", kwargs_handlers=handlers)
+        return Platform(accelerator=accelerator, sharding=UNSHARDED, zero_file=None, zero=None)
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     try:
@@ -289,36 +288,15 @@ def start_platform(config: Config) -> Platform:
             f"`pip install 'arcdist[deepspeed]'` (in a checkout `pip install '.[deepspeed]'`), or launch with "
             f"accelerate_configs/multi_gpu.yaml, which needs none."
         ) from error
-    # The plugin refuses a configuration from code while the launcher's stands in the environment.
+    # The plugin refuses a configuration from code while the environment has the launcher's.
     os.environ.pop("ACCELERATE_DEEPSPEED_CONFIG_FILE", None)
     stage = zero["zero_optimization"]["stage"]
-    return Platform(
-        accelerator=Accelerator(
-            mixed_precision="no",
-            # Only to keep Accelerate from warning that DeepSpeed is told something else.
-            gradient_accumulation_steps=config.train.accumulation,
-            deepspeed_plugin=zero_plugin(stage),
-            kwargs_handlers=[group],
-        ),
-        sharding=ZeroSharding() if stage == 3 else UNSHARDED,
-        zero_file=zero_file,
-        zero=zero,
+    accelerator = Accelerator(
+        mixed_precision="no",
+        # Only to keep Accelerate from warning that DeepSpeed's configuration differs.
+        gradient_accumulation_steps=config.train.accumulation,
+        deepspeed_plugin=zero_plugin(stage),
+        kwargs_handlers=[group],
     )
-
-
-def _meet_anew(group: InitProcessGroupKwargs) -> None:
-    """Form the process group under keys of this attempt: the launcher's store still has those of the one that failed.
-
-    PyTorch would read them, and look for processes that are gone (its static rendezvous keeps one store for all).
-    """
-    address = store_address()
-    if address is None or not launcher_keeps_store():
-        return
-    store = TCPStore(*address, timeout=group.timeout, wait_for_workers=False)
-    distributed.init_process_group(
-        group.backend,
-        store=PrefixStore(f"arcdist/{attempt()}/group", store),
-        rank=rank(),
-        world_size=world_size(),
-        timeout=group.timeout,
-    )
+    sharding = ZeroSharding() if stage == 3 else UNSHARDED
+    return Platform(accelerator=accelerator, sharding=sharding, zero_file=zero_file, zero=zero)

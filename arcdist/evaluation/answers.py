@@ -1,4 +1,4 @@
-"""From what the agent plans to the answer that is scored."""
+"""From what the agent plans to the answer that is scored, and how each query of a validation was answered."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,13 @@ from torch.nn import functional as F
 
 from arcdist.data import MAX_SIDE, OUTSIDE, QueryBatch, QueryInputs, QueryTargets
 from arcdist.distributed.collectives import all_reduce_sum
-from arcdist.models import AgentOutput, predicted_size
+from arcdist.models import AgentOutput, cells_within, predicted_size
 from arcdist.rl import Answer
 
-# B queries, H W the query's canvas, h w another canvas, C colours.
+# B queries, H W the query's canvas, h w another canvas, C colours, T planning steps, G largest side of a grid.
+
+_OUTSIDE = 0
+"""Of a picture, which holds colours + 1 so that pictures of several processes can be added up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,9 +51,9 @@ def canvas_target(targets: QueryTargets, output: AgentOutput) -> tuple[Int[Tenso
 def answer(
     output: AgentOutput, inputs: QueryInputs, targets: QueryTargets, logits: Float[Tensor, "B H W C"] | None = None
 ) -> Answer:
-    """The likeliest colours on the targets' canvas, the likeliest size, and the way back.
+    """The likeliest colours on the targets' canvas, the likeliest size, and the query's input as reconstructed.
 
-    `logits` stand in for the agent's own last step, where the solver has weighed in.
+    `logits` replace the agent's last step; the solver's weight is in them.
     """
     colors = (output.final_logits if logits is None else logits).detach().argmax(-1)
     return Answer(
@@ -60,23 +63,16 @@ def answer(
     )
 
 
-def grade(said: Answer, targets: QueryTargets) -> Grades:
+def grade(given: Answer, targets: QueryTargets) -> Grades:
     """Compare answers with their targets."""
     target = targets.target
-    right, inside = said.grid == target, target != OUTSIDE
-    size = (said.size == targets.target_size).all(1)
+    right, inside = given.grid == target, target != OUTSIDE
+    size = (given.size == targets.target_size).all(1)
     return Grades(
         exact=size & (right | ~inside).flatten(1).all(1),
         size=size,
         cell=(right & inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp_min(1),
     )
-
-
-# Q queries, S of them shown whole, T steps, B queries of a batch, H W canvas, C colours, G largest side.
-
-
-_OUTSIDE = 0
-"""Of a picture that holds colours + 1, so that pictures of several processes can be added up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +85,7 @@ class Prediction:
     confidence: float
     """Geometric mean of the probabilities of the answer's cells."""
     pictures: tuple[list[list[int]], ...]
-    """Input, target, the answer as it stands after each planning step, the answer that is scored; or none at all."""
+    """Input, target, the answer after each planning step, the answer that is scored; empty unless shown."""
 
 
 class Predictions:
@@ -97,7 +93,7 @@ class Predictions:
 
     Args:
         ids: of all queries that may be answered.
-        shown: how many are shown whole: those whose ids have the smallest checksums, the same in every run.
+        shown: how many have their grids kept: those whose ids have the smallest checksums, the same in every run.
         steps: planning steps of the agent.
         device: of the models.
     """
@@ -110,27 +106,27 @@ class Predictions:
         self._scores = torch.zeros(len(self._ids), 4, device=device)
         self._pictures = torch.zeros(len(self._shown), steps + 3, MAX_SIDE, MAX_SIDE, device=device)
 
-    def note(
+    def add(
         self,
         batch: QueryBatch,
-        known: Tensor,
+        known: Bool[Tensor, " B"],
         grades: Grades,
         output: AgentOutput,
         size: Int[Tensor, "B 2"],
         logits: Float[Tensor, "B H W C"],
     ) -> None:
-        """Take in the answers of a batch, each query of which is in no other batch.
+        """Add the answers of a batch, each query of which is in no other batch.
 
         Args:
             batch: the queries.
-            known: bool, a query each: whether its target is, so that it counts.
+            known: whether each query's target is known, so that it counts.
             grades: of the answers.
             output: what the agent planned.
             size: of the answers.
-            logits: of the answers' cells: log-probabilities.
+            logits: of the answers' cells.
         """
         height, width = output.area.shape[1:]
-        inside = _inside(size, height, width)  # [B, H, W]
+        inside = cells_within(size, height, width)  # [B, H, W]
         surest = logits.log_softmax(-1).amax(-1)  # [B, H, W]
         confidence = ((surest * inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp_min(1)).exp()
         rows = torch.tensor([self._rows[name] for name in batch.ids], device=self._scores.device)
@@ -141,14 +137,14 @@ class Predictions:
         if not chosen:
             return
         answers = torch.cat((output.forward_logits[:, chosen].argmax(-1), logits[None, chosen].argmax(-1)))
-        answers = answers.where(inside[chosen], OUTSIDE)  # [T + 1, S, H, W]
+        answers = answers.where(inside[chosen], OUTSIDE)  # [T + 1, shown, H, W]
         grids = (batch.inputs.query[chosen], batch.targets.target[chosen], *answers)
         pictures = torch.stack([fit_canvas(grid, MAX_SIDE, MAX_SIDE) for grid in grids], 1) - OUTSIDE + _OUTSIDE
         at = torch.tensor([self._shown[batch.ids[index]] for index in chosen], device=self._pictures.device)
         self._pictures.index_add_(0, at, pictures.float() * known[chosen, None, None, None])
 
     def read(self) -> list[Prediction]:
-        """What all processes have noted, by id. All of them call it together."""
+        """The predictions of all processes, by id. All of them call it together."""
         whole = all_reduce_sum({"scores": self._scores, "pictures": self._pictures})
         pictures = whole["pictures"].to(torch.int8).cpu()
         shown = {name: tuple(map(_cropped, pictures[row])) for name, row in self._shown.items()}
@@ -159,12 +155,6 @@ class Predictions:
             )
             if answered
         ]
-
-
-def _inside(size: Int[Tensor, "B 2"], height: int, width: int) -> Tensor:
-    rows = torch.arange(height, device=size.device) < size[:, :1]
-    columns = torch.arange(width, device=size.device) < size[:, 1:]
-    return rows[:, :, None] & columns[:, None, :]
 
 
 def _cropped(picture: Int[Tensor, "G G"]) -> list[list[int]]:

@@ -1,11 +1,10 @@
 """Scores of the models on queries that they do not train on, and the floor beside them."""
 
-# B queries.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from arcdist.data import OUTSIDE, QueryBatch
 from arcdist.distributed.collectives import all_reduce_sum
@@ -19,7 +18,7 @@ class Predictor:
     """The models that answer a query, as evaluation uses them."""
 
     read: Callable[[Tensor, Tensor, Tensor], PromptOutput]
-    """`qwen` as it is called: by way of its engine, where one runs it."""
+    """Calls `qwen`, through its engine if it has one."""
     qwen: QwenHybridPrompt
     agent: ARCPromptGuidedAgent
     solver: PermanentSolver
@@ -38,29 +37,29 @@ def score(
 
     Args:
         models: answer the queries.
-        batches: this process's, each with whether it counts; one that does not is padding, answered because other
-            processes may need this one's part in it. Every process has as many, and one at least.
-        predictions: takes note of how each query is answered.
+        batches: this process's, each with whether it counts; one that does not is padding, answered because Qwen may
+            be sharded over the processes. Every process has the same number, at least one.
+        predictions: collects how each query is answered.
     """
-    sums: dict[str, Tensor] = {}
-    modules = (models.qwen, models.agent, models.solver)
-    modes = [(module, module.training) for module in modules]
+    modules: tuple[nn.Module, ...] = (models.qwen, models.agent, models.solver)
+    modes = [module.training for module in modules]
     for module in modules:
         module.eval()
+    sums: dict[str, Tensor] = {}
     for batch, counts in batches:
         known = (batch.targets.target != OUTSIDE).flatten(1).any(1) & counts
-        scored = _grades(models, batch, known, predictions if counts else None) | {"queries": torch.ones_like(known)}
-        for name, values in scored.items():
+        scores = _scores(models, batch, known, predictions if counts else None) | {"queries": torch.ones_like(known)}
+        for name, values in scores.items():
             total = (values * known).float().sum()
             sums[name] = sums[name] + total if name in sums else total
-    for module, was_training in modes:
-        module.train(was_training)
-    totals = torch.stack(list(all_reduce_sum(sums).values())).tolist()
-    *means, queries = totals
-    return {name: total / max(1.0, queries) for name, total in zip(sums, means, strict=False)}
+    for module, mode in zip(modules, modes, strict=True):
+        module.train(mode)
+    *totals, queries = torch.stack(list(all_reduce_sum(sums).values())).tolist()
+    return {name: total / max(1.0, queries) for name, total in zip(sums, totals, strict=False)}
 
 
-def _grades(models: Predictor, batch: QueryBatch, known: Tensor, predictions: Predictions | None) -> dict[str, Tensor]:
+def _scores(models: Predictor, batch: QueryBatch, known: Tensor, predictions: Predictions | None) -> dict[str, Tensor]:
+    """Every score that is logged, of each query."""
     inputs, targets = batch.inputs, batch.targets
     prompt, control = models.read(inputs.tokens, inputs.token_mask, inputs.features)
     refined = models.refiner.refine_prompt(prompt, control, inputs.summary, deterministic=True).refined
@@ -71,10 +70,10 @@ def _grades(models: Predictor, batch: QueryBatch, known: Tensor, predictions: Pr
 
     first = grade(answer(before, inputs, targets, proposal.weigh(before.final_logits)), targets)
     logits = proposal.weigh(after.final_logits)
-    said = answer(after, inputs, targets, logits)
-    final = grade(said, targets)
+    final_answer = answer(after, inputs, targets, logits)
+    final = grade(final_answer, targets)
     if predictions is not None:
-        predictions.note(batch, known, final, after, said.size, logits)
+        predictions.add(batch, known, final, after, final_answer.size, logits)
     copied = fit_canvas(inputs.query, *targets.target.shape[1:])
     floor = grade(Answer(grid=copied, size=inputs.query_size, reconstruction=inputs.query), targets)
     return {

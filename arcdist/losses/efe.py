@@ -7,7 +7,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-# B queries, H W canvas, C colours.
+from arcdist.config.schema import EFE_TERMS, EFEConfig
+
+# T planning steps, B queries, H W canvas, C colours, S hidden states, P prompt.
+
+PROBABILITY_FLOOR = 1e-8
+"""Least probability of a colour in a preference or a statistic, so that no divergence from it exceeds ln 1e9."""
 
 
 def cell_mean(values: Float[Tensor, "B H W *F"], mask: Bool[Tensor, "B H W"]) -> Float[Tensor, " B *F"]:
@@ -28,26 +33,21 @@ def color_shares(grid: Int[Tensor, "B H W"], mask: Bool[Tensor, "B H W"], num_co
     return cell_mean(colored.float(), mask)
 
 
-# T planning steps, B queries, H W canvas, C colours, S hidden states, P prompt.
-
-TARGET_SHARE = 0.9
-"""kappa: how much of the preferred outcome is the target, where it is known; the rest is the learned preference."""
-STATISTICS_DECAY = 0.99
-"""Share of the old value in the moving average of the target colours."""
-PROBABILITY_FLOOR = 1e-8
-"""Least probability of a colour in a preference or a statistic, so that no divergence from it exceeds ln 1e9."""
-
-
 def floored(probs: Float[Tensor, "*N C"]) -> Float[Tensor, "*N C"]:
     """The distribution mixed with so much of the uniform one that no colour is below `PROBABILITY_FLOOR`."""
     return probs * (1.0 - probs.shape[-1] * PROBABILITY_FLOOR) + PROBABILITY_FLOOR
 
 
-def preferred_outcome(preference: Float[Tensor, "B H W C"], target: Int[Tensor, "B H W"]) -> Float[Tensor, "B H W C"]:
-    """C = (1 - kappa) sigma(c) + kappa delta_target where the target is known, sigma(c) where it is not."""
+def preferred_outcome(
+    preference: Float[Tensor, "B H W C"], target: Int[Tensor, "B H W"], target_share: float = 0.9
+) -> Float[Tensor, "B H W C"]:
+    """C = (1 - kappa) sigma(c) + kappa delta_target where the target is known, sigma(c) where it is not.
+
+    `target_share` is kappa. A target that is known makes the risk a supervision of every planning step.
+    """
     known = (target >= 0).unsqueeze(-1)
     delta = F.one_hot(target.clamp_min(0).long(), preference.shape[-1])
-    return torch.where(known, (1.0 - TARGET_SHARE) * preference + TARGET_SHARE * delta, preference)
+    return torch.where(known, (1.0 - target_share) * preference + target_share * delta, preference)
 
 
 def risk(
@@ -125,33 +125,36 @@ class EFELoss(nn.Module):
     It owns the preference sigma(c), which starts uniform, what the prompt moves in it, the prompt's projection to
     colours, and the running statistics of the outcomes. Each term is a mean over a query's valid cells, then over the
     queries, so that neither padding nor the size of a grid weighs in.
+
+    Args:
+        target_share: kappa of `preferred_outcome`.
+        statistics_decay: share of the old value in the moving average of the target colours.
+        max_grid_size: longest side of a canvas.
+        num_colors: colours C.
+        prompt_dim: width P of the prompt.
+        lambdas: weights of the terms by their keys in `EFEConfig`, which also has the defaults: `lambda_risk=1.0`.
     """
 
     outcome_statistics: Float[Tensor, " C"]
 
     def __init__(
         self,
-        lambda_risk: float = 1.0,
-        lambda_amb: float = 0.0,
-        lambda_step: float = 0.1,
-        lambda_cons: float = 1.0,
-        lambda_bi: float = 0.5,
-        lambda_z: float = 0.2,
-        lambda_prompt: float = 0.3,
+        *,
+        target_share: float = 0.9,
+        statistics_decay: float = 0.99,
         max_grid_size: int = 30,
         num_colors: int = 10,
         prompt_dim: int = 256,
+        **lambdas: float,
     ) -> None:
         super().__init__()
-        self.weights = {
-            "risk": lambda_risk,
-            "ambiguity": lambda_amb,
-            "step": lambda_step,
-            "consistency": lambda_cons,
-            "bidirectional": lambda_bi,
-            "z_learning": lambda_z,
-            "prompt": lambda_prompt,
-        }
+        keys = {key.name for key in EFE_TERMS.values()}
+        if not lambdas.keys() <= keys:
+            raise TypeError(f"EFELoss has no {', '.join(lambdas.keys() - keys)}: choose among {', '.join(keys)}.")
+        defaults = EFEConfig()
+        self.weights = {term: lambdas.get(key.name, getattr(defaults, key.name)) for term, key in EFE_TERMS.items()}
+        self.target_share = target_share
+        self.statistics_decay = statistics_decay
         self.preference = nn.Parameter(torch.zeros(max_grid_size, max_grid_size, num_colors))
         self.prompt_preference_mapper = nn.Linear(prompt_dim, num_colors)
         nn.init.zeros_(self.prompt_preference_mapper.weight)
@@ -178,14 +181,8 @@ class EFELoss(nn.Module):
         Arguments as in `per_query`; `query_weight` sums to 1 (default: every query alike).
         """
         terms = self.per_query(
-            forward_logits,
-            backward_logits,
-            state_logits,
-            obs_probs,
-            final_logits,
-            target,
-            prompt_embedding,
-            grid_mask,
+            *(forward_logits, backward_logits, state_logits, obs_probs, final_logits),
+            *(target, prompt_embedding, grid_mask),
             halting=halting,
         )
         return {name: query_mean(values, query_weight) for name, values in terms.items()}
@@ -221,7 +218,7 @@ class EFELoss(nn.Module):
             preference = self.preferred_colors(prompt, height, width)
             predicted_colors = cell_mean(log_final.exp(), grid_mask)
             terms = {
-                "risk": risk(log_forward, preferred_outcome(preference, target), grid_mask),
+                "risk": risk(log_forward, preferred_outcome(preference, target, self.target_share), grid_mask),
                 "ambiguity": ambiguity(state_logits.float(), obs_probs.float(), grid_mask),
                 "step": prompt.new_full((queries,), steps) if halting is None else expected_steps(halting.float()),
                 "consistency": consistency(log_final, target, grid_mask),
@@ -254,4 +251,4 @@ class EFELoss(nn.Module):
         """
         seen = target_colors.sum()
         shares = torch.where(seen > 0, target_colors / seen.clamp_min(PROBABILITY_FLOOR), self.outcome_statistics)
-        self.outcome_statistics.lerp_(shares, 1.0 - STATISTICS_DECAY)
+        self.outcome_statistics.lerp_(shares, 1.0 - self.statistics_decay)

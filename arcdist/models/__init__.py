@@ -1,6 +1,7 @@
 """The models: Qwen's prompt, the grid agent, the solver."""
 
 from arcdist.models.agent import AgentOutput, ARCPromptGuidedAgent, predicted_size
+from arcdist.models.cores import cells_within
 from arcdist.models.qwen import PromptCache, PromptOutput, QwenHybridPrompt, attention_share, training_flops
 from arcdist.models.qwen_source import UNSHARDED, Sharding
 from arcdist.models.solver import PermanentSolver, Proposal
@@ -16,6 +17,7 @@ __all__ = [
     "QwenHybridPrompt",
     "Sharding",
     "attention_share",
+    "cells_within",
     "predicted_size",
     "training_flops",
 ]

@@ -9,13 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arcdist.data.batch import QueryInputs
-from arcdist.models.cores import Context, ContextEncoder, ConvCore, RecursiveCore, one_hot_colors
+from arcdist.models.cores import Context, ContextEncoder, ConvCore, RecursiveCore, cells_within, one_hot_colors
 
-# B queries, K context pairs, G largest side of a grid, R rules.
+# T steps, B queries, K context pairs, H W canvas, C colours, C1 = C + 1 (the last is "outside"), S states (= C),
+# P prompt, D width of a cell's state and of the conditioning, G largest side of a grid, R rules of the size.
 
+_HEAD_DIM = 16
+_DIHEDRAL_VIEWS = 8
+_OBSERVATION_SHARPNESS = 6.0
+"""P(o | s) is nearly the identity at the start, so that states begin as colours."""
+_SIZE_FLOOR = 1e-6
 
 RULES = ("as the query", "as the first context output", "as the last context output", "by the context's mean ratio")
-_FLOOR = 1e-6
 
 
 def size_candidates(inputs: QueryInputs, max_grid_size: int) -> Int[Tensor, "R B 2"]:
@@ -41,25 +46,24 @@ def size_candidates(inputs: QueryInputs, max_grid_size: int) -> Int[Tensor, "R B
 class SizeHead(nn.Module):
     """log p(height), log p(width) = log sum over rules of gate * delta(rule's size) + free gate * free guess."""
 
-    def __init__(self, *, condition_dim: int, max_grid_size: int, hidden_dim: int = 128) -> None:
+    def __init__(self, *, conditioning_dim: int, max_grid_size: int, hidden_dim: int = 128) -> None:
         super().__init__()
         self.max_grid_size = max_grid_size
-        numbers = 2 * (len(RULES) + 1)
-        self.hidden = nn.Linear(condition_dim + numbers, hidden_dim)
+        numbers = 2 * (len(RULES) + 1)  # Height and width of each rule's size, and of the working area.
+        self.hidden = nn.Linear(conditioning_dim + numbers, hidden_dim)
         self.guess = nn.Linear(hidden_dim, 2 * max_grid_size)
         self.gates = nn.Linear(hidden_dim, 2 * (len(RULES) + 1))
 
-    def forward(self, condition: Float[Tensor, "B E"], inputs: QueryInputs) -> Float[Tensor, "B 2 G"]:
+    def forward(self, conditioning: Float[Tensor, "B D"], inputs: QueryInputs) -> Float[Tensor, "B 2 G"]:
         """Log-probabilities of the heights and widths 1 to G."""
         candidates = size_candidates(inputs, self.max_grid_size)
-        area = inputs.working_area
-        numbers = torch.cat([candidates, area[None]]).movedim(0, 1).flatten(1) / self.max_grid_size
-        hidden = F.silu(self.hidden(torch.cat([condition, numbers.to(condition.dtype)], dim=-1)))
+        numbers = torch.cat([candidates, inputs.working_area[None]]).movedim(0, 1).flatten(1) / self.max_grid_size
+        hidden = F.silu(self.hidden(torch.cat([conditioning, numbers.to(conditioning.dtype)], dim=-1)))
         guess = self.guess(hidden).float().unflatten(-1, (2, -1)).softmax(-1)
         gates = self.gates(hidden).float().unflatten(-1, (2, -1)).softmax(-1)  # [B, 2, R+1]
         rules = F.one_hot(candidates - 1, self.max_grid_size).permute(1, 2, 0, 3).float()  # [B, 2, R, G]
         mixed = (gates[..., None] * torch.cat([rules, guess[:, :, None]], dim=2)).sum(2)
-        return (mixed + _FLOOR).log().log_softmax(-1)
+        return (mixed + _SIZE_FLOOR).log().log_softmax(-1)
 
 
 def predicted_size(size_logits: Float[Tensor, "B 2 G"], working_area: Int[Tensor, "B 2"]) -> Int[Tensor, "B 2"]:
@@ -69,14 +73,23 @@ def predicted_size(size_logits: Float[Tensor, "B 2 G"], working_area: Int[Tensor
     return size_logits.where(fits, -torch.inf).argmax(-1) + 1
 
 
-# T steps, B queries, H W canvas, C colours, C1 = C + 1 (the last is "outside"), S states (= C), P prompt, E condition,
-# G largest side.
+class Emission(nn.Module):
+    """Cell state -> Q(s) -> Q(o) = sum_s Q(s) P(o | s), in log-space."""
 
+    def __init__(self, hidden_dim: int, num_colors: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.to_states = nn.Linear(hidden_dim, num_colors)
+        nn.init.zeros_(self.to_states.weight)
+        self.observation = nn.Parameter(torch.eye(num_colors) * _OBSERVATION_SHARPNESS)
 
-_HEAD_DIM = 16
-_DIHEDRAL_VIEWS = 8
-# P(o | s) at the start: nearly the identity, so that states begin as colours.
-_OBSERVATION_SHARPNESS = 6.0
+    def forward(self, state: Float[Tensor, "B H W D"]) -> tuple[Float[Tensor, "B H W S"], Float[Tensor, "B H W C"]]:
+        """Logits of the states and log-probabilities of the colours."""
+        state_logits = self.to_states(self.norm(state)).float()
+        # Logarithms of products rounded to bfloat16 would be off by up to 1 %.
+        with torch.autocast(state.device.type, enabled=False):
+            colors = state_logits.softmax(-1) @ self.observation.softmax(-1)
+        return state_logits, colors.log()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,25 +117,6 @@ class AgentOutput:
         return self.forward_logits[-1]
 
 
-class Emission(nn.Module):
-    """Cell state -> Q(s) -> Q(o) = sum_s Q(s) P(o | s), in log-space."""
-
-    def __init__(self, hidden_dim: int, num_colors: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(hidden_dim)
-        self.to_states = nn.Linear(hidden_dim, num_colors)
-        nn.init.zeros_(self.to_states.weight)
-        self.observation = nn.Parameter(torch.eye(num_colors) * _OBSERVATION_SHARPNESS)
-
-    def forward(self, state: Float[Tensor, "B H W D"]) -> tuple[Float[Tensor, "B H W S"], Float[Tensor, "B H W C"]]:
-        """Logits of the states and log-probabilities of the colours."""
-        state_logits = self.to_states(self.norm(state)).float()
-        # Logarithms of products rounded to bfloat16 would be off by up to 1 %.
-        with torch.autocast(state.device.type, enabled=False):
-            colors = state_logits.softmax(-1) @ self.observation.softmax(-1)
-        return state_logits, colors.log()
-
-
 class ARCPromptGuidedAgent(nn.Module):
     """Plans T steps from a query's input towards its answer, and back again.
 
@@ -135,6 +129,7 @@ class ARCPromptGuidedAgent(nn.Module):
         max_steps: planning steps T.
         num_tasks: training tasks; rows of the table of task vectors.
         task_vectors: whether the table exists (`recursive` only).
+        ema_decay: decay of the moving average of the weights; kept for the training step, see `EMA`.
     """
 
     def __init__(
@@ -148,46 +143,38 @@ class ARCPromptGuidedAgent(nn.Module):
         *,
         num_tasks: int = 0,
         task_vectors: bool = True,
+        ema_decay: float = 0.999,
     ) -> None:
         super().__init__()
         self.num_colors = num_colors
         self.max_steps = max_steps
-        condition_dim = hidden_dim
-        self.from_prompt = nn.Linear(prompt_dim, condition_dim)
-        self.directions = nn.Parameter(torch.randn(2, condition_dim) * 0.5)
-        self.views = nn.Parameter(torch.randn(_DIHEDRAL_VIEWS, condition_dim) * 0.5)
+        self.ema_decay = ema_decay
+        self.from_prompt = nn.Linear(prompt_dim, hidden_dim)
+        self.directions = nn.Parameter(torch.randn(2, hidden_dim) * 0.5)
+        self.views = nn.Parameter(torch.randn(_DIHEDRAL_VIEWS, hidden_dim) * 0.5)
         self.mix_condition = nn.Sequential(
-            nn.Linear(condition_dim, 2 * condition_dim), nn.SiLU(), nn.Linear(2 * condition_dim, condition_dim)
+            nn.Linear(hidden_dim, 2 * hidden_dim), nn.SiLU(), nn.Linear(2 * hidden_dim, hidden_dim)
         )
-        # Row 0 is the unknown task: it stays zero and gets no gradient.
-        self.task_vectors = (
-            nn.Embedding(num_tasks + 1, condition_dim, padding_idx=0) if task_vectors and kind == "recursive" else None
-        )
+        self.task_vectors: nn.Embedding | None = None
         self.context_encoder: ContextEncoder | None = None
         self.core: RecursiveCore | ConvCore
         if kind == "recursive":
-            heads = max(1, hidden_dim // _HEAD_DIM)
-            self.context_encoder = ContextEncoder(
-                num_colors=num_colors,
-                max_grid_size=max_grid_size,
-                hidden_dim=hidden_dim,
-                condition_dim=condition_dim,
-                heads=heads,
-            )
-            self.core = RecursiveCore(
-                num_colors=num_colors,
-                max_grid_size=max_grid_size,
-                hidden_dim=hidden_dim,
-                condition_dim=condition_dim,
-                heads=heads,
-            )
+            if task_vectors:
+                # Row 0 is the unknown task: it stays zero and gets no gradient.
+                self.task_vectors = nn.Embedding(num_tasks + 1, hidden_dim, padding_idx=0)
+            sizes = {
+                "num_colors": num_colors,
+                "max_grid_size": max_grid_size,
+                "hidden_dim": hidden_dim,
+                "heads": max(1, hidden_dim // _HEAD_DIM),
+            }
+            self.context_encoder = ContextEncoder(**sizes)
+            self.core = RecursiveCore(**sizes)
         else:
-            self.core = ConvCore(
-                num_colors=num_colors, hidden_dim=hidden_dim, condition_dim=condition_dim, max_steps=max_steps
-            )
+            self.core = ConvCore(num_colors=num_colors, hidden_dim=hidden_dim, max_steps=max_steps)
         self.emission = Emission(hidden_dim, num_colors)
         self.origin = nn.Linear(hidden_dim, num_colors)
-        self.size_head = SizeHead(condition_dim=condition_dim, max_grid_size=max_grid_size)
+        self.size_head = SizeHead(conditioning_dim=hidden_dim, max_grid_size=max_grid_size)
 
     def read_context(self, inputs: QueryInputs) -> Context | None:
         """Encode the context pairs; the prompt plays no part, so one reading serves several prompts."""
@@ -199,28 +186,29 @@ class ARCPromptGuidedAgent(nn.Module):
         Args:
             inputs: the queries; never their targets.
             prompt: one prompt a query.
-            context: what `read_context(inputs)` gave, where it is at hand.
+            context: what `read_context(inputs)` gave, if it has been called already.
         """
         if context is None:
             context = self.read_context(inputs)
-        area = _within(inputs.working_area, *inputs.query.shape[1:])
+        area = cells_within(inputs.working_area, *inputs.query.shape[1:])
         # A component of the prompt is of size 1. Scaled down, a step of the optimizer, which moves all P weights alike,
-        # moves the condition by as much as a step on the other parts does.
-        condition = self.from_prompt(prompt * prompt.shape[-1] ** -0.5) + self.views[inputs.dihedral]
+        # moves the conditioning by as much as a step on the other parts does.
+        conditioning = self.from_prompt(prompt * prompt.shape[-1] ** -0.5) + self.views[inputs.dihedral]
         if self.task_vectors is not None:
-            condition = condition + self.task_vectors(inputs.task_index + 1)
+            conditioning = conditioning + self.task_vectors(inputs.task_index + 1)
         if context is not None:
-            condition = condition + context.summary
+            conditioning = conditioning + context.summary
+        directed = [conditioning + direction for direction in self.directions]
+        ahead, back = (each + self.mix_condition(each) for each in directed)
 
         query = one_hot_colors(inputs.query, self.num_colors)
-        ahead = self._mixed(condition + self.directions[0])
         state_logits, forward_logits, _ = self._plan(query, inputs.query_size, ahead, context, area)
         size_logits = self.size_head(ahead, inputs)
 
-        # The way back starts from the answer itself, as the forward trajectory would hand it over.
+        # The way back starts from the answer itself, without a gradient into the way ahead.
         outcome_size = predicted_size(size_logits.detach(), inputs.working_area)
-        outcome = _as_grid(forward_logits[-1].detach(), outcome_size)
-        back = self._mixed(condition + self.directions[1])
+        inside = cells_within(outcome_size, *area.shape[1:])[..., None].float()
+        outcome = torch.cat([forward_logits[-1].detach().exp() * inside, 1.0 - inside], dim=-1)
         _, backward_logits, last = self._plan(outcome, outcome_size, back, context, area)
         return AgentOutput(
             forward_logits=forward_logits,
@@ -232,19 +220,16 @@ class ARCPromptGuidedAgent(nn.Module):
             area=area,
         )
 
-    def _mixed(self, condition: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
-        return condition + self.mix_condition(condition)
-
     def _plan(
         self,
         grid: Float[Tensor, "B H W C1"],
         size: Int[Tensor, "B 2"],
-        condition: Float[Tensor, "B E"],
+        conditioning: Float[Tensor, "B D"],
         context: Context | None,
         area: Bool[Tensor, "B H W"],
     ) -> tuple[Float[Tensor, "T B H W S"], Float[Tensor, "T B H W C"], Float[Tensor, "B H W D"]]:
         """One trajectory: states and colours of each step, and the state that it ends in."""
-        trajectory = self.core.start(grid, size, condition, context, area)
+        trajectory = self.core.start(grid, size, conditioning, context, area)
         inside = area[..., None].to(grid.dtype)
         belief = grid[..., : self.num_colors]
         steps = []
@@ -255,16 +240,3 @@ class ARCPromptGuidedAgent(nn.Module):
             belief = color_logits.exp() * inside
         states, colors = zip(*steps, strict=True)
         return torch.stack(states), torch.stack(colors), state
-
-
-def _within(size: Int[Tensor, "B 2"], height: int, width: int) -> Bool[Tensor, "B {height} {width}"]:
-    """The cells of a canvas that lie inside each size."""
-    rows = torch.arange(height, device=size.device)[:, None] < size[:, 0, None, None]
-    columns = torch.arange(width, device=size.device) < size[:, 1, None, None]
-    return rows & columns
-
-
-def _as_grid(color_logits: Float[Tensor, "B H W C"], size: Int[Tensor, "B 2"]) -> Float[Tensor, "B H W C1"]:
-    """Colour probabilities inside `size`, the "outside" channel beyond it."""
-    inside = _within(size, *color_logits.shape[1:3])[..., None].to(color_logits.dtype)
-    return torch.cat([color_logits.exp() * inside, 1.0 - inside], dim=-1)

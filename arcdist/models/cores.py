@@ -1,4 +1,4 @@
-"""The recursive core: one weight-shared block, applied once a planning step."""
+"""What an agent is made of: the encoder of the context pairs, and the two cores that plan from a grid."""
 
 import math
 from dataclasses import dataclass
@@ -10,12 +10,24 @@ from torch.nn import functional as F
 
 from arcdist.data.batch import OUTSIDE, QueryInputs
 
-# B queries, K context pairs, H W canvas, N context tokens, D hidden, E condition.
+# B queries, K context pairs, H W canvas, C colours, C1 = C + 1 (the last is "outside"), D width of a cell's state and
+# of the conditioning, N context tokens.
 
 
 def one_hot_colors(grid: Int[Tensor, "*shape"], num_colors: int) -> Float[Tensor, "*shape C1"]:
     """One-hot colours with a last channel for `OUTSIDE` cells: C1 = num_colors + 1."""
     return F.one_hot(grid.where(grid != OUTSIDE, num_colors), num_colors + 1).float()
+
+
+def cells_within(size: Int[Tensor, "B 2"], height: int, width: int) -> Bool[Tensor, "B {height} {width}"]:
+    """The cells of a canvas of `height` x `width` that lie inside each size."""
+    rows = torch.arange(height, device=size.device)[:, None] < size[:, 0, None, None]
+    columns = torch.arange(width, device=size.device) < size[:, 1, None, None]
+    return rows & columns
+
+
+def _convolve(cells: Float[Tensor, "B H W D"], layer: nn.Module) -> Float[Tensor, "B H W D2"]:
+    return layer(cells.movedim(-1, 1)).movedim(1, -1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +38,7 @@ class Context:
     values: Float[Tensor, "B heads N Dh"]
     token_mask: Bool[Tensor, "B 1 1 N"]
     """True for tokens that hold a part of a pair."""
-    summary: Float[Tensor, "B E"]
+    summary: Float[Tensor, "B D"]
     """Mean over all cells of all pairs."""
 
 
@@ -37,7 +49,7 @@ class ContextEncoder(nn.Module):
     H + W tokens a pair in place of H * W keep attention linear in the side.
     """
 
-    def __init__(self, *, num_colors: int, max_grid_size: int, hidden_dim: int, condition_dim: int, heads: int) -> None:
+    def __init__(self, *, num_colors: int, max_grid_size: int, hidden_dim: int, heads: int) -> None:
         super().__init__()
         self.num_colors = num_colors
         self.heads = heads
@@ -47,20 +59,19 @@ class ContextEncoder(nn.Module):
         self.columns = nn.Parameter(torch.randn(max_grid_size, width) * 0.1)
         self.mix = nn.Conv2d(width, width, kernel_size=3, padding=1)
         self.to_key_value = nn.Linear(width, 2 * hidden_dim)
-        self.to_summary = nn.Linear(width, condition_dim)
+        self.to_summary = nn.Linear(width, hidden_dim)
 
     def forward(self, inputs: QueryInputs) -> Context:
         """Encode the context pairs of each query."""
         batch, pairs, height, width = inputs.context_inputs.shape
-        grids = torch.cat(
-            [one_hot_colors(g, self.num_colors) for g in (inputs.context_inputs, inputs.context_outputs)], dim=-1
-        ).flatten(0, 1)  # [B*K, H, W, 2*C1]
+        both = (inputs.context_inputs, inputs.context_outputs)
+        grids = torch.cat([one_hot_colors(each, self.num_colors) for each in both], dim=-1)
         inside = (inputs.context_inputs != OUTSIDE) | (inputs.context_outputs != OUTSIDE)  # [B, K, H, W]
         weight = inside.flatten(0, 1)[..., None].float()
 
-        cells = self.cells(grids) + self.rows[:height, None] + self.columns[:width]
+        cells = self.cells(grids.flatten(0, 1)) + self.rows[:height, None] + self.columns[:width]
         cells = cells * weight
-        cells = F.silu(cells + self.mix(cells.movedim(-1, 1)).movedim(1, -1)) * weight  # [B*K, H, W, width]
+        cells = F.silu(cells + _convolve(cells, self.mix)) * weight  # [B*K, H, W, width]
 
         by_row = cells.sum(2) / weight.sum(2).clamp(min=1.0) + self.rows[:height]
         by_column = cells.sum(1) / weight.sum(1).clamp(min=1.0) + self.columns[:width]
@@ -68,68 +79,15 @@ class ContextEncoder(nn.Module):
         token_mask = torch.cat([inside.any(3), inside.any(2)], dim=2).reshape(batch, 1, 1, -1)
 
         keys, values = self.to_key_value(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        per_query = (batch, -1, cells.shape[-1])
-        total = cells.reshape(per_query).sum(1) / weight.reshape(batch, -1, 1).sum(1).clamp(min=1.0)
-        return Context(keys=keys, values=values, token_mask=token_mask, summary=self.to_summary(total))
-
-
-# B queries, H W canvas, D hidden, E condition, C colours, C1 = C + 1 (the last is "outside").
-
-
-def _conv(cells: Float[Tensor, "B H W D"], layer: nn.Module) -> Float[Tensor, "B H W D2"]:
-    return layer(cells.movedim(-1, 1)).movedim(1, -1)
-
-
-class ConvCore(nn.Module):
-    """Encodes a grid once; planning step t is read by head t from the fused encoding."""
-
-    def __init__(self, *, num_colors: int, hidden_dim: int, condition_dim: int, max_steps: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(num_colors + 1, hidden_dim // 2, kernel_size=3, padding=1)
-        self.second = nn.Conv2d(hidden_dim // 2, hidden_dim, kernel_size=3, padding=1)
-        self.fuse_prompt = nn.Linear(condition_dim, hidden_dim)
-        self.belief = nn.Linear(num_colors, hidden_dim, bias=False)
-        self.heads = nn.ModuleList(nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1) for _ in range(max_steps))
-
-    def start(
-        self,
-        grid: Float[Tensor, "B H W C1"],
-        size: Int[Tensor, "B 2"],
-        condition: Float[Tensor, "B E"],
-        context: Context | None,
-        area: Bool[Tensor, "B H W"],
-    ) -> "ConvTrajectory":
-        """Encode the grid that a trajectory starts from. This core reads neither sizes nor context pairs."""
-        del size, context
-        inside = area[..., None].to(grid.dtype)
-        encoded = F.silu(_conv(grid * inside, self.first)) * inside
-        encoded = F.silu(_conv(encoded, self.second) + self.fuse_prompt(condition)[:, None, None]) * inside
-        return ConvTrajectory(core=self, encoded=encoded, inside=inside)
-
-
-@dataclass(kw_only=True, slots=True)
-class ConvTrajectory:
-    """The running state of one trajectory through a `ConvCore`."""
-
-    core: ConvCore
-    encoded: Float[Tensor, "B H W D"]
-    inside: Float[Tensor, "B H W 1"]
-    steps_done: int = 0
-
-    def step(self, belief: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W D"]:
-        """Read the next planning step."""
-        head = self.core.heads[self.steps_done]
-        self.steps_done += 1
-        return F.silu(_conv((self.encoded + self.core.belief(belief)) * self.inside, head)) * self.inside
-
-
-# B queries, H W canvas, D hidden, E condition, C colours, C1 = C + 1 (the last is "outside").
+        total = cells.reshape(batch, -1, cells.shape[-1]).sum(1)
+        summary = self.to_summary(total / weight.reshape(batch, -1, 1).sum(1).clamp(min=1.0))
+        return Context(keys=keys, values=values, token_mask=token_mask, summary=summary)
 
 
 class RecursiveBlock(nn.Module):
     """h <- h + W silu(FiLM(local + row + column + global mixing of FiLM(h + injection)))."""
 
-    def __init__(self, hidden_dim: int, condition_dim: int) -> None:
+    def __init__(self, hidden_dim: int) -> None:
         super().__init__()
         self.before = nn.LayerNorm(hidden_dim)
         self.local = nn.Conv2d(hidden_dim, hidden_dim, kernel_size=3, padding=1)
@@ -138,13 +96,13 @@ class RecursiveBlock(nn.Module):
         self.from_axes = nn.ModuleList(nn.Linear(hidden_dim // 2, hidden_dim, bias=False) for _ in range(3))
         self.after = nn.LayerNorm(hidden_dim)
         self.out = nn.Linear(hidden_dim, hidden_dim)
-        self.modulation = nn.Linear(condition_dim, 4 * hidden_dim)
-        nn.init.normal_(self.modulation.weight, std=0.3 / math.sqrt(condition_dim))
+        self.modulation = nn.Linear(hidden_dim, 4 * hidden_dim)
+        nn.init.normal_(self.modulation.weight, std=0.3 / math.sqrt(hidden_dim))
         nn.init.zeros_(self.modulation.bias)
 
-    def modulate(self, condition: Float[Tensor, "B E"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def modulate(self, conditioning: Float[Tensor, "B D"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Scale and shift before and after mixing, each [B, 1, 1, D]; the same for all steps of a trajectory."""
-        scale, shift, scale_mixed, shift_mixed = self.modulation(condition)[:, None, None].chunk(4, dim=-1)
+        scale, shift, scale_mixed, shift_mixed = self.modulation(conditioning)[:, None, None].chunk(4, dim=-1)
         return 1.0 + scale, shift, 1.0 + scale_mixed, shift_mixed
 
     def forward(
@@ -157,7 +115,7 @@ class RecursiveBlock(nn.Module):
         """One planning step. `area` is 1 in the working area and 0 beyond it."""
         scale, shift, scale_mixed, shift_mixed = modulation
         inner = torch.addcmul(shift, self.before(state + injection), scale) * area
-        mixed = self.local(inner.movedim(-1, 1)).movedim(1, -1)
+        mixed = _convolve(inner, self.local)
         row, column, everywhere = self.to_axes(inner).chunk(3, dim=-1)
         largest = (row.amax(2, keepdim=True), column.amax(1, keepdim=True), everywhere.amax((1, 2), keepdim=True))
         for project, pooled in zip(self.from_axes, largest, strict=True):
@@ -166,9 +124,9 @@ class RecursiveBlock(nn.Module):
 
 
 class RecursiveCore(nn.Module):
-    """Runs the block from a grid, re-reading at each step what it believes the answer to be."""
+    """One weight-shared block, applied once a planning step; each step re-reads what the answer is believed to be."""
 
-    def __init__(self, *, num_colors: int, max_grid_size: int, hidden_dim: int, condition_dim: int, heads: int) -> None:
+    def __init__(self, *, num_colors: int, max_grid_size: int, hidden_dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.colors = nn.Linear(num_colors + 1, hidden_dim)
@@ -179,13 +137,13 @@ class RecursiveCore(nn.Module):
         self.columns_from_end = nn.Parameter(torch.randn(max_grid_size + 1, hidden_dim) * 0.1)
         self.to_query = nn.Linear(hidden_dim, hidden_dim)
         self.from_context = nn.Linear(hidden_dim, hidden_dim)
-        self.block = RecursiveBlock(hidden_dim, condition_dim)
+        self.block = RecursiveBlock(hidden_dim)
 
     def start(
         self,
         grid: Float[Tensor, "B H W C1"],
         size: Int[Tensor, "B 2"],
-        condition: Float[Tensor, "B E"],
+        conditioning: Float[Tensor, "B D"],
         context: Context | None,
         area: Bool[Tensor, "B H W"],
     ) -> "RecursiveTrajectory":
@@ -205,7 +163,7 @@ class RecursiveCore(nn.Module):
         return RecursiveTrajectory(
             core=self,
             injection=injection,
-            modulation=self.block.modulate(condition),
+            modulation=self.block.modulate(conditioning),
             area=area[..., None].to(injection.dtype),
             state=torch.zeros_like(injection),
         )
@@ -213,7 +171,7 @@ class RecursiveCore(nn.Module):
 
 @dataclass(kw_only=True, slots=True)
 class RecursiveTrajectory:
-    """The running state of one trajectory: `step` takes the present belief and gives the next state."""
+    """The running state of one trajectory through a `RecursiveCore`."""
 
     core: RecursiveCore
     injection: Float[Tensor, "B H W D"]
@@ -222,7 +180,50 @@ class RecursiveTrajectory:
     state: Float[Tensor, "B H W D"]
 
     def step(self, belief: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W D"]:
-        """Apply the block once."""
+        """Apply the block once, given what the answer is believed to be at present."""
         injection = self.injection + self.core.belief(belief)
         self.state = self.core.block(self.state, injection, self.modulation, self.area)
         return self.state
+
+
+class ConvCore(nn.Module):
+    """Encodes a grid once; planning step t is read by head t from the fused encoding."""
+
+    def __init__(self, *, num_colors: int, hidden_dim: int, max_steps: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(num_colors + 1, hidden_dim // 2, kernel_size=3, padding=1)
+        self.second = nn.Conv2d(hidden_dim // 2, hidden_dim, kernel_size=3, padding=1)
+        self.fuse_prompt = nn.Linear(hidden_dim, hidden_dim)
+        self.belief = nn.Linear(num_colors, hidden_dim, bias=False)
+        self.heads = nn.ModuleList(nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1) for _ in range(max_steps))
+
+    def start(
+        self,
+        grid: Float[Tensor, "B H W C1"],
+        size: Int[Tensor, "B 2"],
+        conditioning: Float[Tensor, "B D"],
+        context: Context | None,
+        area: Bool[Tensor, "B H W"],
+    ) -> "ConvTrajectory":
+        """Encode the grid that a trajectory starts from. This core reads neither sizes nor context pairs."""
+        del size, context
+        inside = area[..., None].to(grid.dtype)
+        encoded = F.silu(_convolve(grid * inside, self.first)) * inside
+        encoded = F.silu(_convolve(encoded, self.second) + self.fuse_prompt(conditioning)[:, None, None]) * inside
+        return ConvTrajectory(core=self, encoded=encoded, inside=inside)
+
+
+@dataclass(kw_only=True, slots=True)
+class ConvTrajectory:
+    """The running state of one trajectory through a `ConvCore`."""
+
+    core: ConvCore
+    encoded: Float[Tensor, "B H W D"]
+    inside: Float[Tensor, "B H W 1"]
+    steps_done: int = 0
+
+    def step(self, belief: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W D"]:
+        """Read the next planning step, given what the answer is believed to be at present."""
+        head = self.core.heads[self.steps_done]
+        self.steps_done += 1
+        return F.silu(_convolve((self.encoded + self.core.belief(belief)) * self.inside, head)) * self.inside

@@ -1,4 +1,4 @@
-"""Prompts that serve several batches before Qwen reads their query again."""
+"""Qwen with LoRA adapters: the prompt of each query, the cache of prompts, and the operations that reading takes."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,47 +16,18 @@ from transformers.pytorch_utils import Conv1D
 from arcdist.errors import ConfigError
 from arcdist.models.qwen_source import UNSHARDED, Sharding, load_body
 
-# d width, L layers, N weights of their linear maps, P weights of the adapters.
-
-
-def layer_weights(config: PretrainedConfig) -> int:
-    """Weights of the linear maps of one layer: attention's four and the gated MLP's three."""
-    width, heads = config.hidden_size, config.num_attention_heads
-    key_width = width * (getattr(config, "num_key_value_heads", None) or heads) // heads
-    inner = getattr(config, "intermediate_size", None) or 4 * width
-    return 2 * width * (width + key_width) + 3 * width * inner
-
-
-def attention_share(config: PretrainedConfig) -> float:
-    """Operations of attention a token and position over those of the linear maps a token: 6 d / (4 N / L)."""
-    return 6.0 * config.hidden_size / (4.0 * layer_weights(config))
-
-
-def training_flops(config: PretrainedConfig, adapter_weights: int, lengths: Iterable[int]) -> float:
-    """Operations of reading texts of these lengths (in tokens) and training the adapters on them.
-
-    A token of a text of s tokens takes 4 N + 6 P + 6 s d L: frozen weights have a forward pass and the gradient of
-    their inputs, 2 N each; adapters have that of their own too; attention looks back on half of the text on average.
-    What is computed twice to save memory counts once, and neither embeddings nor an LM head count.
-    """
-    layers: int = config.num_hidden_layers
-    linear = 4.0 * layers * layer_weights(config) + 6.0 * adapter_weights
-    attention = 6.0 * config.hidden_size * layers
-    return sum(length * (linear + attention * length) for length in lengths)
-
-
-# B queries, L tokens, D width of Qwen, F features, P prompt
+# B queries, M of them without a prompt in the cache, L tokens, D width of Qwen, F features, P prompt.
 
 Fuse = Literal["mean", "concat-linear"]
 
 
 class PromptOutput(NamedTuple):
-    """What the grid modules are given of B tasks; a tuple, so that every engine finds its tensors."""
+    """What the grid modules get from Qwen for B queries; a tuple, so that every engine finds its tensors."""
 
     prompt: Float[Tensor, "B P"]
     """Components of mean 0 and variance 1 for each query."""
     control: Float[Tensor, "B P"]
-    """The part that the features gave, likewise normalised."""
+    """The part that comes from the features, likewise normalised."""
 
 
 def mean_pool(hidden: Float[Tensor, "B L D"], token_mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:
@@ -113,11 +84,11 @@ class QwenHybridPrompt(nn.Module):
         lora_targets: names of linear layers, or `all-linear` alone.
         gradient_checkpointing: recompute the base's activations in the backward pass.
         seed: seed of all random weights; PyTorch's global random state is left as it was.
-        sharding: how the frozen base is shared out over processes.
+        sharding: how the frozen base is partitioned over processes.
 
     Raises:
         ConfigError: no such model or LoRA target.
-        PlatformError: the model's weights are not at hand.
+        PlatformError: the model's weights are not available.
     """
 
     def __init__(
@@ -143,7 +114,7 @@ class QwenHybridPrompt(nn.Module):
         self.every = every
         with _seeded(seed):
             self.body, self.tokenizer = load_body(model, init, getattr(torch, dtype), seed=seed, sharding=sharding)
-        # Anew: how much was drawn for the base depends on where it came from.
+        # Seeded again: how much was drawn for the base depends on where it came from.
         with _seeded(seed):
             lora = LoraConfig(
                 r=lora_r,
@@ -194,7 +165,7 @@ class QwenHybridPrompt(nn.Module):
 
 
 def _checked_targets(body: PreTrainedModel, targets: tuple[str, ...], model: str) -> str | list[str]:
-    """The targets as PEFT wants them; it would pass over a misspelt one without a word if another is right."""
+    """The targets as PEFT takes them; it would silently ignore a misspelt one if another is right."""
     if targets == ("all-linear",):
         return "all-linear"
     layers = [name for name, module in body.named_modules() if isinstance(module, nn.Linear | Conv1D)]
@@ -210,13 +181,10 @@ def _checked_targets(body: PreTrainedModel, targets: tuple[str, ...], model: str
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Draw from a CPU stream of our own, so that the weights depend on the seed and on nothing drawn before."""
+    """Draw from a separate CPU stream, so that the weights depend on the seed and on nothing drawn before."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
-
-
-# B queries, M of them without a prompt in the cache, P prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +192,7 @@ class CachedPrompts:
     """What the cache knows of B queries."""
 
     output: PromptOutput
-    """Prompts and control vectors, without gradient; zeros where there are none."""
+    """Prompts and control vectors, without gradient; zeros for the queries in `missing`."""
     missing: Int[Tensor, " M"]
     """Rows of the queries whose prompt must be computed, on the prompts' device."""
 
@@ -241,7 +209,7 @@ class PromptCache:
     Args:
         every: batches that a prompt serves, at least 1; 1 means that each batch computes its own.
         prompt_dim: width P of prompt and control vector.
-        device: where the prompts are wanted.
+        device: of the prompts.
     """
 
     def __init__(self, every: int, prompt_dim: int, device: torch.device) -> None:
@@ -271,13 +239,40 @@ class PromptCache:
         }
 
     def state(self) -> tuple[dict[str, int], dict[str, Float[Tensor, "2 P"]]]:
-        """The batch that each kept prompt is of, and the prompts, on the CPU; both by query."""
+        """The batch that each kept prompt was computed in, and the prompts, on the CPU; both by query."""
         batches = {query_id: batch for query_id, (batch, _) in self._rows.items()}
         return batches, {query_id: row.cpu().clone() for query_id, (_, row) in self._rows.items()}
 
     def load_state(self, batches: Mapping[str, int], rows: Mapping[str, Float[Tensor, "2 P"]]) -> None:
-        """Keep what `state()` gave, and nothing else."""
+        """Replace all kept prompts by those of `state()`."""
         self._rows = {query_id: (batch, rows[query_id].to(self._absent)) for query_id, batch in batches.items()}
 
     def _holds(self, query_id: str, batch_number: int) -> bool:
         return query_id in self._rows and batch_number - self._rows[query_id][0] < self._every
+
+
+def layer_weights(config: PretrainedConfig) -> int:
+    """Weights of the linear maps of one layer: attention's four and the gated MLP's three."""
+    width, heads = config.hidden_size, config.num_attention_heads
+    key_width = width * (getattr(config, "num_key_value_heads", None) or heads) // heads
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    return 2 * width * (width + key_width) + 3 * width * inner
+
+
+def attention_share(config: PretrainedConfig) -> float:
+    """Operations of attention for a token and position over those of the linear maps for a token: 6 d / (4 N / L)."""
+    return 6.0 * config.hidden_size / (4.0 * layer_weights(config))
+
+
+def training_flops(config: PretrainedConfig, adapter_weights: int, lengths: Iterable[int]) -> float:
+    """Operations of reading texts of these lengths (in tokens) and training the adapters on them.
+
+    With d the width, L the layers, N the weights of their linear maps and P those of the adapters, a token of a text
+    of s tokens takes 4 N + 6 P + 6 s d L: frozen weights have a forward pass and the gradient of their inputs, 2 N
+    each; adapters also have a gradient themselves; attention looks back on half of the text on average. What is
+    computed twice to save memory counts once, and neither embeddings nor an LM head count.
+    """
+    layers: int = config.num_hidden_layers
+    linear = 4.0 * layers * layer_weights(config) + 6.0 * adapter_weights
+    attention = 6.0 * config.hidden_size * layers
+    return sum(length * (linear + attention * length) for length in lengths)

@@ -1,71 +1,61 @@
-"""Where Qwen's body and tokenizer come from: the package, a local folder or the Hugging Face Hub."""
+"""Qwen's frozen body: built with random weights, or read from where `locate_qwen` finds it."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, Qwen2Config
 from transformers import logging as transformers_logging
 
-from arcdist.data.text import GridTokenizer, embedded_tokenizer, from_pretrained_tokenizer
+from arcdist.data.qwen_files import EMBEDDED_MODELS, TINY, Init, QwenSource, locate_qwen, read_tokenizer, ways_out
+from arcdist.data.text import GridTokenizer, embedded_tokenizer
 from arcdist.errors import ConfigError, PlatformError
-from arcdist.files import expanded
 
-TINY = "embedded:tiny"
-"""A Qwen2 small enough to train beside the agent on a laptop's CPU, with a vocabulary of grids only."""
+__all__ = [
+    "EMBEDDED_MODELS",
+    "TINY",
+    "UNSHARDED",
+    "Sharding",
+    "embedded_config",
+    "load_body",
+    "locate_qwen",
+    "random_body",
+]
 
-_SIZES: dict[str, dict[str, int | bool]] = {
-    TINY: {
-        "vocab_size": embedded_tokenizer().vocab_size,
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "num_key_value_heads": 1,
-        "intermediate_size": 64,
-    },
-    "Qwen/Qwen2.5-0.5B": {
-        "vocab_size": 151_936,
-        "hidden_size": 896,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "intermediate_size": 4864,
-        "tie_word_embeddings": True,
-    },
-    "Qwen/Qwen2.5-1.5B": {
-        "vocab_size": 151_936,
-        "hidden_size": 1536,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "intermediate_size": 8960,
-        "tie_word_embeddings": True,
-    },
+HUB_SECONDS = 5.0
+"""How long the Hub may take to say that it is there."""
+
+_log = logging.getLogger(__name__)
+_HUB_FILES = ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"]
+
+
+# Vocabulary, width, layers, heads, key-value heads, width of the MLP, whether input and output embeddings are one.
+_SIZES = {
+    TINY: (embedded_tokenizer().vocab_size, 32, 1, 1, 1, 64, False),
+    "Qwen/Qwen2.5-0.5B": (151_936, 896, 24, 14, 2, 4864, True),
+    "Qwen/Qwen2.5-1.5B": (151_936, 1536, 28, 12, 2, 8960, True),
 }
-EMBEDDED_MODELS = tuple(_SIZES)
-"""Names whose configuration is in the package."""
 
 
 def embedded_config(name: str) -> Qwen2Config:
     """The configuration of one of `EMBEDDED_MODELS`."""
+    vocabulary, width, layers, heads, key_value_heads, mlp, tied = _SIZES[name]
     return Qwen2Config(
-        **_SIZES[name],
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        intermediate_size=mlp,
+        tie_word_embeddings=tied,
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
         rms_norm_eps=1e-6,
         max_position_embeddings=32_768,
@@ -131,17 +121,9 @@ def _stream(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-_log = logging.getLogger(__name__)
-
-_HUB_FILES = ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"]
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
-_HUB_TIMEOUT = 5.0
-"""Seconds that the Hub may take to say that it is there."""
-
-
 def load_body(
     model: str,
-    init: Literal["pretrained", "random"],
+    init: Init,
     dtype: torch.dtype,
     *,
     seed: int = 0,
@@ -159,27 +141,25 @@ def load_body(
         sharding: how the weights are shared out over processes.
 
     Raises:
-        ConfigError: no such model, or one that cannot read grids.
-        PlatformError: its weights are not at hand.
+        ConfigError: there is no such model, or it cannot read grids.
+        PlatformError: its weights are not available.
     """
-    folder = expanded(model)
-    if model == TINY or (init == "random" and model in EMBEDDED_MODELS):
-        body = random_body(embedded_config(model), dtype, seed=seed, sharding=sharding)
-        tokenizer = embedded_tokenizer()
-        _log.info("%s has untrained, random weights: it reads grids, but knows no language.", model)
-    elif folder.is_dir():
-        body, tokenizer = _from_folder(folder, model, init, dtype, seed=seed, sharding=sharding)
-    elif init == "random" or model.startswith("embedded:"):
-        raise ConfigError(
-            f"qwen.model is {model!r}, which has no configuration in the package and is no local folder: "
-            f"choose {TINY}, a folder with config.json, or {' or '.join(EMBEDDED_MODELS[1:])} with --qwen.init random."
+    source = locate_qwen(model, init)
+    if source.kind == "hub":
+        source = replace(source, folder=_hub_snapshot(model))
+    config = embedded_config(model) if source.folder is None else read_config(source)
+    tokenizer = read_tokenizer(source)
+    if source.has_random_weights:
+        body = random_body(config, dtype, seed=seed, sharding=sharding)
+        _log.info(
+            "%s has untrained, random weights: it knows no language, and reads the tokens of %s.", model, tokenizer.name
         )
     else:
-        body, tokenizer = _from_folder(_hub_snapshot(model), model, init, dtype, seed=seed, sharding=sharding)
-
-    if tokenizer.symbol_ids.max() >= body.config.vocab_size or tokenizer.pad_id >= body.config.vocab_size:
+        body = _read_body(source, config, dtype, sharding)
+    grids = tokenizer.grids
+    if grids.symbol_ids.max() >= body.config.vocab_size or grids.pad_id >= body.config.vocab_size:
         raise ConfigError(
-            f"qwen.model {model!r}: its tokenizer knows {tokenizer.vocab_size} tokens, but the model embeds only "
+            f"qwen.model {model!r}: its tokenizer knows {grids.vocab_size} tokens, but the model embeds only "
             f"{body.config.vocab_size}: take the model's own tokenizer."
         )
     # Prompts are independent of right padding only because no token sees a later one.
@@ -188,42 +168,24 @@ def load_body(
             f"qwen.model {model!r} ({body.config.model_type}) is no causal language model: "
             f"choose one that is, such as Qwen/Qwen2.5-1.5B."
         )
-    return body, tokenizer
+    return body, grids
 
 
-def _from_folder(
-    folder: Path,
-    model: str,
-    init: Literal["pretrained", "random"],
-    dtype: torch.dtype,
-    *,
-    seed: int,
-    sharding: Sharding,
-) -> tuple[PreTrainedModel, GridTokenizer]:
-    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"qwen.model {model!r}: {folder} has no config.json, so it is not a folder of a model.")
-    if not has_tokenizer and init == "pretrained":
-        raise ConfigError(
-            f"qwen.model {model!r}: {folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}): copy the model's there."
-        )
+def read_config(source: QwenSource) -> PretrainedConfig:
+    """The configuration in `source.folder`.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        tokenizer = embedded_tokenizer()
-        if has_tokenizer:
-            tokenizer = from_pretrained_tokenizer(
-                AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            )
-        if init == "random":
-            _log.info(
-                "%s has untrained, random weights and reads %s.",
-                model,
-                "its own tokens" if has_tokenizer else "arcdist's grid tokens, as it has no tokenizer",
-            )
-            return random_body(config, dtype, seed=seed, sharding=sharding), tokenizer
+        return AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"qwen.model {model!r}: {folder} cannot be read: {error}") from error
+        raise ConfigError(f"qwen.model {source.model!r}: {source.folder} cannot be read: {error}") from error
 
+
+def _read_body(source: QwenSource, config: PretrainedConfig, dtype: torch.dtype, sharding: Sharding) -> PreTrainedModel:
+    model, folder = source.model, source.folder
+    assert folder is not None
     if not any(folder.glob("*.safetensors")):
         raise PlatformError(
             f"qwen.model {model!r}: {folder} holds no weights as safetensors, the only format that is read: "
@@ -238,7 +200,7 @@ def _from_folder(
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,  # told by the report, with our own message
+                ignore_mismatched_sizes=True,  # they are in the report, and get our own message
                 output_loading_info=True,
             )
     except (OSError, ValueError, SafetensorError) as error:
@@ -249,17 +211,16 @@ def _from_folder(
             f"qwen.model {model!r}: the weights in {folder} lack or misshape {len(absent)} parameters of the model "
             f"({', '.join(absent[:3])}, …): download them again."
         )
-    return causal_lm.base_model, tokenizer
+    body: PreTrainedModel = causal_lm.base_model
+    return body
 
 
 def _hub_snapshot(model: str) -> Path:
-    """The local folder of a Hub model, brought up to date where the Hub can be reached."""
+    """The local folder of a Hub model, brought up to date if the Hub can be reached."""
     unreachable: Exception | None = None
     try:
         # A download asks the same without a time limit, and would wait for a silent server for ever.
-        HfApi().model_info(model, timeout=_HUB_TIMEOUT)
-    except HFValidationError as error:
-        raise ConfigError(f"qwen.model {model!r} is neither a folder that exists nor a name of the Hub.") from error
+        HfApi().model_info(model, timeout=HUB_SECONDS)
     except Exception as error:  # names, routes, proxies, certificates, rights: each of a class of its own
         unreachable = error
     try:
@@ -270,10 +231,7 @@ def _hub_snapshot(model: str) -> Path:
         reason = str(unreachable or error).strip().partition("\n")[0]
         raise PlatformError(
             f"qwen.model {model!r} is no local folder, is not in the local cache, and the Hugging Face Hub does not "
-            f"give it ({type(unreachable or error).__name__}: {reason}). Three ways out: --qwen.model PATH, a folder "
-            f"with the model's files; --qwen.model {TINY}, a small untrained model without a download; or "
-            f"--qwen.init random, random weights for {' or '.join(EMBEDDED_MODELS[1:])}. To fill the cache (HF_HOME), "
-            f"run `hf download {model}` where there is a network; HF_HUB_OFFLINE=1 then reads it without one."
+            f"give it ({type(unreachable or error).__name__}: {reason}). {ways_out(model)}"
         ) from error
     if unreachable is not None:
         _log.info("The Hub was not reached (%s): %s is read from %s.", type(unreachable).__name__, model, folder)

@@ -15,20 +15,24 @@ from torch.nn import functional as F
 from arcdist.data.batch import OUTSIDE, QueryInputs
 from arcdist.models.cores import one_hot_colors
 
-# N capacity, B queries, k recalled, H W canvas, G largest side, C colours, D features.
-
+# N capacity, B queries, k recalled problems, H W canvas, G largest side, C colours, D features.
 
 _FIELDS = ("features", "outcomes", "color_maps", "keys", "exact", "age")
+_MATCH_DIM = 64
+_CANDIDATE_FLOOR = 1e-4
+_FIRST_CONFIDENCE_LOGIT = -3.0
+_CLUSTER_RADIUS = 0.1
+"""Cosine distance within which solved problems are neighbours."""
 
 
 def query_keys(ids: Sequence[str]) -> Int[Tensor, " B"]:
-    """A stable 63-bit name for each query id, so that a memory is tensors only."""
+    """A stable 63-bit number for each query id, so that a memory is tensors only."""
     digests = (hashlib.blake2b(query_id.encode(), digest_size=8).digest() for query_id in ids)
     return torch.tensor([int.from_bytes(d, "little") >> 1 for d in digests], dtype=torch.int64)
 
 
 def color_map(query: Int[Tensor, "B H W"], outcome: Int[Tensor, "B H W"], num_colors: int) -> Float[Tensor, "B C C"]:
-    """Row c: shares of the colours that stand in the outcome where the query has colour c; zeros where it has none."""
+    """Row c: shares of the outcome's colours where the query has colour c; zeros if it has none."""
     both = (query != OUTSIDE) & (outcome != OUTSIDE)
     pair = torch.where(both, query * num_colors + outcome, num_colors**2).flatten(1)
     counts = torch.zeros(len(query), num_colors**2 + 1, device=query.device)
@@ -55,8 +59,8 @@ class Neighbors:
 class SolvedMemory(nn.Module):
     """Up to `capacity` solved problems, filled from slot 0 on. A query solved again replaces its own entry.
 
-    When all slots are taken, the entry to go is the oldest of those not solved exactly, else, for one that was, the
-    oldest.
+    When all slots are taken, the oldest entry that was not solved exactly goes; if there is none, a problem that was
+    solved exactly replaces the oldest entry, and any other is not remembered.
     """
 
     features: Float[Tensor, "N D"]
@@ -94,9 +98,7 @@ class SolvedMemory(nn.Module):
         step: int,
     ) -> None:
         """Remember B solved problems: what was asked, the right outcome, whether it was found exactly, and when."""
-        if not len(keys):
-            return
-        # A row may push out an earlier one of the same batch: a slot goes to the last row that took it.
+        # A row may replace an earlier one of the same batch: a slot goes to the last row that took it.
         taken = [(self._take_slot(key, exact[row], step), row) for row, key in enumerate(keys.tolist())]
         row_of = {slot: row for slot, row in taken if slot is not None}
         if not row_of:
@@ -110,7 +112,7 @@ class SolvedMemory(nn.Module):
         self.color_maps[slots] = color_map(queries, outcomes, self.num_colors)
 
     def _take_slot(self, key: int, exact: Bool[Tensor, ""], step: int) -> int | None:
-        """The slot for a problem; none where it would push out one that was solved exactly and was not itself."""
+        """The slot for a problem; none if it would replace one that was solved exactly and was not itself."""
         slot = self._slot_of.get(key, len(self))
         if slot == self.capacity:
             # Success outweighs any age.
@@ -121,7 +123,7 @@ class SolvedMemory(nn.Module):
             self.exact[slot] = False
         self._slot_of[key] = slot
         self.keys[slot], self.age[slot] = key, step
-        self.exact[slot] |= exact  # SolvedQueries once is solved.
+        self.exact[slot] |= exact  # Solved once is solved.
         return slot
 
     @torch.no_grad()
@@ -165,14 +167,6 @@ class SolvedMemory(nn.Module):
         for name in _FIELDS:
             getattr(self, name)[:used] = state_dict[prefix + name]
         self._slot_of = {key: slot for slot, key in enumerate(self.keys[:used].tolist())}
-
-
-# B queries, k recalled problems, H W canvas, C colours, C1 = C + 1 (the last is "outside"), P = D features.
-
-
-_FLOOR = 1e-4
-_FIRST_CONFIDENCE_LOGIT = -3.0
-_CLUSTER_RADIUS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,9 +213,9 @@ class PermanentSolver(nn.Module):
         self.memory = SolvedMemory(
             capacity=capacity, feature_dim=feature_dim, max_grid_size=max_grid_size, num_colors=num_colors
         )
-        self.to_query = nn.Linear(feature_dim, 64)
-        self.to_key = nn.Linear(feature_dim, 64)
-        self.null_key = nn.Parameter(torch.zeros(64))
+        self.to_query = nn.Linear(feature_dim, _MATCH_DIM)
+        self.to_key = nn.Linear(feature_dim, _MATCH_DIM)
+        self.null_key = nn.Parameter(torch.zeros(_MATCH_DIM))
         self.sharpness = nn.Parameter(torch.tensor(5.0))
         self.suggestion = nn.Linear(feature_dim, 2)
         confidence_logit = nn.Linear(64, 1)
@@ -253,7 +247,7 @@ class PermanentSolver(nn.Module):
         suggested = torch.zeros_like(query).scatter_add(-1, spot, as_is[:, None, None].expand(spot.shape))
         colors = query[..., :-1]
         turned = torch.einsum("bhwc,bcd->bhwd", colors, torch.einsum("bk,bkcd->bcd", by_map, recalled.color_maps))
-        candidate = suggested[..., :-1] + turned + attention[:, -1, None, None, None] * colors + _FLOOR
+        candidate = suggested[..., :-1] + turned + attention[:, -1, None, None, None] * colors + _CANDIDATE_FLOOR
 
         evidence = torch.cat([features, recalled.similarity, attention[:, -1:]], dim=-1)
         return Proposal(

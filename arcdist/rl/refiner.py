@@ -1,6 +1,5 @@
 """The refiner: a policy that edits the prompt and learns from whether the answer got better."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,17 +14,21 @@ from torch.distributions.transforms import (
     TanhTransform,
 )
 
-from arcdist.errors import NotFiniteError
-from arcdist.losses.efe import query_mean
+from arcdist.losses import query_mean
 
-# B queries, P prompt, A = P + 1 components of an action.
+# B queries, P prompt, D control vector, F grid summary, A = P + 1 components of an action, N numbers of a state.
+
+INITIAL_LOG_STD, LOG_STD_RANGE = -0.7, 2.0
+"""log std = -0.7 + 2 tanh(.): an untrained policy has a std of 0.5, and none leaves 0.07 to 3.7."""
+FORWARD_SHARE = 0.2
+"""beta of the curiosity paper: weight of the forward loss; the inverse loss has the rest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SquashedGaussian:
     """Delta = delta_scale tanh(u) and alpha = sigmoid(v), (u, v) ~ Normal(mean, std) with independent components.
 
-    An action is handed around as (u, v), before squashing: (Delta, alpha) saturate, and u cannot be had back from them.
+    Actions are passed as (u, v), before squashing: (Delta, alpha) saturate, and u cannot be recovered from them.
     """
 
     mean: Float[Tensor, "B A"]
@@ -33,7 +36,7 @@ class SquashedGaussian:
     delta_scale: float
 
     def at(self, noise: Float[Tensor, "B A"]) -> Float[Tensor, "B A"]:
-        """The action that standard normal `noise` stands for: mean + std x noise."""
+        """The action of a standard normal draw: mean + std x noise."""
         return self.mean + self.std * noise
 
     def squash(self, action: Float[Tensor, "B A"]) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B 1"]]:
@@ -72,28 +75,21 @@ class SquashedGaussian:
         return log_slopes.sum(dim=-1)
 
 
-# B queries, N numbers of a state, A components of an action, Z features.
-
-FORWARD_SHARE = 0.2
-"""beta of the paper: weight of the forward loss; the inverse loss has the rest."""
-TINY = 1e-8
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curiosity:
-    """What the module makes of B transitions."""
+    """Loss and intrinsic reward of B transitions."""
 
     loss: Float[Tensor, " B"]
     """0.8 x inverse error + 0.2 x forward error."""
     bonus: Float[Tensor, " B"]
-    """Intrinsic reward within [0, 1], detached."""
+    """Intrinsic reward, 0 to 1, detached."""
 
 
 class IntrinsicCuriosity(nn.Module):
     """Features of a state that tell which action was taken, and a model of how an action changes them.
 
-    The encoder learns from the inverse model only, as in the paper, so that features are what an action can influence;
-    the forward model predicts them from outside, or it could make them predictable by making them empty.
+    Pathak et al. 2017 (arXiv:1705.05363). The encoder learns from the inverse model only, so that features are what an
+    action can influence; the forward model predicts them detached, or it could make them predictable by emptying them.
     """
 
     def __init__(self, state_dim: int, action_dim: int, feature_dim: int = 64, hidden_dim: int = 256) -> None:
@@ -117,20 +113,19 @@ class IntrinsicCuriosity(nn.Module):
         """Loss and bonus of going from `state` to `next_state` by `action`, whose components are of order 1.
 
         The bonus is e / (e + c), e the forward model's squared error and c the squared change of the features: 0 for a
-        change foreseen, 1/2 for a prediction no better than none. Made from one query alone, it does not depend on
-        which others are in the batch or on this process.
+        change that was predicted, 1/2 for a prediction no better than none. It depends on no other query.
         """
         features, next_features = self.encoder(state), self.encoder(next_state)
         inverse_error = _mean_square(self.inverse_model(torch.cat([features, next_features], dim=-1)) - action)
 
         here, there = features.detach(), next_features.detach()
-        foreseen = here + self.forward_model(torch.cat([here, action], dim=-1))
-        forward_error = _mean_square(foreseen - there)
+        predicted = here + self.forward_model(torch.cat([here, action], dim=-1))
+        forward_error = _mean_square(predicted - there)
 
-        unforeseen = forward_error.detach()
+        surprise = forward_error.detach()
         return Curiosity(
             loss=(1.0 - FORWARD_SHARE) * inverse_error + FORWARD_SHARE * forward_error,
-            bonus=unforeseen / (unforeseen + _mean_square(there - here) + TINY),
+            bonus=surprise / (surprise + _mean_square(there - here) + 1e-8),
         )
 
 
@@ -138,15 +133,9 @@ def _mean_square(difference: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
     return difference.square().mean(dim=-1)
 
 
-# B queries, P prompt, D control vector, F grid summary, A = P + 1 components of an action.
-
-INITIAL_LOG_STD, LOG_STD_RANGE = -0.7, 2.0
-"""log std = -0.7 + 2 tanh(.): an untrained policy has a std of 0.5, and none leaves 0.07 to 3.7."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transition:
-    """What the refiner's own update needs of a refinement, cut off from every other graph."""
+    """What the refiner's own update needs of a refinement, detached from every other graph."""
 
     prompt: Float[Tensor, "B P"]
     control: Float[Tensor, "B D"]
@@ -174,7 +163,11 @@ class RefinedPrompt:
 
 
 class PolicyRefinedAgent(nn.Module):
-    """Actor, critic and curiosity over prompts; each refinement is an episode of one step."""
+    """Actor, critic and curiosity over prompts; each refinement is an episode of one step.
+
+    Its arguments are the keys of the configuration's section `refiner`. `rl_lr` and `rl_grad_clip` are kept for the
+    engine that trains it.
+    """
 
     def __init__(
         self,
@@ -224,15 +217,15 @@ class PolicyRefinedAgent(nn.Module):
     ) -> RefinedPrompt:
         """Refine prompts: (1 - alpha) prompt + alpha (prompt + Delta), with (Delta, alpha) from the policy.
 
-        `noise` is a standard normal draw of P + 1 numbers a query, none draws it from torch's global generator;
+        `noise` is a standard normal draw of P + 1 numbers a query; without it, torch's global generator draws.
         `deterministic` takes the policy's mean instead. The action is a constant to autograd: the policy learns from
-        `log_prob`, and whoever uses `refined` differentiates through the prompt alone.
+        `log_prob`, and the gradient of `refined` flows through the prompt alone.
         """
         if noise is not None and deterministic:
             raise ValueError("refine_prompt was given noise and deterministic=True: choose one of them.")
         with torch.autocast(prompt.device.type, enabled=False):
             prompt, control, summary = prompt.float(), control.float(), summary.float()
-            policy, _ = self._assess(prompt, control, summary)
+            policy, _ = self.policy_and_value(prompt, control, summary)
             if deterministic:
                 noise = torch.zeros_like(policy.mean)
             elif noise is None:
@@ -259,7 +252,7 @@ class PolicyRefinedAgent(nn.Module):
         *,
         query_weight: Float[Tensor, " B"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
-        """`policy`, `value`, `entropy`, `icm`, the mean `curiosity` bonus, and `total` with its gradient.
+        """`policy`, `value`, `entropy`, `icm`, the mean `curiosity` bonus, and `total`, means over the queries.
 
         total = policy + rl_value_coef value - rl_entropy_coef entropy + rl_icm_coef icm. A query's return is its
         normalised advantage plus rl_icm_coef x bonus; the critic predicts it from the state, and the policy learns from
@@ -267,16 +260,15 @@ class PolicyRefinedAgent(nn.Module):
         alike; clipping bounds their gradient. Everything is recomputed on the detached transition.
         """
         with torch.autocast(advantage.device.type, enabled=False):
-            policy, value = self._assess(transition.prompt, transition.control, transition.summary)
+            policy, value = self.policy_and_value(transition.prompt, transition.control, transition.summary)
             curiosity = self.curiosity(
                 torch.cat([transition.prompt, transition.summary], dim=-1),
                 torch.cat([transition.refined, transition.summary], dim=-1),
                 torch.cat([transition.action[:, :-1].tanh(), transition.action[:, -1:].sigmoid()], dim=-1),
             )
             returns = advantage.detach().float() + self.rl_icm_coef * curiosity.bonus
-            surprise = returns - value.detach()
             terms = {
-                "policy": -query_mean(surprise * policy.log_prob(transition.action), query_weight),
+                "policy": -query_mean((returns - value.detach()) * policy.log_prob(transition.action), query_weight),
                 "value": query_mean((value - returns).square(), query_weight),
                 "entropy": query_mean(policy.entropy(transition.noise), query_weight),
                 "icm": query_mean(curiosity.loss, query_weight),
@@ -290,40 +282,7 @@ class PolicyRefinedAgent(nn.Module):
             )
         return {**terms, "total": total}
 
-    def make_optimizer(self) -> torch.optim.AdamW:
-        """The refiner's own optimizer, without weight decay: a policy near zero is no likelier than another."""
-        return torch.optim.AdamW(self.parameters(), lr=self.rl_lr, weight_decay=0.0)
-
-    def update(
-        self,
-        transition: Transition,
-        advantage: Float[Tensor, " B"],
-        optimizer: torch.optim.Optimizer,
-        backward: Callable[[Tensor], None] = torch.autograd.backward,
-        *,
-        query_weight: Float[Tensor, " B"] | None = None,
-    ) -> dict[str, Float[Tensor, ""]]:
-        """One clipped step on `rl_loss`; returns its terms, detached, and `grad_norm` before clipping.
-
-        For a policy on its own; a training step gives `rl_loss` to an engine. Gradients that another backward pass left
-        on the refiner are dropped first, so that it learns from this loss alone. `backward` must leave unscaled
-        gradients.
-
-        Raises NotFiniteError, before any parameter moves, if a gradient is not finite.
-        """
-        self.zero_grad(set_to_none=True)
-        losses = self.rl_loss(transition, advantage, query_weight=query_weight)
-        backward(losses["total"])
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters(), self.rl_grad_clip)
-        if not torch.isfinite(grad_norm):
-            raise NotFiniteError(
-                "The refiner's gradient is not finite, and nothing was updated with it: lower --refiner.rl_lr or "
-                "--refiner.rl_grad_clip, or look for non-finite rewards and prompts in steps.jsonl."
-            )
-        optimizer.step()
-        return {name: loss.detach() for name, loss in losses.items()} | {"grad_norm": grad_norm}
-
-    def _assess(
+    def policy_and_value(
         self, prompt: Float[Tensor, "B P"], control: Float[Tensor, "B D"], summary: Float[Tensor, "B F"]
     ) -> tuple[SquashedGaussian, Float[Tensor, " B"]]:
         """The policy in a state, and the return expected there."""

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from arcdist.losses.efe import cell_mean, color_shares
+from arcdist.losses import cell_mean, color_shares
 
 # B queries, h w the target's canvas, H W the query's canvas.
 
 ACC_WEIGHT, SIZE_WEIGHT, COLOR_WEIGHT, REV_WEIGHT = 1.0, 0.5, 0.5, 0.5
 VARIANCE_FLOOR = 1e-6
-"""Added to the variance of the rewards: batches whose rewards are all alike have advantages of 0, not of rounding."""
+"""Added to the variance of the rewards, so that equal rewards have advantages of 0 rather than of rounding errors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +51,6 @@ class Rewards:
     d_size: Float[Tensor, " B"]
     d_color: Float[Tensor, " B"]
     d_rev: Float[Tensor, " B"]
-    after: AnswerScores
-    """Scores of the refined answers."""
 
 
 def score_answers(answer: Answer, target: Int[Tensor, "B h w"], input: Int[Tensor, "B H W"]) -> AnswerScores:
@@ -91,29 +89,16 @@ def shaping_reward(
 ) -> Rewards:
     """Reward of going from the answer `before` refinement to the one `after` it; `input` is the query's input grid."""
     first, refined = score_answers(before, target, input), score_answers(after, target, input)
-    d_acc, d_size = refined.acc - first.acc, refined.size - first.size
-    d_color, d_rev = refined.color - first.color, refined.rev - first.rev
-    return Rewards(
-        reward=weigh(d_acc, d_size, d_color, d_rev, reward_scale),
-        d_acc=d_acc,
-        d_size=d_size,
-        d_color=d_color,
-        d_rev=d_rev,
-        after=refined,
-    )
+    gains = {f"d_{name}": getattr(refined, name) - getattr(first, name) for name in ("acc", "size", "color", "rev")}
+    return Rewards(reward=weigh(**gains, reward_scale=reward_scale), **gains)
 
 
 class RewardTotals(NamedTuple):
-    """What processes add up to know the mean and the variance of all their rewards."""
+    """Sums over the queries of all processes, which give the mean and the variance of all rewards."""
 
     queries: Float[Tensor, ""]
     reward: Float[Tensor, ""]
     squared_reward: Float[Tensor, ""]
-
-    @classmethod
-    def of(cls, reward: Float[Tensor, " B"]) -> "RewardTotals":
-        """The totals of one batch."""
-        return cls(reward.new_full((), len(reward)), reward.sum(), reward.square().sum())
 
     @property
     def mean(self) -> Float[Tensor, ""]:

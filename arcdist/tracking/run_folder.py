@@ -124,7 +124,7 @@ def _fresh_folder() -> Path:
 
 _NOT_IN_GROUP = (
     *("train.seed", "qwen.gradient_checkpointing", "train.device", "train.cpu_threads", "train.accumulation"),
-    *("data.source", "data.validation_source", "output.", "distributed.", "tracking."),
+    *("train.memory_history", "data.source", "data.validation_source", "output.", "distributed.", "tracking."),
 )
 """Keys that do not change what is computed: seed, hardware, places. Data count by their content."""
 

@@ -1,6 +1,6 @@
 """Red flags of a training run, judged from the numbers that are logged anyway.
 
-A flag says what is wrong and how to mend it, once when it rises and once when it clears. Two conditions end the run:
+A flag says what is wrong and what to try, once when it rises and once when it clears. Two conditions end the run:
 a trainable group without a gradient after the first step, and a number that is not finite.
 """
 
@@ -84,46 +84,6 @@ def mann_whitney_z(earlier: Sequence[float], later: Sequence[float]) -> float:
     return (pairs_above - m * n / 2) / math.sqrt(m * n * (m + n + 1) / 12)
 
 
-class GradientMonitor:
-    """Watches that every trainable group keeps receiving a gradient."""
-
-    def __init__(self, start_step: int = 0, patience: int = 100) -> None:
-        self.start_step = start_step
-        self.patience = patience
-        self._last_nonzero: dict[str, int] = {}
-
-    def require_flow(self, norms: Mapping[str, float]) -> None:
-        """Check the gradient norms of the first step's groups.
-
-        Raises:
-            HealthError: some group's gradient is exactly zero.
-        """
-        dry = [group for group, norm in norms.items() if norm == 0.0]
-        if dry:
-            raise HealthError(
-                f"{GROUP_WITHOUT_GRADIENT.name}: {', '.join(dry)}. {GROUP_WITHOUT_GRADIENT.sentence} "
-                f"{GROUP_WITHOUT_GRADIENT.mend}"
-            )
-
-    def observe(self, step: int, norms: Mapping[str, float]) -> dict[str, int]:
-        """Groups whose gradient has been zero for at least `patience` batches, each with that number.
-
-        `norms` are each group's largest norm since the last call: with a cached prompt (`qwen.every`), a sampled batch
-        may rightly have none.
-        """
-        for group, norm in norms.items():
-            self._last_nonzero[group] = step if norm != 0.0 else self._last_nonzero.get(group, self.start_step)
-        return {group: step - last for group, last in self._last_nonzero.items() if step - last >= self.patience}
-
-    def state(self) -> dict[str, int]:
-        """What a resumed run needs."""
-        return dict(self._last_nonzero)
-
-    def load_state(self, state: Mapping[str, int]) -> None:
-        """Go on from `state()` of another run."""
-        self._last_nonzero = dict(state)
-
-
 @dataclass(frozen=True, slots=True)
 class _Point:
     """Means over at least `_STEPS_A_POINT` steps, whatever the log cadence."""
@@ -138,12 +98,14 @@ class RunHealth:
 
     A window is `window` points, a point the mean over at least 20 steps. The loss is compared by ranks: the latest
     window with the run's first (flat: a plateau far below the start is no alarm) and with the one before it (rising).
-    `start_step` is the step that the run goes on from; `patience` the batches that a gradient may be zero.
+    `start_step` is the step that the run continues from; `patience` the batches that a gradient may be zero.
     """
 
     def __init__(self, *, start_step: int = 0, window: int = 10, patience: int = 100) -> None:
         self.window = window
-        self.gradients = GradientMonitor(start_step, patience)
+        self.patience = patience
+        self._start_step = start_step
+        self._last_gradient: dict[str, int] = {}
         self._first: list[float] = []
         self._points: deque[_Point] = deque(maxlen=2 * window)
         self._pending: list[tuple[float, float, float]] = []
@@ -158,7 +120,7 @@ class RunHealth:
     def state(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return {
-            "gradients": self.gradients.state(),
+            "gradients": dict(self._last_gradient),
             "first": list(self._first),
             "points": [astuple(point) for point in self._points],
             "pending": [list(means) for means in self._pending],
@@ -167,8 +129,8 @@ class RunHealth:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()` of another run."""
-        self.gradients.load_state(state["gradients"])
+        """Continue from `state()` of another run."""
+        self._last_gradient = dict(state["gradients"])
         self._first = list(state["first"])
         self._points.clear()
         self._points.extend(_Point(*values) for values in state["points"])
@@ -192,30 +154,35 @@ class RunHealth:
             )
 
     def require_gradients(self, norms: Mapping[str, float]) -> None:
-        """Check, after the first step's backward passes, that every trainable group has a gradient.
+        """Check, by the norms after the first step's backward passes, that every trainable group has a gradient.
 
         Raises:
             HealthError: naming the groups that have none.
         """
-        try:
-            self.gradients.require_flow(norms)
-        except HealthError:
-            self._raised[GROUP_WITHOUT_GRADIENT.name] = GROUP_WITHOUT_GRADIENT
-            raise
+        dry = [group for group, norm in norms.items() if norm == 0.0]
+        if dry:
+            flag = self._raised[GROUP_WITHOUT_GRADIENT.name] = GROUP_WITHOUT_GRADIENT
+            raise HealthError(f"{flag.name}: {', '.join(dry)}. {flag.sentence} {flag.mend}")
 
     def observe(
         self, step: int, *, loss: float, reward: float, accuracy_delta: float, gradient_norms: Mapping[str, float]
     ) -> list[str]:
-        """Take in a logged step and return the names of the flags that are up.
+        """Judge a logged step and return the names of the flags that are up.
 
         `loss`, `reward` and `accuracy_delta` are means, `gradient_norms` each group's largest norm before clipping,
-        all since the last call. Changes are logged.
+        all since the last call: with a cached prompt (`qwen.every`), a single batch may rightly have no gradient.
+        Changes are logged.
 
         Raises:
             NotFiniteError: the loss is NaN or infinite.
         """
         self.require_finite(step, {"loss": loss})
-        self._judge_gradients(step, gradient_norms)
+        for group, norm in gradient_norms.items():
+            if norm != 0.0:
+                self._last_gradient[group] = step
+            batches = step - self._last_gradient.setdefault(group, self._start_step)
+            is_zero = batches >= self.patience
+            self._settle(step, gradient_zero(group, batches), rises=is_zero, clears=not is_zero)
         self._pending.append((loss, reward, accuracy_delta))
         if step - self._point_start >= _STEPS_A_POINT:
             self._point_start = step
@@ -230,12 +197,6 @@ class RunHealth:
         self._points.append(point)
         if len(self._first) < self.window:
             self._first.append(point.loss)
-
-    def _judge_gradients(self, step: int, norms: Mapping[str, float]) -> None:
-        zero_for = self.gradients.observe(step, norms)
-        for group in norms:
-            flag = gradient_zero(group, zero_for.get(group, self.gradients.patience))
-            self._settle(step, flag, rises=group in zero_for, clears=group not in zero_for)
 
     def _judge_window(self, step: int) -> None:
         latest = list(self._points)[-self.window :]

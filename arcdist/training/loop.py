@@ -16,10 +16,8 @@ from typing import Any
 
 import torch
 
-from arcdist.checkpoint.base import base_identity, has_random_weights
-from arcdist.checkpoint.saver import Checkpointing
-from arcdist.checkpoint.state import replicated, restore, take_snapshot
-from arcdist.checkpoint.store import Snapshot
+from arcdist.checkpoint.state import base_identity, has_random_weights, replicated, restore, take_snapshot
+from arcdist.checkpoint.store import Checkpointing, Snapshot
 from arcdist.data.batch import DistributedBatch
 from arcdist.distributed import Heartbeat, world_size
 from arcdist.distributed.collectives import all_reduce_sum, check_replicas
@@ -109,9 +107,7 @@ class Loop:
         self.pace = MovingPace()
         self.state = LoopState(session.config, session.steps_per_epoch, session.accelerator.num_processes)
         self.metrics_logger = MetricsLogger(session, folder, self.state)
-        self.checkpointing = Checkpointing(
-            folder, session.config.output, writes=session.is_main, best_saved=self.metrics_logger.show_best
-        )
+        self.checkpointing = Checkpointing(folder, session.config.output, best_saved=self.metrics_logger.show_best)
         self._clock = time.perf_counter()
         self._base = self._name_base() if session.is_main else None
 
@@ -219,11 +215,10 @@ class Loop:
         state, session = self.state, self.session
         self.heartbeat.doing("training", step=state.step + 1)
         settings = StepSettings(
+            config=self.config,
             number=state.step,
             size_weight=state.size_weight,
-            memory_gate=state.memory_gate,
-            reward=self.config.reward,
-            seed=self.config.train.seed,
+            memory_threshold=state.memory_gate.threshold,
             stop=interrupt.requested,
             preempted=interrupt.preempted,
             save_failed=self.checkpointing.failed(),
@@ -239,7 +234,7 @@ class Loop:
         seconds = time.perf_counter() - self._clock
         self.pace.add(report.queries, report.tokens, seconds)
         if report.finite:
-            state.take_in(report, seconds=seconds)
+            state.add(report, seconds=seconds)
         # Where every step since the last line was skipped, there is nothing to tell.
         due = state.step % self.config.output.log_every == 0 or state.ends_run
         if due and state.since_log.steps:
@@ -302,7 +297,7 @@ class Loop:
         self.heartbeat.doing("saving")
         self.checkpointing.save(self.state.step, self._snapshot, now=now)
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self) -> Snapshot | None:
         counted, epochs = self.state.state(), self.metrics_logger.tracker.epochs
         return take_snapshot(self.session, {"run_id": self.run_id, **counted, "epochs": epochs, "base": self.base})
 

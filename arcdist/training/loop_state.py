@@ -1,68 +1,107 @@
-"""Where a run is, and what it has counted on the way."""
+"""Where a run is, and what it has counted so far."""
 
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from arcdist.config import Config
 from arcdist.training.health import RunHealth
-from arcdist.training.step import DynamicMemoryThreshold, SizeWarmupCurriculum, StepReport
+from arcdist.training.step import StepReport
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SizeWarmupCurriculum:
+    """Lowers the weight of the size loss linearly: cells can only be right once the grid has its size."""
+
+    start: float = 1.0
+    end: float = 0.5
+    epochs: int = 3
+    """Length of the warm-up; 0 gives `end` from the beginning."""
+
+    def weight(self, epoch: float | int) -> float:
+        """Weight at `epoch`, counted from 0 and fractional within an epoch.
+
+        w(e) = start + (end - start) * min(e / epochs, 1)
+        """
+        if epoch >= self.epochs:
+            return self.end
+        return self.start + (self.end - self.start) * epoch / self.epochs
+
+
+class DynamicMemoryThreshold:
+    """Gates the solver's memory by how well the run does at present.
+
+    average <- (1 - alpha) average + alpha accuracy, beginning at `start`.
+    """
+
+    def __init__(self, start: float = 0.2, alpha: float = 0.1, gate: float = 1.1) -> None:
+        self.alpha = alpha
+        self.gate = gate
+        self._average = start
+
+    @property
+    def threshold(self) -> float:
+        """Cell accuracy that a query must exceed: `gate` times the average. Above 1 only exact grids enter."""
+        return self.gate * self._average
+
+    def update(self, accuracy: float) -> None:
+        """Move the average towards a batch's mean cell accuracy (0 to 1)."""
+        self._average += self.alpha * (accuracy - self._average)
+
+    def state(self) -> dict[str, float]:
+        """What a resumed run needs."""
+        return {"average": self._average}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Go on from `state()` of another run."""
+        self._average = state["average"]
+
+
+def _added(totals: Mapping[str, float], values: Mapping[str, float]) -> dict[str, float]:
+    return {**totals, **{name: totals.get(name, 0.0) + value for name, value in values.items()}}
+
+
+@dataclass(slots=True)
 class Interval:
     """Means of the metrics over queries, means and maxima of the gradient norms over steps, and the pace."""
 
-    def __init__(self) -> None:
-        self.largest_norms: dict[str, float] = {}
-        self.steps = 0
-        self._sums: dict[str, float] = defaultdict(float)
-        self._norm_sums: dict[str, float] = defaultdict(float)
-        self._queries = 0
-        self._tokens = 0
-        self._seconds = 0.0
+    steps: int = 0
+    queries: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of each metric over the queries."""
+    norm_sums: dict[str, float] = field(default_factory=dict)
+    """Of `grad_norm/<group>` over the steps."""
+    largest_norms: dict[str, float] = field(default_factory=dict)
+    """By group."""
 
     def add(self, report: StepReport, *, seconds: float) -> None:
-        """Take in a step and what it took, its wait for data included."""
+        """Count a step and the time it took, its wait for data included."""
+        norms = report.group_norms
         self.steps += 1
-        self._queries += report.queries
-        self._tokens += report.tokens
-        self._seconds += seconds
-        norms = {f"grad_norm/{name}": norm for name, norm in report.group_norms.items()}
-        for name, value in report.metrics.items():
-            self._sums[name] += value * report.queries  # The last batch of an epoch may be smaller.
-        for name, norm in norms.items():
-            self._norm_sums[name] += norm
-        for name, norm in report.group_norms.items():
-            self.largest_norms[name] = max(norm, self.largest_norms.get(name, 0.0))
+        self.queries += report.queries
+        self.tokens += report.tokens
+        self.seconds += seconds
+        # By queries: the last batch of an epoch may be smaller.
+        self.sums = _added(self.sums, {name: value * report.queries for name, value in report.metrics.items()})
+        self.norm_sums = _added(self.norm_sums, {f"grad_norm/{name}": norm for name, norm in norms.items()})
+        self.largest_norms = {
+            **self.largest_norms,
+            **{name: max(norm, self.largest_norms.get(name, 0.0)) for name, norm in norms.items()},
+        }
 
     def means(self) -> dict[str, float]:
         """Metrics, `grad_norm/<group>`, and `pairs_per_s` and `tokens_per_s`; only the pace if nothing was added."""
-        seconds = max(self._seconds, 1e-9)
-        means = {name: total / self._queries for name, total in self._sums.items()}
-        means |= {name: total / self.steps for name, total in self._norm_sums.items()}
-        return means | {"pairs_per_s": self._queries / seconds, "tokens_per_s": self._tokens / seconds}
-
-    def state(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        seconds = max(self.seconds, 1e-9)
         return {
-            "steps": self.steps,
-            "queries": self._queries,
-            "tokens": self._tokens,
-            "seconds": self._seconds,
-            "sums": dict(self._sums),
-            "norm_sums": dict(self._norm_sums),
-            "largest_norms": dict(self.largest_norms),
+            **{name: total / self.queries for name, total in self.sums.items()},
+            **{name: total / self.steps for name, total in self.norm_sums.items()},
+            "pairs_per_s": self.queries / seconds,
+            "tokens_per_s": self.tokens / seconds,
         }
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()` of another run."""
-        self.steps, self._queries, self._tokens = state["steps"], state["queries"], state["tokens"]
-        self._seconds = state["seconds"]
-        self._sums = defaultdict(float, state["sums"])
-        self._norm_sums = defaultdict(float, state["norm_sums"])
-        self.largest_norms = dict(state["largest_norms"])
 
 
 class Cost:
@@ -74,54 +113,43 @@ class Cost:
 
     def __init__(self, processes: int) -> None:
         self._processes = processes
-        self._seconds_before = 0.0
-        self._device_seconds_before = 0.0
-        self._tracking_seconds = 0.0
-        self._began = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Since the run's first step began."""
-        return self._seconds_before + self._seconds_now
-
-    @property
-    def device_hours(self) -> float:
-        """The same for each device, in hours, added up."""
-        return (self._device_seconds_before + self._processes * self._seconds_now) / 3600
-
-    @property
-    def _seconds_now(self) -> float:
-        return time.perf_counter() - self._began
+        self._counted = {"seconds": 0.0, "device_seconds": 0.0, "tracking": 0.0}
+        self._start = time.perf_counter()
 
     def start(self) -> None:
-        """Begin to count, or to count on."""
-        self._began = time.perf_counter()
+        """Begin to count, or continue with it."""
+        self._start = time.perf_counter()
 
     @contextmanager
     def of_tracking(self) -> Iterator[None]:
         """Count the block as time that training waits for numbers and pictures to be kept."""
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             yield
         finally:
-            self._tracking_seconds += time.perf_counter() - began
+            self._counted["tracking"] += time.perf_counter() - start
 
     def record(self) -> dict[str, float]:
-        """As it is logged."""
+        """As it is logged: since the run's first step began, the same over all devices, and the share of tracking."""
+        state = self.state()
         return {
-            "time/elapsed_s": self.seconds,
-            "time/device_hours": self.device_hours,
-            "time/tracking_s": self._tracking_seconds,
+            "time/elapsed_s": state["seconds"],
+            "time/device_hours": state["device_seconds"] / 3600,
+            "time/tracking_s": state["tracking"],
         }
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, float]:
         """What a resumed run needs."""
-        return {"seconds": self.seconds, "device_seconds": self.device_hours * 3600, "tracking": self._tracking_seconds}
+        now = time.perf_counter() - self._start
+        return {
+            "seconds": self._counted["seconds"] + now,
+            "device_seconds": self._counted["device_seconds"] + self._processes * now,
+            "tracking": self._counted["tracking"],
+        }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()` of another run, on any number of processes."""
-        self._seconds_before, self._device_seconds_before = state["seconds"], state["device_seconds"]
-        self._tracking_seconds = state["tracking"]
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Continue from `state()` of another run, on any number of processes."""
+        self._counted = dict(state)
         self.start()
 
 
@@ -133,6 +161,10 @@ class LoopState:
         steps_per_epoch: batches that an epoch takes.
         processes: each of which computes on a device of its own.
     """
+
+    _NUMBERS = ("step", "epoch", "batch", "skipped", "skipped_in_a_row", "gradients_checked")
+    _PARTS = ("memory_gate", "health", "cost")
+    _INTERVALS = ("since_log", "since_epoch")
 
     def __init__(self, config: Config, steps_per_epoch: int, processes: int) -> None:
         curriculum = config.curriculum
@@ -173,8 +205,8 @@ class LoopState:
         """Weight of the size loss at present."""
         return self._size_warmup.weight(self.step / self.steps_per_epoch)
 
-    def take_in(self, report: StepReport, *, seconds: float) -> None:
-        """Count a step whose numbers are finite, and what it took, its wait for data included."""
+    def add(self, report: StepReport, *, seconds: float) -> None:
+        """Count a step whose numbers are finite and the time it took, its wait for data included."""
         self.memory_gate.update(report.metrics["train/cell"])
         for interval in (self.since_log, self.since_epoch):
             interval.add(report, seconds=seconds)
@@ -184,33 +216,23 @@ class LoopState:
         self.since_log = Interval()
 
     def begin_epoch(self) -> None:
-        """Go on to the next epoch."""
+        """Continue with the next epoch."""
         self.epoch, self.batch, self.since_epoch = self.epoch + 1, 0, Interval()
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return {
-            "step": self.step,
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "gradients_checked": self.gradients_checked,
-            "memory_gate": self.memory_gate.state(),
-            "health": self.health.state(),
-            "since_log": self.since_log.state(),
-            "since_epoch": self.since_epoch.state(),
-            "cost": self.cost.state(),
+            **{name: getattr(self, name) for name in self._NUMBERS},
+            **{name: getattr(self, name).state() for name in self._PARTS},
+            **{name: asdict(getattr(self, name)) for name in self._INTERVALS},
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()` of another run, on any number of processes."""
-        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
-        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
-        self.gradients_checked = state["gradients_checked"]
-        self.memory_gate.load_state(state["memory_gate"])
-        self.health.load_state(state["health"])
-        self.since_log.load_state(state["since_log"])
-        self.since_epoch.load_state(state["since_epoch"])
-        if "cost" in state:  # Checkpoints of older versions lack it.
-            self.cost.load_state(state["cost"])
+        """Continue from `state()` of another run, on any number of processes."""
+        for name in self._NUMBERS:
+            setattr(self, name, state[name])
+        for name in self._PARTS:
+            if name in state:  # Checkpoints of older versions have no `cost`.
+                getattr(self, name).load_state(state[name])
+        for name in self._INTERVALS:
+            setattr(self, name, Interval(**state[name]))

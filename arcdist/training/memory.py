@@ -1,4 +1,4 @@
-"""Running out of memory, told with the knobs that help."""
+"""Out-of-memory errors, with the settings that help and, on request, a record of what held the GPU's memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,85 +14,72 @@ from arcdist.errors import OutOfMemoryError
 VIEWER = "https://pytorch.org/memory_viz"
 
 _EVENTS = 10_000
-"""Allocations that are remembered beside what is held: about those of a step, some KB each on the host."""
-
-
-def remember_allocations() -> bool:
-    """Have PyTorch remember where the GPU's memory is allocated; whether it does. On a CPU there is nothing to do.
-
-    It takes 2 µs an allocation by PyTorch's documentation, which recommends it for runs that matter.
-    """
-    if not torch.cuda.is_initialized():
-        return False
-    with suppress(RuntimeError):  # Of CUDA's own asynchronous allocator, which knows no history.
-        torch.cuda.memory._record_memory_history(stacks="python", max_entries=_EVENTS)
-        return True
-    return False
-
-
-def forget_allocations() -> None:
-    """Have PyTorch remember no more of them."""
-    torch.cuda.memory._record_memory_history(enabled=None)
-
-
-def write_snapshot(folder: Path) -> Path | None:
-    """Write what is held, and by what lines of code, below a run folder; none if that failed.
-
-    The file is a pickle, with a name of its own for each process.
-    """
-    path = folder / "profile" / (f"memory_snapshot_rank_{rank():05d}.pickle" if rank() else "memory_snapshot.pickle")
-    with suppress(OSError, RuntimeError, MemoryError):  # The error to tell is the one that brought us here.
-        path.parent.mkdir(exist_ok=True)
-        torch.cuda.memory._dump_snapshot(str(path))
-        return path
-    return None
-
-
-# What the CPU's allocator, the CUDA driver and cuBLAS say; they have no error type of their own.
+"""Allocations that are recorded beside what is held: about those of a step, some KB each on the host."""
 _SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
-_KNOBS = 3
+"""Of the CPU's allocator, the CUDA driver and cuBLAS, which have no error type of their own."""
+_SETTINGS_NAMED = 3
 
 
 @contextmanager
 def explained_out_of_memory(config: Config, folder: Path | None = None) -> Iterator[None]:
     """Turn the device's and the host's out-of-memory errors into one that names what to change.
 
-    With the folder of a run, what held a GPU's memory is left there for PyTorch's viewer.
+    With the folder of a run and `train.memory_history`, the GPU's allocations are recorded, and what held its memory
+    is left in the folder for PyTorch's viewer.
 
     Raises:
         OutOfMemoryError: in their place.
     """
-    remembers = folder is not None and remember_allocations()
+    recorded = folder is not None and config.train.memory_history and _record_allocations()
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        is_typed = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not is_typed and not any(sign in str(error) for sign in _SIGNS):
             raise
-        # Python's own error says nothing.
+        # Python's own error has no text.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        knobs = "; ".join(f"{place}. {knob}" for place, knob in enumerate(islice(_knobs(config), _KNOBS), start=1))
-        snapshot = write_snapshot(folder) if folder is not None and remembers else None
+        settings = "; ".join(f"{n}. {each}" for n, each in enumerate(islice(_settings(config), _SETTINGS_NAMED), 1))
+        snapshot = _write_snapshot(folder) if folder is not None and recorded else None
         held = f" What held the GPU's memory: {snapshot}, to be opened at {VIEWER}." if snapshot else ""
         raise OutOfMemoryError(
-            f"Out of memory ({reason}). In this order: {knobs}. --dry_run shows the peak of the longest batch.{held}"
+            f"Out of memory ({reason}). In this order: {settings}. --dry_run shows the peak of the longest batch.{held}"
         ) from error
     finally:
-        if remembers:
-            forget_allocations()
+        if recorded:
+            torch.cuda.memory._record_memory_history(enabled=None)
 
 
-def _knobs(config: Config) -> Iterator[str]:
+def _record_allocations() -> bool:
+    """Have PyTorch record where the GPU's memory is allocated; whether it does, as it cannot without a GPU."""
+    if not torch.cuda.is_initialized():
+        return False
+    with suppress(RuntimeError):  # Of CUDA's own asynchronous allocator, which has no history.
+        torch.cuda.memory._record_memory_history(stacks="python", max_entries=_EVENTS)
+        return True
+    return False
+
+
+def _write_snapshot(folder: Path) -> Path | None:
+    """Write what is held, and by which lines of code, as a pickle with a name for each process; none if that failed."""
+    path = folder / "profile" / (f"memory_snapshot_rank_{rank():05d}.pickle" if rank() else "memory_snapshot.pickle")
+    with suppress(OSError, RuntimeError, MemoryError):  # The error to report is the one that brought us here.
+        path.parent.mkdir(exist_ok=True)
+        torch.cuda.memory._dump_snapshot(str(path))
+        return path
+    return None
+
+
+def _settings(config: Config) -> Iterator[str]:
     """What can still be changed, by how much it helps for what it costs."""
     train, side, width = config.train, config.data.max_side, config.agent.hidden_dim
     of_process = -(-train.batch_size // world_size())
     in_pass = -(-of_process // train.accumulation)
     if in_pass > 1:
-        twice = 2 * train.accumulation
-        fewer = -(-of_process // min(twice, of_process))
+        passes = min(2 * train.accumulation, of_process)
         yield (
-            f"--train.accumulation {min(twice, of_process)} (now {train.accumulation}), or half of --batch_size (now "
-            f"{train.batch_size}): activations of {fewer} queries at a time in place of {in_pass}"
+            f"--train.accumulation {passes} (now {train.accumulation}), or half of --batch_size (now "
+            f"{train.batch_size}): activations of {-(-of_process // passes)} queries at a time in place of {in_pass}"
         )
     if not config.qwen.gradient_checkpointing:
         yield (
@@ -106,8 +93,8 @@ def _knobs(config: Config) -> Iterator[str]:
             f"place of {side**2}"
         )
     if train.precision == "no":
-        yield "--train.precision bf16, where the device has it: half the bytes of most activations"
+        yield "--train.precision bf16, if the device has it: half the bytes of most activations"
     if config.qwen.dtype == "float32":
         yield "--qwen.dtype bfloat16: half the bytes of Qwen's frozen weights"
-    yield f"a smaller --agent.hidden_dim (now {width}): the grid modules' activations go with it"
+    yield f"a smaller --agent.hidden_dim (now {width}): the grid modules' activations shrink with it"
     yield "a smaller --qwen.model"

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from arcdist.config import Config
+from arcdist.config.schema import keys
 from arcdist.losses import EFELoss
 from arcdist.models import UNSHARDED, ARCPromptGuidedAgent, PermanentSolver, PromptCache, QwenHybridPrompt, Sharding
 from arcdist.rl import PolicyRefinedAgent
@@ -33,7 +34,7 @@ class EMA(Generic[ModuleT]):
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begin anew with the trained module's present weights."""
+        """Begin again with the trained module's present weights."""
         self.updates = 0
         torch._foreach_copy_(list(self.module.parameters()), list(self.trained.parameters()))
 
@@ -64,6 +65,8 @@ class Models:
 def build_models(config: Config, num_tasks: int, device: torch.device, sharding: Sharding = UNSHARDED) -> Models:
     """Build all models; their first weights depend on `train.seed` alone.
 
+    Each takes the keys of its section of the configuration by their own names.
+
     Args:
         config: of the run.
         num_tasks: training tasks, for the table of task vectors.
@@ -74,69 +77,16 @@ def build_models(config: Config, num_tasks: int, device: torch.device, sharding:
         PlatformError: Qwen's weights cannot be had.
         ConfigError: a LoRA target that the model lacks.
     """
-    qwen, agent, efe, refiner, solver = config.qwen, config.agent, config.efe, config.refiner, config.solver
     torch.manual_seed(config.train.seed)
-    prompt_model = QwenHybridPrompt(
-        model=qwen.model,
-        prompt_dim=qwen.prompt_dim,
-        numeric_in_dim=qwen.numeric_in_dim,
-        fuse=qwen.fuse,
-        control_weight=qwen.control_weight,
-        lora_r=qwen.lora_r,
-        lora_alpha=qwen.lora_alpha,
-        lora_dropout=qwen.lora_dropout,
-        every=qwen.every,
-        init=qwen.init,
-        dtype=qwen.dtype,
-        lora_targets=qwen.lora_targets,
-        gradient_checkpointing=qwen.gradient_checkpointing,
-        seed=config.train.seed,
-        sharding=sharding,
-    )
-    grid_agent = ARCPromptGuidedAgent(
-        kind=agent.kind,
-        max_grid_size=agent.max_grid_size,
-        num_colors=agent.num_colors,
-        hidden_dim=agent.hidden_dim,
-        prompt_dim=qwen.prompt_dim,
-        max_steps=agent.max_steps,
-        num_tasks=num_tasks,
-        task_vectors=agent.task_vectors,
-    )
+    width, side = config.qwen.prompt_dim, config.agent.max_grid_size
+    qwen = QwenHybridPrompt(**keys(config.qwen), seed=config.train.seed, sharding=sharding)
+    agent = ARCPromptGuidedAgent(**keys(config.agent), prompt_dim=width, num_tasks=num_tasks)
     return Models(
-        qwen=prompt_model,
-        agent=grid_agent,
-        solver=PermanentSolver(
-            capacity=solver.capacity,
-            feature_dim=qwen.prompt_dim,
-            top_k=solver.top_k,
-            max_grid_size=agent.max_grid_size,
-            num_colors=agent.num_colors,
-        ),
-        efe=EFELoss(
-            lambda_risk=efe.lambda_risk,
-            lambda_amb=efe.lambda_amb,
-            lambda_step=efe.lambda_step,
-            lambda_cons=efe.lambda_cons,
-            lambda_bi=efe.lambda_bi,
-            lambda_z=efe.lambda_z,
-            lambda_prompt=efe.lambda_prompt,
-            max_grid_size=agent.max_grid_size,
-            num_colors=agent.num_colors,
-            prompt_dim=qwen.prompt_dim,
-        ),
-        refiner=PolicyRefinedAgent(
-            rl_prompt_dim=refiner.rl_prompt_dim,
-            rl_ctrl_dim=refiner.rl_ctrl_dim,
-            rl_feat_dim=refiner.rl_feat_dim,
-            rl_hidden=refiner.rl_hidden,
-            rl_delta_scale=refiner.rl_delta_scale,
-            rl_lr=refiner.rl_lr,
-            rl_entropy_coef=refiner.rl_entropy_coef,
-            rl_value_coef=refiner.rl_value_coef,
-            rl_icm_coef=refiner.rl_icm_coef,
-            rl_grad_clip=refiner.rl_grad_clip,
-        ),
-        averaged_agent=EMA(grid_agent, agent.ema_decay),
-        prompts=PromptCache(qwen.every, qwen.prompt_dim, device),
+        qwen=qwen,
+        agent=agent,
+        solver=PermanentSolver(**keys(config.solver), feature_dim=width, max_grid_size=side),
+        efe=EFELoss(**keys(config.efe, without=["reversibility_weight"]), max_grid_size=side, prompt_dim=width),
+        refiner=PolicyRefinedAgent(**keys(config.refiner), rl_prompt_dim=width, rl_ctrl_dim=width),
+        averaged_agent=EMA(agent, agent.ema_decay),
+        prompts=PromptCache(config.qwen.every, width, device),
     )

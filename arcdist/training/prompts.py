@@ -1,6 +1,5 @@
 """Qwen's part of a step: reading a share's queries, and the way back through it once the prompt's gradient is known."""
 
-# B queries, M of them read, P prompt.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,14 +17,17 @@ from arcdist.models import PromptOutput
 from arcdist.regions import region
 from arcdist.training.models import Models
 
+# B queries, M of them read, P prompt.
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
     """The prompts of a share, and what it takes to send a gradient back through the queries that were read."""
 
     prompt: Float[Tensor, "B P"]
+    """A leaf that collects its gradient: the one tensor that crosses between the engines."""
     control: Float[Tensor, "B P"]
-    """Both without a graph."""
+    """Without a graph."""
     queries: QueryBatch
     rows: Int[Tensor, " M"]
     """The queries that were read; the prompts of the others were kept from an earlier batch."""
@@ -70,7 +72,7 @@ def read_prompts(
         output = cached.fill(read) if read is not None and counts else cached.output
     assert output is not None  # Either everything was read or something was cached.
     return Reading(
-        prompt=output.prompt.detach(),
+        prompt=output.prompt.detach().requires_grad_(),
         control=output.control.detach(),
         queries=queries,
         rows=rows,

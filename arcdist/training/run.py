@@ -4,17 +4,17 @@ import json
 import logging
 import secrets
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 
 from arcdist.checkpoint.resume import Start, check_configuration, find_start, set_aside_later_ones
-from arcdist.checkpoint.store import BEST, FILES, Snapshot, parse_files
+from arcdist.checkpoint.store import BEST, Snapshot
 from arcdist.cli import standard_error
 from arcdist.config import LoadedConfig, save_config
 from arcdist.config.keys import flatten
 from arcdist.distributed import FailureWatch, Heartbeat, is_main, rank
-from arcdist.distributed.collectives import broadcast_bytes, broadcast_text, shutdown
+from arcdist.distributed.collectives import broadcast_tensors, broadcast_text, shutdown
 from arcdist.engine.platform import Platform, device_name, start_platform
 from arcdist.errors import ArcdistError, ConfigError, DataError, SaveError
 from arcdist.host import git_commit, versions
@@ -45,7 +45,7 @@ def train(loaded: LoadedConfig, watch: FailureWatch) -> int:
 
     Args:
         loaded: what the command line asks for.
-        watch: entered; it is told what this process is doing.
+        watch: entered; it is kept informed of what this process is doing.
 
     Raises:
         ArcdistError: with the exit code of what went wrong.
@@ -56,7 +56,7 @@ def train(loaded: LoadedConfig, watch: FailureWatch) -> int:
         check_mirrors(config)
     profiled = int(loaded.options.get("profile", "0"))
     if loaded.dry_run and "resume" in loaded.options:
-        raise ConfigError("--dry_run measures what a run takes, and goes on from none: leave out --resume.")
+        raise ConfigError("--dry_run measures what a run takes, and resumes none: leave out --resume.")
     if loaded.dry_run and profiled:
         raise ConfigError("--profile writes into a run folder, and --dry_run has none: give one of them.")
     if loaded.dry_run:
@@ -71,10 +71,10 @@ def train(loaded: LoadedConfig, watch: FailureWatch) -> int:
 
 def _train(loaded: LoadedConfig, watch: FailureWatch, profiled: int) -> int:
     config = loaded.config
-    # Process 0 owns the folder and reads the checkpoint; the others are told as soon as there is a way to.
+    # Process 0 owns the folder and reads the checkpoint; the others learn of them once processes can communicate.
     start = find_start(config.output.dir, loaded.options.get("resume")) if is_main() else None
     folder = start.folder if start else None
-    with held(start.lock) if start else nullcontext(), _log(folder):
+    with held(start.lock) if start else nullcontext(), open_log(folder) if folder else no_log():
         with _gone_if_refused(start):
             for warning in start.warnings if start else ():
                 _logger.warning(warning)
@@ -96,7 +96,12 @@ def _train(loaded: LoadedConfig, watch: FailureWatch, profiled: int) -> int:
                     loop = Loop(session, folder or shared, heartbeat, run_id, profiled_steps=profiled)
                     if snapshot is not None:
                         _resume(loop, snapshot, start)
-                mirrors = _begin_record(loaded, session, folder, loop.run_id)
+                mirrors = Mirrors(())
+                if folder:
+                    identity = _identify(loaded, session, folder, loop.run_id)
+                    with _writable(folder):
+                        write_identity(folder, identity)
+                    mirrors = open_mirrors(folder, identity, config, best_metric=config.output.best_metric)
             with explained_out_of_memory(config, folder or shared):
                 whole = _run(loop, mirrors)
         if folder and whole:
@@ -106,12 +111,17 @@ def _train(loaded: LoadedConfig, watch: FailureWatch, profiled: int) -> int:
 
 
 def _share_snapshot(start: Start | None) -> Snapshot | None:
-    """The checkpoint that process 0 goes on from, on every process."""
-    place = broadcast_text(str(start.checkpoint or "") if start else "")
-    if not place:
+    """The checkpoint that process 0 has read, on every process."""
+    read = start.snapshot if start else None
+    state = json.loads(broadcast_text(json.dumps(read.state if read else None)))
+    if state is None:
         return None
-    contents = {name: broadcast_bytes(start.files[name] if start else b"") for name in FILES}
-    return parse_files(contents, Path(place))
+    return Snapshot(
+        weights=broadcast_tensors(read.weights if read else {}),
+        moments=broadcast_tensors(read.moments if read else {}),
+        prompts=broadcast_tensors(read.prompts if read else {}),
+        state=state,
+    )
 
 
 def _resume(loop: Loop, snapshot: Snapshot, start: Start | None) -> None:
@@ -126,12 +136,12 @@ def _resume(loop: Loop, snapshot: Snapshot, start: Start | None) -> None:
             "Resumed from %s: step %d, epoch %d, batch %d of %d.",
             *(start.checkpoint, loop.state.step, loop.state.epoch, loop.state.batch, loop.state.steps_per_epoch),
         )
-    # What W&B has of a path that is left cannot be taken back: the run is another one there from here on.
+    # What W&B has of a path that is left cannot be taken back: from here on the run is another one there.
     loop.run_id = broadcast_text(secrets.token_hex(4) if leaves_a_path else "") or loop.run_id
 
 
 def _run_id(snapshot: Snapshot | None, start: Start | None) -> str:
-    """The id of the run that goes on in its own folder; a new one for any other. The same on every process."""
+    """The id of a run that is resumed in its own folder; a new one for any other. The same on every process."""
     own = ""
     if start and snapshot and not start.is_new:
         try:
@@ -139,16 +149,6 @@ def _run_id(snapshot: Snapshot | None, start: Start | None) -> str:
         except DataError:
             own = snapshot.state.get("run_id", "")
     return broadcast_text(own or secrets.token_hex(4))
-
-
-def _begin_record(loaded: LoadedConfig, session: Session, folder: Path | None, run_id: str) -> Mirrors:
-    """Say in the run folder what the run is, and open what shows it elsewhere; process 0 alone does."""
-    if folder is None:
-        return Mirrors(())
-    identity = _identify(loaded, session, folder, run_id)
-    with _writable(folder):
-        write_identity(folder, identity)
-    return open_mirrors(folder, identity, loaded.config, best_metric=loaded.config.output.best_metric)
 
 
 @contextmanager
@@ -207,7 +207,7 @@ def _identify(loaded: LoadedConfig, session: Session, folder: Path, run_id: str)
 
 @contextmanager
 def _gone_if_refused(start: Start | None) -> Iterator[None]:
-    """Until the first step, a mistake of the user's is all that a run finds, and leaves no folder."""
+    """Until the first step, a run can only find a mistake of the user's, and leaves no folder."""
     try:
         yield
     except (ArcdistError, KeyboardInterrupt):
@@ -229,17 +229,14 @@ def _build(loaded: LoadedConfig, platform: Platform, folder: Path | None, heartb
     return session
 
 
-def _log(folder: Path | None) -> AbstractContextManager[object]:
-    return open_log(folder) if folder else no_log()
-
-
 def _report(loop: Loop, folder: Path) -> None:
+    tracker = loop.metrics_logger.tracker
     outputs = {
-        "plot": loop.metrics_logger.tracker.plot_path,
-        "metrics": loop.metrics_logger.tracker.metrics_path,
-        "steps": loop.metrics_logger.tracker.steps_path,
+        "plot": tracker.plot_path,
+        "metrics": tracker.metrics_path,
+        "steps": tracker.steps_path,
         **({"profile": folder / "profile"} if (folder / "profile").exists() else {}),
         "best": folder / BEST,
         "checkpoints": folder / "checkpoints",
     }
-    log_table(epoch_table(loop.metrics_logger.tracker.epochs[-1], loop.metrics_logger.tracker.best, outputs))
+    log_table(epoch_table(tracker.epochs[-1], tracker.best, outputs))

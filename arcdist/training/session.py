@@ -139,7 +139,7 @@ class Session:
         return tuple(self._draws(queries.ids, epoch) for queries in batch.queries)
 
     def _draws(self, ids: Sequence[str], epoch: int) -> Float[Tensor, "B A"]:
-        seed, width = self.config.train.seed, self.config.refiner.rl_prompt_dim + 1
+        seed, width = self.config.train.seed, self.config.qwen.prompt_dim + 1
         draws = [stream(seed, "refinement", epoch, query_id).standard_normal(width) for query_id in ids]
         return torch.from_numpy(np.stack(draws).astype(np.float32)).to(self.device)
 
@@ -253,6 +253,6 @@ def build_session(
 
 
 def _shared_settings(config: Config) -> dict[str, str]:
-    """Every value that has to be the same on all machines; where data lies need not, what is in it is compared."""
-    own = ("output.", "data.source", "data.validation_source", "train.cpu_threads")
-    return {name: repr(value) for name, value in flatten(config).items() if not name.startswith(own)}
+    """Every value that must be the same on all machines; paths need not be, what the data files hold is compared."""
+    own = ("output.dir", "data.source", "data.validation_source", "train.cpu_threads")
+    return {name: repr(value) for name, value in flatten(config).items() if name not in own}

@@ -3,16 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from arcdist.config import RewardConfig
+from arcdist.config import Config, RewardConfig
+from arcdist.data import QueryBatch
 from arcdist.data.batch import DistributedBatch
 from arcdist.distributed.collectives import all_reduce_sum, gather_rows
 from arcdist.engine import Engines
-from arcdist.evaluation import answer, canvas_target, fit_canvas, grade
+from arcdist.evaluation import Grades, answer, canvas_target, fit_canvas, grade
 from arcdist.losses import (
     cell_mean,
     color_shares,
@@ -23,71 +25,406 @@ from arcdist.losses import (
     query_mean,
     size_loss,
 )
-from arcdist.models import AgentOutput, PermanentSolver
+from arcdist.models import AgentOutput, PermanentSolver, Proposal
 from arcdist.regions import region
-from arcdist.rl import RewardTotals, Transition, advantages, shaping_reward
+from arcdist.rl import RefinedPrompt, Rewards, RewardTotals, Transition, advantages, shaping_reward
 from arcdist.training.models import Models
 from arcdist.training.prompts import Reading, keep_prompts, read_prompts
 
-# B queries.
+# B queries of a pass, P prompt, A = P + 1 components of an action, H W canvas, C colours, M metrics, W processes;
+# n queries admitted by this process, N by all of them, G largest side of a grid.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SizeWarmupCurriculum:
-    """Lowers the weight of the size loss linearly: cells can only be right once the grid has its size."""
+class StepSettings:
+    """What a step takes from the configuration and the curriculum, and what this process has to say with it."""
 
-    start: float = 1.0
-    end: float = 0.5
-    epochs: int = 3
-    """Length of the warm-up; 0 gives `end` from the beginning."""
+    config: Config
+    number: int
+    """Steps done before this one."""
+    size_weight: float
+    """Weight of the size loss."""
+    memory_threshold: float
+    """Cell accuracy that a query must exceed to enter the solver's memory; an exact grid always enters."""
+    stop: bool = False
+    """This process was asked to stop."""
+    preempted: bool = False
+    """It was asked to because its machine is needed for something else."""
+    save_failed: bool = False
+    """It could not write a checkpoint."""
 
-    def weight(self, epoch: float | int) -> float:
-        """Weight at `epoch`, counted from 0 and fractional within an epoch.
 
-        w(e) = start + (end - start) * min(e / epochs, 1)
-        """
-        if epoch >= self.epochs:
-            return self.end
-        return self.start + (self.end - self.start) * epoch / self.epochs
+class Signals(NamedTuple):
+    """What a process tells the others with a step."""
+
+    stop: bool
+    preempted: bool
+    save_failed: bool
+    broken: bool
+    """Its own losses or rewards are not finite."""
+    admitted: int
+    """Queries that it puts into the solver's memory."""
 
 
-class DynamicMemoryThreshold:
-    """Gates the solver's memory by how well the run does at present.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepReport:
+    """What a step did on all processes, on the host of each."""
 
-    average <- (1 - alpha) average + alpha accuracy, beginning at `start`.
-    """
-
-    def __init__(self, start: float = 0.2, alpha: float = 0.1, gate: float = 1.1) -> None:
-        self.alpha = alpha
-        self.gate = gate
-        self._average = start
+    metrics: dict[str, float]
+    """Means over the batch, by their names in `steps.jsonl`."""
+    group_norms: dict[str, float]
+    """Gradient norm of each parameter group, before clipping."""
+    queries: int
+    tokens: int
+    """Real tokens of the batch."""
+    finite: bool
+    """False if the step was skipped: no parameter has moved."""
+    signals: tuple[Signals, ...]
+    """Of each process."""
 
     @property
-    def threshold(self) -> float:
-        """Cell accuracy that a query must exceed: `gate` times the average. Above 1 only exact grids enter."""
-        return self.gate * self._average
+    def stop(self) -> bool:
+        """Whether some process was asked to stop."""
+        return any(process.stop for process in self.signals)
 
-    def admits(self, accuracy: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
-        """Which queries enter the memory, by their cell accuracy (0 to 1).
+    @property
+    def preempted(self) -> bool:
+        """Whether some process was asked to because its machine is needed for something else."""
+        return any(process.preempted for process in self.signals)
 
-        An exact grid always enters: once the average passes 1 / gate, the threshold lies out of anyone's reach.
-        """
-        return (accuracy > self.threshold) | (accuracy >= 1.0)
+    @property
+    def save_failed(self) -> bool:
+        """Whether some process could not write a checkpoint."""
+        return any(process.save_failed for process in self.signals)
 
-    def update(self, accuracy: float) -> None:
-        """Move the average towards a batch's mean cell accuracy (0 to 1)."""
-        self._average += self.alpha * (accuracy - self._average)
-
-    def state(self) -> dict[str, float]:
-        """What a resumed run needs."""
-        return {"average": self._average}
-
-    def load_state(self, state: Mapping[str, float]) -> None:
-        """Go on from `state()` of another run."""
-        self._average = state["average"]
+    @property
+    def not_finite_on(self) -> tuple[int, ...]:
+        """The processes whose own losses or rewards are not finite."""
+        return tuple(rank for rank, process in enumerate(self.signals) if process.broken)
 
 
-# B queries of a pass, n solved by this process, N by all of them, H W canvas, G largest side, P prompt.
+def train_step(
+    batch: DistributedBatch,
+    models: Models,
+    engines: Engines,
+    noise: Sequence[Float[Tensor, "_ A"]],
+    settings: StepSettings,
+) -> StepReport:
+    """Train all models on a batch: two backward passes that meet in the prompt, then the refiner's own.
+
+    Nothing moves before all gradients of all processes are known to be finite; then everything does.
+
+    Args:
+        batch: partitioned over the processes.
+        models: the same on each of them.
+        engines: of Qwen, the grid modules and the refiner.
+        noise: the refiner's draws for the queries of each pass.
+        settings: of this step.
+    """
+    passes = [_run_pass(batch, index, models, engines, draws, settings) for index, draws in enumerate(noise)]
+    totals = _reduced([each.sums for each in passes])
+    rewards = RewardTotals(totals.queries, totals.reward, totals.squared_reward)
+
+    for index, each in enumerate(passes):
+        _backward_rewards(each, models, engines, rewards, settings, is_last=index + 1 == len(passes))
+    report = _report(batch, totals, rewards, passes[0].metrics, engines.gradient_norms(), settings.config.reward)
+    if not report.finite:
+        engines.skip()
+        return report
+
+    engines.step()
+    with region("optimizer"):
+        models.averaged_agent.update()
+    models.efe.observe(totals.target_colors)
+    with region("solver"):
+        admitted = [process.admitted for process in report.signals]
+        remember(models.solver, batch.ids, [each.solved for each in passes], admitted, settings.number)
+    keep_prompts(models, batch, [each.reading for each in passes], settings.number)
+    return report
+
+
+class Sums(NamedTuple):
+    """Sums over the queries of a pass, then of the batch: all that a step exchanges before it moves a parameter."""
+
+    queries: Float[Tensor, ""]
+    energy: Float[Tensor, ""]
+    reward: Float[Tensor, ""]
+    squared_reward: Float[Tensor, ""]
+    tokens: Float[Tensor, ""]
+    metrics: Float[Tensor, " M"]
+    target_colors: Float[Tensor, " C"]
+    signals: Float[Tensor, "W 5"]
+    """`Signals` of each process."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """What is left of a pass once the grid modules have their gradients."""
+
+    reading: Reading
+    """Its prompt is the one tensor that crosses between the engines; its gradient is the energy's, loss-scaled."""
+    weight: Float[Tensor, " B"]
+    """Of each query in the step's means: 1 / queries, or 0 for padding."""
+    score: Float[Tensor, "B P"]
+    """Derivative of the refinement's log-probability in the prompt."""
+    transition: Transition
+    reward: Float[Tensor, " B"]
+    solved: "SolvedQueries"
+    metrics: tuple[str, ...]
+    """Names of `sums.metrics`."""
+    sums: Sums
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What the models make of the queries of a pass."""
+
+    reading: Reading
+    before: AgentOutput
+    """Under the prompt as Qwen gave it; without a graph."""
+    refinement: RefinedPrompt
+    after: AgentOutput
+    """Under the refined prompt."""
+    proposal: Proposal
+    """The solver's."""
+    final_logits: Float[Tensor, "B H W C"]
+    """The agent's, weighed with the solver's proposal; trains the solver alone."""
+
+
+def _run_pass(
+    batch: DistributedBatch,
+    index: int,
+    models: Models,
+    engines: Engines,
+    noise: Float[Tensor, "B A"],
+    settings: StepSettings,
+) -> Pass:
+    """Answer the queries of a pass, score the answers, and give the grid modules their gradients."""
+    queries, share = batch.queries[index], batch.shares[index]
+    is_last = index + 1 == len(batch.shares)
+    plan = _plan(models, engines, queries, noise, settings, keep_graph=len(batch.shares) == 1)
+    prompt = plan.reading.prompt
+    target, mask = canvas_target(queries.targets, plan.after)
+    with region("scores and rewards"):
+        scores, rewards = _scores(plan, queries, settings)
+    with region("EFE and other losses"):
+        energy, losses = _energy(plan, queries, models, target, mask, scores, settings)
+
+    counted = torch.full_like(energy, 0.0 if share.is_padding else 1.0)
+    weight = counted / len(batch)
+
+    def total(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+        return (counted * values.detach()).sum()
+
+    with region("grid backward (agent, EFE, solver)"):
+        loss = settings.config.reward.efe_weight * query_mean(energy, weight)
+        engines.grid.backward(loss, is_last=is_last)
+    with region("refiner"):
+        (score,) = torch.autograd.grad(plan.refinement.log_prob.sum(), prompt)
+
+    metrics = {  # Logged as means over the batch, by these names.
+        **losses,
+        **{f"reward/{name}": getattr(rewards, name) for name in ("d_acc", "d_size", "d_color", "d_rev")},
+        "train/exact": scores.exact.float(),
+        "train/cell": scores.cell,
+        "mask_ratio": 1.0 - scores.cell,
+        "solver/confidence": plan.proposal.confidence_logit.sigmoid(),
+    }
+    admitted = admits(scores.cell, settings.memory_threshold) & (counted > 0)
+    total_energy, squared_reward = total(energy), total(rewards.reward.square())
+    broken = ~(total_energy + squared_reward).isfinite()
+    return Pass(
+        reading=plan.reading,
+        weight=weight,
+        score=score,
+        transition=plan.refinement.transition,
+        reward=rewards.reward,
+        solved=SolvedQueries(
+            admitted=admitted,
+            positions=share.positions,
+            features=prompt.detach(),
+            queries=queries.inputs.query,
+            outcomes=target,
+            exact=scores.exact,
+        ),
+        metrics=tuple(metrics),
+        sums=Sums(
+            queries=counted.sum(),
+            energy=total_energy,
+            reward=total(rewards.reward),
+            squared_reward=squared_reward,
+            tokens=total(queries.inputs.token_mask.sum(1).float()),
+            metrics=torch.stack([total(values) for values in metrics.values()]),
+            target_colors=(counted[:, None] * color_shares(target, mask)).sum(0),
+            signals=_signals(batch, settings, broken, admitted.sum()),
+        ),
+    )
+
+
+def _plan(
+    models: Models,
+    engines: Engines,
+    queries: QueryBatch,
+    noise: Float[Tensor, "B A"],
+    settings: StepSettings,
+    *,
+    keep_graph: bool,
+) -> Plan:
+    """The forward pass: Qwen's prompt, the agent's answer to it, its refinement, the agent's answer to that."""
+    inputs = queries.inputs
+    with engines.autocast():
+        reading = read_prompts(
+            models,
+            engines.qwen,
+            queries,
+            settings.number,
+            seed=settings.config.train.seed,
+            keep_graph=keep_graph,
+        )
+        with region("agent"):
+            context = models.agent.read_context(inputs)
+            with torch.no_grad():
+                before = models.agent(inputs, reading.prompt, context)
+        with region("refiner"):
+            refinement = models.refiner.refine_prompt(reading.prompt, reading.control, inputs.summary, noise=noise)
+        with region("agent"):
+            after = models.agent(inputs, refinement.refined, context)
+        with region("solver"):
+            proposal = models.solver(reading.prompt.detach(), inputs, queries.ids)
+    return Plan(
+        reading=reading,
+        before=before,
+        refinement=refinement,
+        after=after,
+        proposal=proposal,
+        # The solver learns beside the agent, not in its place: were their mixture the agent's own answer, the agent
+        # would leave to the memory what it could learn itself.
+        final_logits=proposal.weigh(after.final_logits.detach()),
+    )
+
+
+def _scores(plan: Plan, queries: QueryBatch, settings: StepSettings) -> tuple[Grades, Rewards]:
+    """How right the answers are, and how much the refinement has gained."""
+    inputs, targets = queries.inputs, queries.targets
+    scores = grade(answer(plan.after, inputs, targets, plan.final_logits), targets)
+    rewards = shaping_reward(
+        answer(plan.before, inputs, targets),
+        answer(plan.after, inputs, targets),
+        targets.target,
+        inputs.query,
+        settings.config.reward.reward_scale,
+    )
+    return scores, rewards
+
+
+def _energy(
+    plan: Plan,
+    queries: QueryBatch,
+    models: Models,
+    target: Int[Tensor, "B H W"],
+    mask: Bool[Tensor, "B H W"],
+    scores: Grades,
+    settings: StepSettings,
+) -> tuple[Float[Tensor, " B"], dict[str, Float[Tensor, " B"]]]:
+    """What the grid modules minimise for each query, and the losses that it is made of, by their names in the log."""
+    after = plan.after
+    terms = models.efe.per_query(
+        after.forward_logits,
+        after.backward_logits,
+        after.state_logits,
+        after.obs_probs,
+        after.final_logits,
+        target,
+        plan.refinement.refined,
+        mask,
+    )
+    height_logits, width_logits = after.size_logits.unbind(1)
+    size = size_loss((height_logits, width_logits), queries.targets.target_size)
+    solver = consistency(plan.final_logits, target, mask)
+    way_back = -after.reconstruction_logits.gather(-1, queries.inputs.query.clamp_min(0)[..., None])[..., 0]
+    reversibility = cell_mean(way_back, queries.inputs.query >= 0)
+    energy = (
+        hard_cell_weight(1.0 - scores.cell) * terms["total"]
+        + settings.size_weight * size
+        + solver
+        + settings.config.efe.reversibility_weight * reversibility
+    )
+    losses = {f"efe/{name}": values for name, values in terms.items()}
+    return energy, losses | {"size_loss": size, "solver_loss": solver, "reversibility_loss": reversibility}
+
+
+def _signals(
+    batch: DistributedBatch, settings: StepSettings, broken: Bool[Tensor, ""], admitted: Int[Tensor, ""]
+) -> Float[Tensor, "W 5"]:
+    """This process's signals in its own row, so that the sum over processes has those of each."""
+    signals = torch.zeros(len(batch.partition.shares), len(Signals._fields), device=broken.device)
+    asked = signals.new_tensor([settings.stop, settings.preempted, settings.save_failed])
+    signals[batch.process] = torch.cat([asked, torch.stack([broken, admitted])])
+    return signals
+
+
+def _reduced(passes: Sequence[Sums]) -> Sums:
+    """The one all-reduce of a step: sums over its passes and over all processes."""
+    return Sums(
+        **all_reduce_sum({name: torch.stack([getattr(each, name) for each in passes]).sum(0) for name in Sums._fields})
+    )
+
+
+def _backward_rewards(
+    each: Pass, models: Models, engines: Engines, rewards: RewardTotals, settings: StepSettings, *, is_last: bool
+) -> None:
+    """Send the prompt's gradient, the rewards' share included, through Qwen; then the refiner's own loss."""
+    advantage = advantages(each.reward, rewards.mean, rewards.variance)
+    by_reward = policy_gradient(each.score, advantage, each.weight, settings.config.reward.reward_weight)
+    prompt = each.reading.prompt
+    by_energy = torch.zeros_like(prompt) if prompt.grad is None else prompt.grad
+    gradient = by_energy + engines.precision.loss_scale * by_reward
+    each.reading.backward(engines.qwen, gradient, is_last=is_last)
+    with region("refiner"):
+        losses = models.refiner.rl_loss(each.transition, advantage, query_weight=each.weight)
+        engines.refiner.backward(losses["total"], is_last=is_last)
+
+
+def _report(
+    batch: DistributedBatch,
+    totals: Sums,
+    rewards: RewardTotals,
+    metrics: Sequence[str],
+    norms: Mapping[str, Float[Tensor, ""]],
+    weights: RewardConfig,
+) -> StepReport:
+    """Read the step's numbers in one transfer to the host, where a step waits for the device anyway."""
+    energy = totals.energy / totals.queries
+    means = {
+        "loss": combined_loss(energy, rewards.mean, weights.efe_weight, weights.reward_weight),
+        **dict(zip(metrics, totals.metrics / totals.queries, strict=True)),
+        "reward/mean": rewards.mean,
+        "reward/std": rewards.variance.sqrt(),
+    }
+    scalars = torch.stack([value.float() for value in (*means.values(), *norms.values(), totals.tokens)])
+    with region("results to the host"):
+        host = torch.cat([scalars, totals.signals.flatten()]).tolist()
+    numbers = iter(host)
+    host_means, host_norms = ({name: next(numbers) for name in named} for named in (means, norms))
+    return StepReport(
+        metrics=host_means | {"imbalance": batch.partition.imbalance},
+        group_norms=host_norms,
+        queries=len(batch),
+        tokens=round(next(numbers)),
+        finite=all(map(math.isfinite, (host_means["loss"], *host_norms.values()))),
+        signals=tuple(
+            Signals(stop > 0, preempted > 0, save_failed > 0, broken > 0, round(admitted))
+            for stop, preempted, save_failed, broken, admitted in zip(*[numbers] * len(Signals._fields), strict=True)
+        ),
+    )
+
+
+def admits(accuracy: Float[Tensor, " B"], threshold: float) -> Bool[Tensor, " B"]:
+    """Which queries enter the solver's memory, by their cell accuracy (0 to 1).
+
+    An exact grid always does: the threshold, a multiple of a mean, may be above 1.
+    """
+    return (accuracy > threshold) | (accuracy >= 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,278 +480,3 @@ def remember(
 
 def _grids(values: UInt8[Tensor, "N cells"], side: int) -> Int[Tensor, "N G G"]:
     return values.view(torch.int8).unflatten(1, (side, side)).long()
-
-
-# B queries of a pass, N queries of the batch on all processes, P prompt, A = P + 1 components of an action.
-
-
-REVERSIBILITY_WEIGHT = 0.1
-"""Weight of the loss that teaches the backward trajectory to arrive at the query's input."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepSettings:
-    """What a step takes from the configuration and the curriculum."""
-
-    number: int
-    """Steps done before this one."""
-    size_weight: float
-    memory_gate: DynamicMemoryThreshold
-    reward: RewardConfig
-    seed: int
-    stop: bool = False
-    """This process was asked to stop; with this step all of them know, as they do of the next two."""
-    preempted: bool = False
-    """It was asked so because its machine is wanted for something else."""
-    save_failed: bool = False
-    """It could not write a checkpoint."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepReport:
-    """What a step did on all processes, on the host of each."""
-
-    metrics: dict[str, float]
-    """Means over the batch, by their names in `steps.jsonl`."""
-    group_norms: dict[str, float]
-    """Gradient norm of each parameter group, before clipping."""
-    queries: int
-    tokens: int
-    """Real tokens of the batch."""
-    finite: bool
-    """False if the step was skipped: no parameter has moved."""
-    not_finite_on: tuple[int, ...]
-    """The processes whose own losses or rewards were not finite."""
-    stop: bool
-    """Some process was asked to stop."""
-    preempted: bool
-    """Some process was asked so because its machine is wanted for something else."""
-    save_failed: bool
-    """Some process could not write a checkpoint."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answered:
-    """What is left of a pass once its answers are scored and the grid modules have their gradients."""
-
-    reading: Reading
-    weight: Float[Tensor, " B"]
-    """Of each query in the step's means: 1 / N, or 0 for padding."""
-    energy_gradient: Float[Tensor, "B P"]
-    """Derivative of the energy in the prompt, times the loss scale."""
-    score: Float[Tensor, "B P"]
-    """Derivative of the refinement's log-probability in the prompt."""
-    transition: Transition
-    reward: Float[Tensor, " B"]
-    solved: SolvedQueries
-    sums: dict[str, Tensor]
-    """What all processes add up: sums over the queries, numbers by process."""
-
-
-def train_step(
-    batch: DistributedBatch,
-    models: Models,
-    engines: Engines,
-    noise: Sequence[Float[Tensor, "_ A"]],
-    settings: StepSettings,
-) -> StepReport:
-    """Train all models on a batch: two backward passes that meet in the prompt, then the refiner's own.
-
-    Nothing moves before all gradients of all processes are known to be finite; then everything does.
-
-    Args:
-        batch: dealt to the processes.
-        models: the same on each of them.
-        engines: of Qwen, the grid modules and the refiner.
-        noise: the refiner's draws for the queries of each pass.
-        settings: of this step.
-    """
-    passes = [_answer(batch, index, models, engines, draws, settings) for index, draws in enumerate(noise)]
-    totals = all_reduce_sum({name: torch.stack([each.sums[name] for each in passes]).sum(0) for name in passes[0].sums})
-    rewards = RewardTotals(totals["queries"], totals["reward"], totals["squared_reward"])
-
-    for index, each in enumerate(passes):
-        is_last = index + 1 == len(passes)
-        advantage = advantages(each.reward, rewards.mean, rewards.variance)
-        by_reward = policy_gradient(each.score, advantage, each.weight, settings.reward.reward_weight)
-        gradient = each.energy_gradient + engines.precision.loss_scale * by_reward
-        each.reading.backward(engines.qwen, gradient, is_last=is_last)
-        with region("refiner"):
-            losses = models.refiner.rl_loss(each.transition, advantage, query_weight=each.weight)
-            engines.refiner.backward(losses["total"], is_last=is_last)
-
-    norms = engines.gradient_norms()
-    metrics = _means(totals, rewards, settings.reward)
-    host = _to_host({**metrics, **norms, **{name: totals[name] for name in ("tokens", "news", "broken", "admitted")}})
-    report = StepReport(
-        metrics={name: host[name][0] for name in metrics} | {"imbalance": batch.partition.imbalance},
-        group_norms={name: host[name][0] for name in norms},
-        queries=len(batch),
-        tokens=round(host["tokens"][0]),
-        finite=all(math.isfinite(host[name][0]) for name in ("loss", *norms)),
-        not_finite_on=tuple(process for process, broken in enumerate(host["broken"]) if broken),
-        stop=host["news"][0] > 0,
-        preempted=host["news"][1] > 0,
-        save_failed=host["news"][2] > 0,
-    )
-    if not report.finite:
-        engines.skip()
-        return report
-
-    engines.step()
-    with region("optimizer"):
-        models.averaged_agent.update()
-    models.efe.observe(totals["target_colors"])
-    admitted = [round(count) for count in host["admitted"]]
-    with region("solver"):
-        remember(models.solver, batch.ids, [each.solved for each in passes], admitted, settings.number)
-    keep_prompts(models, batch, [each.reading for each in passes], settings.number)
-    return report
-
-
-def _answer(
-    batch: DistributedBatch,
-    index: int,
-    models: Models,
-    engines: Engines,
-    noise: Float[Tensor, "B A"],
-    settings: StepSettings,
-) -> Answered:
-    """Answer the queries of a pass, score the answers, and give the grid modules their gradients."""
-    queries, share = batch.queries[index], batch.shares[index]
-    inputs, targets = queries.inputs, queries.targets
-    with engines.autocast():
-        reading = read_prompts(
-            models,
-            engines.qwen,
-            queries,
-            settings.number,
-            seed=settings.seed,
-            keep_graph=len(batch.shares) == 1,
-        )  # [B, P], [B, P]
-        border = reading.prompt.requires_grad_()  # The one tensor that crosses between the engines.
-
-        with region("agent"):
-            context = models.agent.read_context(inputs)
-            with torch.no_grad():
-                before = models.agent(inputs, border, context)
-        with region("refiner"):
-            refinement = models.refiner.refine_prompt(border, reading.control, inputs.summary, noise=noise)
-        with region("agent"):
-            after = models.agent(inputs, refinement.refined, context)
-        with region("solver"):
-            proposal = models.solver(border.detach(), inputs, queries.ids)
-    # The solver learns beside the agent, not in its place: were their mixture the agent's own answer, the agent would
-    # leave to the memory what it could learn itself.
-    final_logits = proposal.weigh(after.final_logits.detach())
-
-    target, mask = canvas_target(targets, after)
-    with region("scores and rewards"):
-        scores = grade(answer(after, inputs, targets, final_logits), targets)
-        rewards = shaping_reward(
-            answer(before, inputs, targets),
-            answer(after, inputs, targets),
-            targets.target,
-            inputs.query,
-            settings.reward.reward_scale,
-        )
-
-    with region("EFE and other losses"):
-        terms = models.efe.per_query(
-            after.forward_logits,
-            after.backward_logits,
-            after.state_logits,
-            after.obs_probs,
-            after.final_logits,
-            target,
-            refinement.refined,
-            mask,
-        )
-        mask_ratio = 1.0 - scores.cell
-        size = size_loss(after.size_logits.unbind(1), targets.target_size)
-        solver = consistency(final_logits, target, mask)
-        reversibility = _reversibility_loss(after, inputs.query)
-        energy = (
-            hard_cell_weight(mask_ratio) * terms["total"]
-            + settings.size_weight * size
-            + solver
-            + REVERSIBILITY_WEIGHT * reversibility
-        )
-    counted = torch.full_like(rewards.reward, 0.0 if share.is_padding else 1.0)
-    weight = counted / len(batch)
-    with region("grid backward (agent, EFE, solver)"):
-        engines.grid.backward(
-            settings.reward.efe_weight * query_mean(energy, weight), is_last=index + 1 == len(batch.shares)
-        )
-    with region("refiner"):
-        (score,) = torch.autograd.grad(refinement.log_prob.sum(), border)
-
-    admitted = settings.memory_gate.admits(scores.cell) & (counted > 0)
-    per_query = {
-        "queries": torch.ones_like(counted),
-        "reward": rewards.reward,
-        "squared_reward": rewards.reward.square(),
-        "energy": energy,
-        **{f"efe/{name}": values for name, values in terms.items()},
-        "size_loss": size,
-        "solver_loss": solver,
-        "reversibility_loss": reversibility,
-        **{f"reward/{name}": getattr(rewards, name) for name in ("d_acc", "d_size", "d_color", "d_rev")},
-        "train/exact": scores.exact.float(),
-        "train/cell": scores.cell,
-        "mask_ratio": mask_ratio,
-        "solver/confidence": proposal.confidence_logit.sigmoid(),
-        "tokens": inputs.token_mask.sum(1).float(),
-    }
-    sums = {name: (counted * values.detach()).sum() for name, values in per_query.items()}
-    own = torch.zeros(len(batch.partition.shares), device=counted.device)
-    own[batch.process] = 1.0
-    return Answered(
-        reading=reading,
-        weight=weight,
-        energy_gradient=torch.zeros_like(border) if border.grad is None else border.grad,
-        score=score,
-        transition=refinement.transition,
-        reward=rewards.reward,
-        solved=SolvedQueries(
-            admitted=admitted,
-            positions=share.positions,
-            features=border.detach(),
-            queries=inputs.query,
-            outcomes=target,
-            exact=scores.exact,
-        ),
-        sums={
-            **sums,
-            "target_colors": (counted[:, None] * color_shares(target, mask)).sum(0),
-            "news": sums["queries"].new_tensor([settings.stop, settings.preempted, settings.save_failed]),
-            "broken": own * ~(sums["energy"] + sums["squared_reward"]).isfinite(),
-            "admitted": own * admitted.sum(),
-        },
-    )
-
-
-def _means(totals: Mapping[str, Tensor], rewards: RewardTotals, reward: RewardConfig) -> dict[str, Float[Tensor, ""]]:
-    """What is logged of a step, from the sums of all processes."""
-    others = ("queries", "reward", "squared_reward", "energy", "tokens", "target_colors", "news", "broken", "admitted")
-    mean_energy = totals["energy"] / rewards.queries
-    return {
-        "loss": combined_loss(mean_energy, rewards.mean, reward.efe_weight, reward.reward_weight),
-        **{name: total / rewards.queries for name, total in totals.items() if name not in others},
-        "reward/mean": rewards.mean,
-        "reward/std": rewards.variance.sqrt(),
-    }
-
-
-def _reversibility_loss(output: AgentOutput, query: Tensor) -> Float[Tensor, " B"]:
-    """Cross-entropy of the way back with the query's input, a mean over its cells."""
-    surprise = -output.reconstruction_logits.gather(-1, query.clamp_min(0)[..., None])[..., 0]
-    return cell_mean(surprise, query >= 0)
-
-
-def _to_host(named: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """Read tensors in one transfer, where a step waits for the device anyway."""
-    with region("results to the host"):
-        values = torch.cat([value.detach().float().reshape(-1) for value in named.values()]).tolist()
-    ends = torch.tensor([value.numel() for value in named.values()]).cumsum(0).tolist()
-    return {name: values[end - value.numel() : end] for (name, value), end in zip(named.items(), ends, strict=True)}

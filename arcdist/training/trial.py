@@ -1,4 +1,4 @@
-"""Training steps for the sake of what they take: nothing of them is kept."""
+"""Training steps that are run only to measure what they take: nothing of them is kept."""
 
 import resource
 import sys
@@ -18,7 +18,14 @@ from arcdist.distributed.collectives import is_distributed
 from arcdist.engine.platform import device_name
 from arcdist.models import training_flops
 from arcdist.training.session import Session, build_session
-from arcdist.training.step import DynamicMemoryThreshold, StepSettings, train_step
+from arcdist.training.step import StepSettings, train_step
+
+WARM_UP_STEPS = 5
+_TIMED_BATCHES = 4
+"""Of a dry run, beside the longest batch."""
+_SIDE = {"cuda": 8192, "mps": 2048, "cpu": 1024}
+"""Of the square matrices whose product measures a device."""
+_PRODUCTS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,13 +47,7 @@ def run_steps(session: Session, batches: Sequence[Sequence[int]]) -> Pace:
     queries = tokens = skipped = 0
     start = time.perf_counter()
     for number, batch in enumerate(session.training.load(batches, epoch=0, device=session.device)):
-        settings = StepSettings(
-            number=number,
-            size_weight=1.0,
-            memory_gate=DynamicMemoryThreshold(),
-            reward=session.config.reward,
-            seed=session.config.train.seed,
-        )
+        settings = StepSettings(config=session.config, number=number, size_weight=1.0, memory_threshold=0.0)
         noise = session.refinement_noise(batch, epoch=0)
         report = train_step(batch, session.models, session.engines, noise, settings)
         queries += report.queries
@@ -65,25 +66,12 @@ def longest_batch(session: Session) -> list[int]:
     return sorted(range(len(lengths)), key=lengths.__getitem__)[-session.config.train.batch_size :]
 
 
-def worst_peak_bytes(device: torch.device) -> int:
-    """`peak_bytes` of the process that has held most."""
-    peak = torch.tensor(peak_bytes(device), device=device)
-    if is_distributed():
-        distributed.all_reduce(peak, distributed.ReduceOp.MAX)
-    return int(peak)
-
-
 def peak_bytes(device: torch.device) -> int:
     """Most memory that this process has held: of the GPU's allocator, or all of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # Linux counts kibibytes, macOS bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-WARM_UP_STEPS = 5
-_SIDE = {"cuda": 8192, "mps": 2048, "cpu": 1024}
-_PRODUCTS = 20
 
 
 def benchmark(config: Config, steps: int) -> None:
@@ -93,51 +81,33 @@ def benchmark(config: Config, steps: int) -> None:
         OutOfMemoryError: by way of the caller, if a batch does not fit.
     """
     session = build_session(config)
-    batches = session.training.batches.batches(0)
-    batches = (batches * (1 + (WARM_UP_STEPS + steps) // len(batches)))[: WARM_UP_STEPS + steps]
+    epoch = session.training.batches.batches(0)
+    batches = (epoch * (1 + (WARM_UP_STEPS + steps) // len(epoch)))[: WARM_UP_STEPS + steps]
     run_steps(session, batches[:WARM_UP_STEPS])
     pace = run_steps(session, batches[WARM_UP_STEPS:])
-    # The first gathering may set things up. What follows it, writing, is done while training goes on.
+    # The first gathering may set things up. Writing what was gathered goes on beside the training.
     take_snapshot(session, {})
     start = time.perf_counter()
     snapshot = take_snapshot(session, {})
     saving = time.perf_counter() - start
-    share = saving / (saving + config.output.save_every * pace.seconds / pace.steps)
-    processes = session.accelerator.num_processes
-    rate, name = measured_rate(session.device, session.engines.precision.dtype or torch.float32)
-    used = pace.flops / pace.seconds / processes
-
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, title=f"{pace.steps} steps of {config.train.batch_size}")
-    device = device_name(session.device)
-    table.add_row("device", f"{processes} × {device}, precision {config.train.precision}")
-    table.add_row("pace", f"{pace.queries / pace.seconds:,.1f} pairs/s, {pace.tokens / pace.seconds:,.0f} tokens/s")
-    table.add_row("peak memory of a process", f"{worst_peak_bytes(session.device) / 2**30:.2f} GiB")
-    table.add_row(f"{name} products, measured", f"{rate / 1e12:.3g} TFLOP/s a device")
-    table.add_row("Qwen's operations", f"{used / 1e12:.3g} TFLOP/s a device, {used / rate:.1%} of that")
+    size = snapshot.size if snapshot else 0  # Process 0 alone has one, and prints.
     every = config.output.save_every
-    table.add_row(
-        "copy for a checkpoint", f"{saving:.2f} s, {snapshot.size / 1e6:,.1f} MB: {share:.2%} of each {every} steps"
+    share = saving / (saving + every * pace.seconds / pace.steps)
+    processes = session.accelerator.num_processes
+    dtype = session.engines.precision.dtype or torch.float32
+    rate = _measured_rate(session.device, dtype)
+    used = pace.flops / pace.seconds / processes
+    _print_table(
+        f"{pace.steps} steps of {config.train.batch_size}",
+        {
+            "device": f"{processes} × {device_name(session.device)}, precision {config.train.precision}",
+            "pace": f"{pace.queries / pace.seconds:,.1f} pairs/s, {pace.tokens / pace.seconds:,.0f} tokens/s",
+            "peak memory of a process": _largest_peak(session.device),
+            f"{str(dtype).removeprefix('torch.')} products, measured": f"{rate / 1e12:.3g} TFLOP/s a device",
+            "Qwen's operations": f"{used / 1e12:.3g} TFLOP/s a device, {used / rate:.1%} of that",
+            "copy for a checkpoint": (f"{saving:.2f} s, {size / 1e6:,.1f} MB: {share:.2%} of each {every} steps"),
+        },
     )
-    Console().print(table)
-
-
-def measured_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """Operations a second of large matrix products on this device, and what was multiplied."""
-    side = _SIDE[device.type]
-    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-
-    def run(products: int) -> float:
-        start = time.perf_counter()
-        for _ in range(products):
-            product = left @ right
-        product[0, 0].item()  # Waits for the device.
-        return time.perf_counter() - start
-
-    run(2)
-    return 2.0 * side**3 * _PRODUCTS / run(_PRODUCTS), str(dtype).removeprefix("torch.")
-
-
-_TIMED_BATCHES = 4
 
 
 def dry_run(config: Config) -> None:
@@ -154,12 +124,46 @@ def dry_run(config: Config) -> None:
     grid, refiner = (engine.parameter_counts()[1] for engine in (session.engines.grid, session.engines.refiner))
     steps = session.steps_per_epoch
     per_epoch = pace.seconds / pace.steps * steps
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, title="Dry run: no file was written")
-    table.add_row("device", f"{session.device}, precision {config.train.precision}")
-    table.add_row("Qwen parameters", f"{total:,} in all, {trainable:,} trained")
-    table.add_row("agent, solver, EFE, refiner", f"{grid + refiner:,} trained")
-    table.add_row("peak memory, longest batch included", f"{worst_peak_bytes(session.device) / 2**30:.2f} GiB")
-    table.add_row("pace", f"{pace.queries / pace.seconds:,.1f} queries/s, {pace.tokens / pace.seconds:,.0f} tokens/s")
-    table.add_row(f"an epoch of {steps} steps", f"{per_epoch:,.0f} s, without validation")
-    table.add_row(f"{config.train.epochs} epochs", f"{per_epoch * config.train.epochs / 60:,.1f} min")
+    _print_table(
+        "Dry run: no file was written",
+        {
+            "device": f"{session.device}, precision {config.train.precision}",
+            "Qwen parameters": f"{total:,} in all, {trainable:,} trained",
+            "agent, solver, EFE, refiner": f"{grid + refiner:,} trained",
+            "peak memory, longest batch included": _largest_peak(session.device),
+            "pace": f"{pace.queries / pace.seconds:,.1f} queries/s, {pace.tokens / pace.seconds:,.0f} tokens/s",
+            f"an epoch of {steps} steps": f"{per_epoch:,.0f} s, without validation",
+            f"{config.train.epochs} epochs": f"{per_epoch * config.train.epochs / 60:,.1f} min",
+        },
+    )
+
+
+def _largest_peak(device: torch.device) -> str:
+    """`peak_bytes` of the process that has held most. All processes call it together."""
+    peak = torch.tensor(peak_bytes(device), device=device)
+    if is_distributed():
+        distributed.all_reduce(peak, distributed.ReduceOp.MAX)
+    return f"{int(peak) / 2**30:.2f} GiB"
+
+
+def _measured_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of large matrix products on this device."""
+    side = _SIDE[device.type]
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+
+    def seconds(products: int) -> float:
+        start = time.perf_counter()
+        for _ in range(products):
+            product = left @ right
+        product[0, 0].item()  # Waits for the device.
+        return time.perf_counter() - start
+
+    seconds(2)
+    return 2.0 * side**3 * _PRODUCTS / seconds(_PRODUCTS)
+
+
+def _print_table(title: str, rows: dict[str, str]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, title=title)
+    for row in rows.items():
+        table.add_row(*row)
     Console().print(table)

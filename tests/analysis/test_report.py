@@ -6,34 +6,34 @@ import re
 import shutil
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shared.made_records import made_record, made_validation
 from shared.made_runs import make_run
 
-from arcdist.analysis import report as write
+from arcdist.analysis import report
 from arcdist.analysis.report import (
-    Complaint,
-    Difference,
     LogEntry,
     change,
+    changes,
     complaints,
     costs,
     differences,
-    ending,
+    ever_exact,
+    exact_queries,
     facts,
-    once_solved,
+    hardest_tasks,
     planning_scores,
+    progress,
     raised_flags,
     read_log,
     replicas,
-    resumptions,
-    shown,
+    show_setting,
     skipped_steps,
-    standing,
     summary,
-    task_results,
     write_report,
 )
 from arcdist.config import Config, load_config
@@ -59,33 +59,30 @@ ValueError: 7 <b>
 def test_warnings_that_differ_in_numbers_are_counted_together(tmp_path):
     (tmp_path / "training.log").write_text(LOG)
     log = read_log(tmp_path / "training.log")
-    error = "The run ended with an unexpected error. … ValueError: 7 <b>"
-    assert complaints(log) == [
-        Complaint(
-            level="WARNING",
-            text="Step 7 was skipped on all processes: loss = nan.",
-            count=2,
-            last="2026-01-02 03:06:05",
-        ),
-        Complaint(level="ERROR", text=error, count=1, last="2026-01-02 03:07:05"),
+    skipped, ended = complaints(log)
+    assert skipped == [
+        LogEntry("2026-01-02 03:05:05", "WARNING", "Step 7 was skipped on all processes: loss = nan."),
+        LogEntry("2026-01-02 03:06:05", "WARNING", "Step 12 was skipped on all processes: loss = nan."),
     ]
-    assert resumptions(log) == 1
-    assert ending(log) == error
+    assert ended == [log[-1]]
+    assert log[-1].text == "The run ended with an unexpected error. … ValueError: 7 <b>"
+    assert progress(made_record(config={"train.epochs": 1}), log, NOW) == (
+        f"Not complete: 0 of 1 epoch ended, 0 steps logged. It was resumed once. The log ends with: {log[-1].text}"
+    )
 
 
-def test_a_run_that_says_nothing_of_its_end(tmp_path):
+def test_a_log_that_says_nothing_about_an_end(tmp_path):
     assert read_log(tmp_path / "training.log") == []
-    assert ending([]) is None
     (tmp_path / "training.log").write_text("no record\n" + LOG.partition("2026-01-02 03:07")[0])
     log = read_log(tmp_path / "training.log")
     assert [entry.level for entry in log] == ["INFO", "WARNING", "WARNING", "INFO", "INFO"]
-    assert ending(log) is None
+    assert "The log ends" not in progress(made_record(config={"train.epochs": 1}), log, NOW)
 
 
 def test_long_messages_are_cut_off(tmp_path):
     (tmp_path / "training.log").write_text(f"2026-01-02 03:04:05,001 ERROR {'x' * 5000}\n")
-    (complaint,) = complaints(read_log(tmp_path / "training.log"))
-    assert complaint.text == "x" * 299 + "…"
+    (message,) = read_log(tmp_path / "training.log")
+    assert message.text == "x" * 299 + "…"
 
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -104,13 +101,13 @@ def epochs(*exact):
 
 
 @pytest.fixture
-def whole(make_record, make_validation):
+def whole():
     """A run of 18 epochs that ends as its best."""
-    return make_record(
+    return made_record(
         config={"train.epochs": 18},
         steps=STEPS,
         epochs=epochs(*[0.01] * 17, 13 / 325),
-        validations=(make_validation(17, QUERIES),),
+        validations=(made_validation(17, QUERIES),),
     )
 
 
@@ -121,60 +118,60 @@ def test_the_outcome_in_one_sentence(whole):
     )
 
 
-def test_a_better_epoch_before_the_last_is_named(make_record):
-    record = make_record(epochs=epochs(0.1, 0.3, 0.3, 0.2), device="NVIDIA H200", processes=4)
+def test_a_better_epoch_before_the_last_is_named():
+    record = made_record(epochs=epochs(0.1, 0.3, 0.3, 0.2), device="NVIDIA H200", processes=4)
     assert summary(record) == (
         "20.00 % of the validation queries exact after 4 epochs (at best 30.00 %, after 2 epochs); "
         "copying the input solves 0.00 %; on 4 × NVIDIA H200."
     )
 
 
-def test_a_run_without_validation_tells_its_loss(make_record):
-    record = make_record(steps=STEPS, epochs=({"epoch": 0},), config={"train.epochs": 18}, processes=2)
+def test_a_run_without_validation_shows_its_loss():
+    record = made_record(steps=STEPS, epochs=({"epoch": 0},), config={"train.epochs": 18}, processes=2)
     assert summary(record) == (
         "No validation yet: 1 epoch ended, loss 2.000 at first and 1.000 now; 202 s on 2 CPU processes."
     )
-    assert summary(make_record()) == "No validation yet: 0 epochs ended; on one CPU."
+    assert summary(made_record()) == "No validation yet: 0 epochs ended; on one CPU."
 
 
-def test_costs(whole, make_record):
-    assert costs(whole) == [
-        ("elapsed", "202 s"),
-        ("device-hours", "0.0561"),
-        ("exact grids per device-hour", f"{13 / (202 / 3600):.1f}"),
-        ("training queries a second, mean", "108"),
-        ("slowest and fastest epoch, queries a second", "100 and 117"),
-    ]
-    assert {cost for _, cost in costs(make_record())} == {"–"}
+def test_costs(whole):
+    assert costs(whole) == {
+        "elapsed": "202 s",
+        "device-hours": "0.0561",
+        "exact grids per device-hour": f"{13 / (202 / 3600):.1f}",
+        "training queries a second, median": "100",
+        "slowest and fastest epoch, queries a second": "100 and 117",
+    }
+    assert set(costs(made_record()).values()) == {"–"}
 
 
 def test_a_complete_run(whole):
-    resumed = LogEntry(time="", level="INFO", text="Resumed from x: step 1, epoch 0, batch 1 of 2.")
-    assert standing(whole, [], NOW) == "Complete: 18 epochs, 576 steps."
-    assert standing(whole, [resumed], NOW) == "Complete: 18 epochs, 576 steps. It was resumed once."
-    assert standing(whole, [resumed] * 3, NOW).endswith(" It was resumed 3 times.")
+    resumed = LogEntry("", "INFO", "Resumed from x: step 1, epoch 0, batch 1 of 2.")
+    assert progress(whole, [], NOW) == "Complete: 18 epochs, 576 steps."
+    assert progress(whole, [resumed], NOW) == "Complete: 18 epochs, 576 steps. It was resumed once."
+    assert progress(whole, [resumed] * 3, NOW).endswith(" It was resumed 3 times.")
 
 
 @pytest.mark.parametrize(
     ("age", "says"),
     [
-        (10, "It may be going on: its last sign of life is of 10 s before this page was made."),
-        (600, "Its last sign of life is of 2026-01-02 02:54 UTC. It was not going on when this page was made."),
+        (10, "It may be training: its last sign of life was 10 s before this page was made."),
+        (600, "Its last sign of life was on 2026-01-02 02:54 UTC. It was not training when this page was made."),
     ],
 )
-def test_a_run_that_goes_on_or_was_killed(make_record, tmp_path, age, says):
+def test_a_run_that_is_training_or_was_killed(tmp_path, age, says):
     beat = tmp_path / "heartbeats" / "rank_00000.json"
     beat.parent.mkdir()
     beat.touch()
     os.utime(beat, ((NOW - timedelta(seconds=age)).timestamp(),) * 2)
-    record = make_record(place=str(tmp_path), steps=STEPS, epochs=epochs(0.1), config={"train.epochs": 18})
-    assert standing(record, [], NOW) == f"Not complete: 1 of 18 epochs ended, 576 steps logged. {says}"
+    record = made_record(place=str(tmp_path), steps=STEPS, epochs=epochs(0.1), config={"train.epochs": 18})
+    assert progress(record, [], NOW) == f"Not complete: 1 of 18 epochs ended, 576 steps logged. {says}"
 
 
-def test_a_run_whose_log_tells_its_end(make_record):
-    record = make_record(steps=STEPS, config={"train.epochs": 1})
-    log = [LogEntry(time="", level="ERROR", text="ReplicaError: rank 1 differs.")]
-    assert standing(record, log, NOW) == (
+def test_a_run_whose_log_says_how_it_ended():
+    record = made_record(steps=STEPS, config={"train.epochs": 1})
+    log = [LogEntry("", "ERROR", "ReplicaError: rank 1 differs.")]
+    assert progress(record, log, NOW) == (
         "Not complete: 0 of 1 epoch ended, 576 steps logged. The log ends with: ReplicaError: rank 1 differs."
     )
 
@@ -184,45 +181,45 @@ def read_back(*flags):
     return json.loads(json.dumps(flatten(load_config([*flags]).config)))
 
 
-def test_a_run_of_a_recipe_differs_nowhere(make_record):
-    assert differences(make_record(config=read_back("--recipe", "quickstart"))) == ("the recipe quickstart", [])
+def test_a_run_of_a_recipe_differs_nowhere():
+    assert differences(made_record(config=read_back("--recipe", "quickstart"))) == ("the recipe quickstart", [])
 
 
-def test_what_the_flags_changed(make_record):
+def test_what_the_flags_changed():
     config = read_back("--seed", "7", "--qwen.lora_targets", "q_proj,v_proj", "--output_dir", "runs/x")
-    assert differences(make_record(config=config)) == (
+    assert differences(made_record(config=config)) == (
         "the recipe quickstart",
         [
-            Difference(key="qwen.lora_targets", run="[q_proj, v_proj]", recipe="[all-linear]"),
-            Difference(key="train.seed", run="7", recipe="0"),
+            ("qwen.lora_targets", "[q_proj, v_proj]", "[all-linear]"),
+            ("train.seed", "7", "0"),
         ],
     )
 
 
-def test_without_a_recipe_the_defaults_count(make_record):
+def test_without_a_recipe_the_defaults_count():
     config = json.loads(json.dumps(flatten(Config()))) | {"train.epochs": 3, "train.no_longer": 1}
-    against, found = differences(make_record(config=config, recipe=None))
-    assert against == "the defaults"
-    assert [(one.key, one.run) for one in found] == [("train.epochs", "3"), ("train.no_longer", "1")]
-    assert found[1].recipe == "–"
-    assert differences(make_record(config=config, recipe="of_another_version"))[0] == "the defaults"
+    default = show_setting(Config().train.epochs)
+    assert differences(made_record(config=config, recipe=None)) == (
+        "the defaults", [("train.epochs", "3", default), ("train.no_longer", "1", "–")]
+    )  # fmt: skip
+    assert differences(made_record(config=config, recipe="of_another_version"))[0] == "the defaults"
 
 
-def test_facts_of_an_older_run_have_dashes(make_record):
-    told = dict(facts(make_record(zero_stage=2, started="yesterday")))
-    assert told["Qwen"] == "–, LoRA rank –"
-    assert (told["commit"], told["seed"], told["validation queries"]) == ("–", "–", "–")
-    assert (told["DeepSpeed"], told["started"]) == ("ZeRO-2", "yesterday")
-    assert dict(facts(make_record(config={"qwen.model": "x"})))["started"] == "2026-01-02 03:04:05 UTC"
+def test_facts_of_an_older_run_have_dashes():
+    found = facts(made_record(zero_stage=2, started="yesterday", git_commit=None))
+    assert found["Qwen"] == "–, LoRA rank –"
+    assert (found["commit"], found["seed"], found["validation queries"]) == ("–", "–", "–")
+    assert (found["DeepSpeed"], found["started"]) == ("ZeRO-2", "yesterday")
+    assert facts(made_record(config={"qwen.model": "x"}))["started"] == "2026-01-02 03:04:05 UTC"
 
 
 def test_settings_as_one_would_write_them():
-    assert [shown(value) for value in (True, 1, 1.0, None, ["a", "b"], "no")] == [
+    assert [show_setting(value) for value in (True, 1, 1.0, None, ["a", "b"], "no")] == [
         "true", "1", "1.0", "null", "[a, b]", "no"
     ]  # fmt: skip
 
 
-STEPS_of_condition = [
+HEALTH_STEPS = [
     {"step": 10, "flags": [], "skipped_steps": 0},
     {"step": 20, "flags": ["loss_flat"], "skipped_steps": 1},
     {"step": 30, "flags": ["loss_flat", "qwen_gradient_zero"], "skipped_steps": 2},
@@ -231,20 +228,19 @@ STEPS_of_condition = [
 
 
 def test_flags_with_when_they_were_up_and_what_they_mean():
-    flat, gradient = raised_flags(STEPS_of_condition)
-    assert (flat.name, flat.first, flat.last, flat.steps, flat.is_up) == ("loss_flat", 20, 30, 2, False)
-    assert flat.meaning == "The loss has not fallen since the start of the run."
-    assert (gradient.first, gradient.last, gradient.is_up) == (30, 40, True)
-    assert gradient.meaning.startswith("The gradient of qwen has been zero")
+    (flat, flat_at), (gradient, gradient_at) = raised_flags(HEALTH_STEPS)
+    assert (flat.name, flat_at, gradient_at) == ("loss_flat", [20, 30], [30, 40])
+    assert flat.sentence == "The loss has not fallen since the start of the run."
+    assert gradient.sentence.startswith("The gradient of qwen has been zero")
 
 
 def test_a_flag_of_another_version_is_named_without_a_meaning():
-    (flag,) = raised_flags([{"step": 1, "flags": ["unheard_of"]}])
-    assert (flag.name, flag.meaning, flag.mend) == ("unheard_of", "", "")
+    ((flag, at),) = raised_flags([{"step": 1, "flags": ["unheard_of"]}])
+    assert (flag.name, flag.sentence, at) == ("unheard_of", "", [1])
 
 
 def test_skipped_steps_are_those_of_the_last_object_that_counts_them():
-    assert skipped_steps(STEPS_of_condition) == 2
+    assert skipped_steps(HEALTH_STEPS) == 2
     assert skipped_steps([{"step": 1}]) is None
 
 
@@ -252,52 +248,56 @@ def test_skipped_steps_are_those_of_the_last_object_that_counts_them():
     ("processes", "every", "says"),
     [(1, 20, "no replicas"), (2, 0, "were not compared"), (2, 50, "not been compared yet"), (2, 20, "after step 20")],
 )
-def test_replicas(make_record, processes, every, says):
+def test_replicas(processes, every, says):
     # At step 40 the log comes before the comparison.
-    record = make_record(
-        processes=processes, steps=tuple(STEPS_of_condition), config={"distributed.replica_check_every": every}
+    record = made_record(
+        processes=processes, steps=tuple(HEALTH_STEPS), config={"distributed.replica_check_every": every}
     )
     assert says in replicas(record)
 
 
 @pytest.fixture
-def validations(make_validation):
+def validations():
     return (
-        make_validation(0, {"a:test:0": 1.0, "a:test:1": 0.5, "b:test:0": 1.0, "c:test:0": 0.2}),
-        make_validation(1, {"a:test:0": 0.9, "a:test:1": 1.0, "b:test:0": 1.0, "c:test:0": 0.3}),
-        make_validation(2, {"a:test:0": 0.5, "a:test:1": 1.0, "b:test:0": 0.25, "c:test:0": 0.75}),
+        made_validation(0, {"a:test:0": 1.0, "a:test:1": 0.5, "b:test:0": 1.0, "c:test:0": 0.2}),
+        made_validation(1, {"a:test:0": 0.9, "a:test:1": 1.0, "b:test:0": 1.0, "c:test:0": 0.3}),
+        made_validation(2, {"a:test:0": 0.5, "a:test:1": 1.0, "b:test:0": 0.25, "c:test:0": 0.75}),
     )
 
 
 def test_tasks_with_the_fewest_right_cells_come_first(validations):
-    results = task_results(validations)
-    assert [(task.task, task.cell) for task in results] == [("b", 0.25), ("a", 0.75), ("c", 0.75)]
-    assert [(task.exact, task.queries, task.ever_exact) for task in results] == [
-        (0, 1, True), (1, 2, True), (0, 1, False)
+    tasks = hardest_tasks(validations[-1])
+    assert [(task, [result.cell for result in results]) for task, results in tasks] == [
+        ("b", [0.25]), ("a", [0.5, 1.0]), ("c", [0.75])
     ]  # fmt: skip
+    assert ever_exact(validations) == {"a:test:0", "a:test:1", "b:test:0"}
 
 
 def test_what_the_last_validation_solves_and_what_it_lost(validations):
-    first, before, last = validations
-    assert (change(before, last).solved, change(before, last).lost) == ((), ("b:test:0",))
-    assert (change(first, last).solved, change(first, last).lost) == (("a:test:1",), ("a:test:0", "b:test:0"))
-    assert once_solved(validations) == ("a:test:0", "b:test:0")
+    first, _, last = validations
+    against_before, against_first = ([], ["b:test:0"]), (["a:test:1"], ["a:test:0", "b:test:0"])
+    assert changes(validations) == {
+        "the one before it, epoch 1": against_before, "the first, epoch 0": against_first
+    }  # fmt: skip
+    assert changes((first, last)) == {"the first, epoch 0": against_first}
+    assert changes((last,)) == changes(()) == {}
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=8))
+def test_a_change_there_and_back_is_none(outcomes):
+    before, after = (
+        made_validation(epoch, {f"{index}:test:0": float(pair[epoch]) for index, pair in enumerate(outcomes)})
+        for epoch in (0, 1)
+    )
+    there, back = change(before, after), change(after, before)
+    assert there == back[::-1]
+    solved, lost = there
+    assert len(solved) - len(lost) == sum(new - old for old, new in outcomes)
+    assert ever_exact((before, after)) - set(exact_queries(after)) == set(lost)
 
 
 def test_a_task_may_have_any_name():
     assert task_of("a:test:b:test:12") == "a:test:b"
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=8))
-def test_a_change_there_and_back_is_none(make_validation, outcomes):
-    before, after = (
-        make_validation(epoch, {f"{index}:test:0": float(pair[epoch]) for index, pair in enumerate(outcomes)})
-        for epoch in (0, 1)
-    )
-    there, back = change(before, after), change(after, before)
-    assert (there.solved, there.lost) == (back.lost, back.solved)
-    assert len(there.solved) - len(there.lost) == sum(new - old for old, new in outcomes)
-    assert once_solved((before, after)) == there.lost
 
 
 TARGET = ((1, 2), (3, 4))
@@ -311,10 +311,10 @@ def test_shares_are_means_over_queries():
     scores = planning_scores(
         [query(((0, 2), (0, 0)), ((1, 2), (3, 0)), prediction=TARGET), query(((1, 2),), TARGET, prediction=((1, 0),))]
     )
-    assert [(score.after, score.exact, score.queries) for score in scores] == [
+    assert [(after, exact, queries) for after, _, exact, queries in scores] == [
         ("step 1", 0, 2), ("step 2", 1, 2), ("the last step, with the solver's memory", 1, 2)
     ]  # fmt: skip
-    assert [score.cell for score in scores] == pytest.approx([(1 / 4 + 2 / 4) / 2, (3 / 4 + 1) / 2, (1 + 1 / 4) / 2])
+    assert [cell for _, cell, *_ in scores] == pytest.approx([(1 / 4 + 2 / 4) / 2, (3 / 4 + 1) / 2, (1 + 1 / 4) / 2])
 
 
 def test_nothing_shown_nothing_scored():
@@ -329,9 +329,9 @@ class Reader(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.references, self.tags, self.alts, self.said = [], [], [], []
+        self.references, self.tags, self.alts, self.texts = [], [], [], []
         self.feed(page)
-        self.text = " ".join(" ".join(self.said).split())
+        self.text = " ".join(" ".join(self.texts).split())
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
@@ -342,7 +342,7 @@ class Reader(HTMLParser):
                 self.alts.append(value)
 
     def handle_data(self, data):
-        self.said.append(data)
+        self.texts.append(data)
 
 
 def read(path):
@@ -362,7 +362,7 @@ def page(made):
 @pytest.fixture
 def run(made, tmp_path, monkeypatch):
     """A copy of the run, to be harmed; its page has one panel, which takes less time than eight."""
-    monkeypatch.setattr(write, "_PANELS", write._PANELS[:1])
+    monkeypatch.setattr(report, "PANELS", dict([*report.PANELS.items()][:1]))
     return shutil.copytree(made, tmp_path / "run")
 
 
@@ -413,7 +413,7 @@ def test_names_from_outside_are_text(run):
 
 def test_a_run_before_its_first_epoch(run):
     for name in ("validation", "metrics.json", "metrics_plot.png"):
-        (shutil.rmtree if name == "validation" else type(run).unlink)(run / name)
+        (shutil.rmtree if name == "validation" else Path.unlink)(run / name)
     found = read(write_report(run))
     assert "No validation yet: 0 epochs ended, loss" in found.text
     assert "in this folder yet: nothing is known of its tasks." in found.text
@@ -441,7 +441,7 @@ def test_one_validation_is_compared_with_nothing(run):
 
 
 def test_only_so_many_pictures(run, monkeypatch):
-    monkeypatch.setattr(write, "_MOST_PICTURES", 2)
+    monkeypatch.setattr(report, "MOST_PICTURES", 2)
     found = read(write_report(run))
     assert len(found.references) == 1 + 2
     assert "mean over the 3 shown queries" in found.text
@@ -459,7 +459,7 @@ def test_where_it_cannot_be_written(run, monkeypatch, place):
     monkeypatch.chdir(run)
     before = sorted(run.iterdir())
     with pytest.raises(ConfigError, match=r"cannot be written \(.*choose another with --output FILE"):
-        write_report(run, type(run)(place))
+        write_report(run, Path(place))
     assert sorted(run.iterdir()) == before
 
 

@@ -1,4 +1,4 @@
-""""""
+"""An export holds what is trained, loads as its card says, and names its base only if that can be found."""
 
 import json
 import re
@@ -13,9 +13,8 @@ from shared.rights import without_rights
 from transformers import AutoModel, Qwen2ForCausalLM
 
 from arcdist.checkpoint import export as export_module
-from arcdist.checkpoint.base import Base
-from arcdist.checkpoint.export import Facts, choose, config_of, contents, export, model_card
-from arcdist.checkpoint.state import take_snapshot
+from arcdist.checkpoint.export import choose, config_of, contents, export, model_card
+from arcdist.checkpoint.state import Base, take_snapshot
 from arcdist.checkpoint.store import STATE, WEIGHTS, Snapshot, save_checkpoint, step_folder
 from arcdist.config import load_config
 from arcdist.errors import ConfigError, DataError
@@ -28,15 +27,9 @@ NAMES = {"hub": "Qwen/Qwen2.5-1.5B", "folder": "/data/models/Qwen2.5-1.5B", "ran
 
 def card(kind="hub", **progress):
     flags = ["--train.batch_size=7", f"--qwen.model={TINY if kind == 'random' else 'models/mine'}"]
-    return model_card(
-        Facts(
-            config=load_config(flags).config,
-            state={"step": 10, "epoch": 2, "batch": 0, "processes": 1, "epochs": [], "versions": {}} | progress,
-            base=Base(kind=kind, name=NAMES[kind], sha256="ab" * 32),
-            averaged=True,
-            without_control_mlp=False,
-        )
-    )
+    state = {"step": 10, "epoch": 2, "batch": 0, "processes": 1, "epochs": [], "versions": {}} | progress
+    base = Base(kind=kind, name=NAMES[kind], sha256="ab" * 32)
+    return model_card(load_config(flags).config, state, base, averaged=True, control_mlp=True)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +259,7 @@ def test_the_card_tells_base_data_scores_and_versions(build_tiny):
     assert "| validation | epoch 1 | copying the input |" in text
     assert "| exact grids | 25.00 % | 0.00 % |" in text
     assert "| cells | 75.00 % | – |" in text
-    assert "Training went on" not in text
+    assert "Training continued" not in text
     assert f"| torch | {torch.__version__} | {torch.__version__} |" in text
     assert f"| safetensors | – | {version('safetensors')} |" in text
     assert "No license is named" in text
@@ -341,16 +334,14 @@ def cut(folder):
 def test_a_run_means_its_best_checkpoint_or_else_its_newest_whole_one(tmp_path):
     first, second, third = (save(step_folder(tmp_path / "checkpoints", step)) for step in (1, 2, 3))
     best = save(tmp_path / "best")
-    assert choose(tmp_path).folder == best
-    assert choose(first).folder == first
+    assert choose(tmp_path) == (best, ())
+    assert choose(first) == (first, ())
     best.rename(tmp_path / "elsewhere")
     save(tmp_path / "checkpoints" / "aside_1_step_00000009")
     assert choose(tmp_path) == choose(tmp_path / "checkpoints") == choose(third)
     size = (third / WEIGHTS).stat().st_size
     cut(third)
-    choice = choose(tmp_path)
-    assert choice.folder == second
-    assert choice.passed_over == (f"{third}: {WEIGHTS} has 0 bytes in place of {size}.",)
+    assert choose(tmp_path) == (second, (f"{third}: {WEIGHTS} has 0 bytes in place of {size}.",))
     cut(first)
     cut(second)
     with pytest.raises(DataError, match=r"None of the checkpoints in .* is whole: .*step_00000003: weights"):
@@ -406,9 +397,9 @@ def test_a_newest_one_whose_files_are_not_what_they_should_be_is_passed_over(tmp
     save_checkpoint(second, Snapshot(weights={}, moments={}, prompts={}, state={"step": 2}))
     dead = step_folder(tmp_path / "checkpoints", 3)
     dead.symlink_to("nowhere")
-    choice = choose(tmp_path)
-    assert choice.folder == first
-    assert [told.partition(": ")[::2] for told in choice.passed_over] == [
+    folder, passed_over = choose(tmp_path)
+    assert folder == first
+    assert [told.partition(": ")[::2] for told in passed_over] == [
         (str(dead), "manifest.json cannot be read: the checkpoint is a link to nowhere, which is not there."),
         (str(second), "state.json is no state of a run: it lacks epoch."),
     ]
@@ -428,7 +419,7 @@ def test_a_best_one_that_was_cut_off_between_its_renamings_is_exported_and_not_m
     place = (run / "best").rename(run / f".best.{kind}")
     export(run / given, tmp_path / "export")
     told, done = capsys.readouterr().out.splitlines()[:2]
-    assert told == f"{run}/best: its replacement was cut off, or goes on: {place} is read, and --resume puts it back."
+    assert told == f"{run}/best: its replacement was cut off, or continues: {place} is read, and --resume puts it back."
     assert done == f"Exported {run}/best, step 6, to {tmp_path}/export:"
     assert (tmp_path / "export" / "agent.safetensors").read_bytes() == expected["agent.safetensors"]
     assert sorted(path.name for path in run.iterdir()) == [place.name, "checkpoints"]

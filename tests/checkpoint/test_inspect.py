@@ -1,3 +1,5 @@
+"""Which checkpoints a path means, and what is said of each."""
+
 import json
 import re
 import shutil
@@ -7,8 +9,17 @@ import torch
 from shared.rights import without_rights
 
 from arcdist.checkpoint import inspect as inspection
-from arcdist.checkpoint.inspect import inspect, show_run, verify
-from arcdist.checkpoint.resume import checkpoints_of_run
+from arcdist.checkpoint.inspect import (
+    checkpoints_of_run,
+    inspect,
+    is_aside,
+    is_checkpoint,
+    lies_at,
+    no_checkpoint,
+    read_unchanged,
+    show_run,
+    verify,
+)
 from arcdist.checkpoint.store import (
     FILES,
     MANIFEST,
@@ -16,6 +27,7 @@ from arcdist.checkpoint.store import (
     WEIGHTS,
     Entry,
     Snapshot,
+    finish_replacement,
     manifest_text,
     save_checkpoint,
     step_folder,
@@ -23,7 +35,7 @@ from arcdist.checkpoint.store import (
 from arcdist.errors import ConfigError, DataError
 
 
-def save(folder, step):
+def save(folder, step=1):
     state = {"step": step, "epoch": step // 3, "batch": step % 3}
     save_checkpoint(folder, Snapshot(weights={"w": torch.full((8,), float(step))}, moments={}, prompts={}, state=state))
     return folder
@@ -46,6 +58,138 @@ def run(tmp_path):
     return run
 
 
+@pytest.fixture
+def small_run(tmp_path, monkeypatch):
+    """A run with a step and a best one, in a folder that anybody may enter, by its relative path."""
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path.relative_to(tmp_path) / "run"
+    save(step_folder(root / "checkpoints", 1))
+    save(root / "best")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *(("aside_1_step_00000005", True), ("aside_12_best", True)),
+        *(
+            ("aside_step_00000005", False),
+            ("aside_1_step_5", False),
+            ("step_00000005", False),
+            ("aside_1_best_", False),
+        ),
+    ],
+)
+def test_what_was_set_aside_is_known_by_its_name(tmp_path, name, expected):
+    assert is_aside(tmp_path / name) is expected
+
+
+@pytest.mark.parametrize(
+    ("partial", "replaced", "expected"),
+    [
+        ("whole", "whole", "partial"),
+        ("whole", None, "partial"),
+        ("cut", "whole", "replaced"),
+        (None, "whole", "replaced"),
+        (None, "cut", "replaced"),
+        ("cut", None, None),
+        (None, None, None),
+    ],
+)
+def test_a_best_one_in_the_middle_of_its_replacement_is_read_where_resume_would_take_it(
+    small_run, partial, replaced, expected
+):
+    best = small_run / "best"
+    shutil.rmtree(best)
+    for kind, content in (("partial", partial), ("replaced", replaced)):
+        if content is not None:
+            folder = save(small_run / f".best.{kind}")
+            if content == "cut":
+                cut(folder)
+    before = sorted(path.name for path in small_run.rglob("*"))
+    place = lies_at(best)
+    assert place == (small_run / f".best.{expected}" if expected else None)
+    assert (best in checkpoints_of_run(small_run)) is (expected is not None)
+    assert is_checkpoint(best) is (expected is not None)
+    assert sorted(path.name for path in small_run.rglob("*")) == before
+    # What training does with it is the measure: a broken old one stays where it is.
+    content = (place / MANIFEST).read_bytes() if place else b""
+    finish_replacement(best)
+    assert best.exists() is (expected is not None and "whole" in (partial, replaced))
+    if best.exists():
+        assert (best / MANIFEST).read_bytes() == content
+
+
+def test_a_best_one_that_is_in_its_place_is_read_there_whatever_lies_beside_it(small_run):
+    save(small_run / ".best.partial", step=9)
+    save(small_run / ".best.replaced", step=9)
+    assert lies_at(small_run / "best") == small_run / "best"
+
+
+def test_a_run_called_best_is_a_run(tmp_path):
+    small_run = tmp_path / "best"
+    step = save(step_folder(small_run / "checkpoints", 1))
+    assert checkpoints_of_run(small_run) == [step]
+    assert not is_checkpoint(small_run)
+    (tmp_path / "aside_1_best").mkdir()
+    assert is_checkpoint(tmp_path / "aside_1_best")
+
+
+def test_a_link_to_nothing_is_a_checkpoint_that_has_to_be_told_of(small_run):
+    link = step_folder(small_run / "checkpoints", 9)
+    link.symlink_to("nowhere")
+    assert link in checkpoints_of_run(small_run)
+    assert no_checkpoint(link).startswith(f"{link} is a link to nowhere, which is not there. Give the folder of a")
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(small_run):
+    for folder, inside in (
+        (small_run, small_run),
+        (small_run / "checkpoints", small_run),
+        (small_run, small_run / "best"),
+    ):
+        with without_rights(folder), pytest.raises(DataError) as raised:
+            checkpoints_of_run(inside) if inside == small_run else is_checkpoint(inside)
+        assert str(raised.value) == f"{folder} cannot be read (Permission denied): see who may read it."
+    assert len(checkpoints_of_run(small_run)) == 2
+
+
+@pytest.mark.parametrize("name", [MANIFEST, *FILES])
+def test_any_of_its_files_makes_a_folder_a_checkpoint(tmp_path, name):
+    assert not is_checkpoint(tmp_path)
+    (tmp_path / name).touch()
+    assert is_checkpoint(tmp_path)
+
+
+def test_what_is_moved_while_it_is_read_is_read_again(small_run):
+    best, calls = small_run / "best", []
+    best.rename(small_run / ".best.replaced")
+
+    def read(place):
+        calls.append(place.name)
+        if len(calls) == 1:
+            place.rename(best)
+            raise DataError("gone")
+        return 7
+
+    assert read_unchanged(best, read) == (best, 7)
+    assert calls == [".best.replaced", "best"]
+
+
+def test_what_is_broken_and_stays_so_is_read_once(small_run):
+    calls = []
+
+    def read(place):
+        calls.append(place)
+        raise DataError("broken")
+
+    with pytest.raises(DataError, match=r"^broken$"):
+        read_unchanged(small_run / "best", read)
+    assert calls == [small_run / "best"]
+    assert read_unchanged(small_run / "absent", read) is None
+
+
 def rows(text):
     return [
         re.split(r" {2,}", line.strip()) for line in text.splitlines() if re.match(r"(step_|best|aside_)\w* ", line)
@@ -60,7 +204,7 @@ def test_a_run_is_listed_by_step_then_best_then_what_was_set_aside(run, capsys):
     assert [row[1:4] for row in table] == [["3", "1", "0"], ["4", "1", "1"], ["3", "1", "0"], ["5", "1", "2"]]
     assert {row[6] for row in table} == {"whole"}
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", row[5]) for row in table)
-    assert text.endswith("\n--resume goes on from step_00000004.\n")
+    assert text.endswith("\n--resume continues from step_00000004.\n")
 
 
 def test_its_folder_of_checkpoints_gives_the_same_table(run, capsys):
@@ -74,7 +218,9 @@ def test_a_broken_newest_one_is_told_with_the_one_that_resume_takes(run, capsys)
     size = cut(run / "checkpoints" / "step_00000004")
     with pytest.raises(DataError) as raised:
         show_run(run)
-    assert str(raised.value) == "The newest checkpoint, step_00000004, is broken; --resume goes on from step_00000003."
+    assert (
+        str(raised.value) == "The newest checkpoint, step_00000004, is broken; --resume continues from step_00000003."
+    )
     text = capsys.readouterr().out
     assert rows(text)[1][1:4] == ["–", "–", "–"]
     assert rows(text)[1][6] == "broken"
@@ -90,7 +236,7 @@ def test_a_broken_older_one_is_told_and_no_error(run, capsys):
 def test_where_only_the_best_is_whole_resume_is_told_its_folder(run, capsys):
     for step in (3, 4):
         cut(step_folder(run / "checkpoints", step))
-    with pytest.raises(DataError, match=rf"step_00000004, is broken; --resume {run}/best goes on from that one\.$"):
+    with pytest.raises(DataError, match=rf"step_00000004, is broken; --resume {run}/best continues from that one\.$"):
         show_run(run)
 
 
@@ -105,7 +251,7 @@ def test_where_none_is_whole_a_new_run_is_all_that_is_left(run, capsys):
 def test_a_run_may_have_a_best_one_only(run, capsys):
     shutil.rmtree(run / "checkpoints")
     show_run(run)
-    assert capsys.readouterr().out.endswith(f"\n--resume {run}/best goes on from that one.\n")
+    assert capsys.readouterr().out.endswith(f"\n--resume {run}/best continues from that one.\n")
 
 
 @pytest.mark.parametrize(
@@ -165,33 +311,35 @@ def test_verify_begins_with_none_where_one_path_is_wrong(run, capsys):
 
 
 def test_one_that_a_running_run_has_removed_is_no_broken_one(run, monkeypatch):
-    def read_while_it_goes(folder):
+    def read_while_it_goes(folder, needed):
         shutil.rmtree(folder)
         raise DataError("gone")
 
-    monkeypatch.setattr(inspection, "read_files", read_while_it_goes)
+    monkeypatch.setattr(inspection, "load_checkpoint", read_while_it_goes)
     assert inspect(run / "best") is None
 
 
 def test_one_that_a_running_run_has_replaced_meanwhile_is_read_again(run, monkeypatch):
-    read, calls = inspection.read_files, []
+    read, calls = inspection.load_checkpoint, []
 
-    def read_while_it_changes(folder):
+    def read_while_it_changes(folder, needed):
         calls.append(folder)
         if len(calls) == 1:
             save(folder, 7)
             raise DataError("half of one, half of the other")
-        return read(folder)
+        return read(folder, needed)
 
-    monkeypatch.setattr(inspection, "read_files", read_while_it_changes)
+    monkeypatch.setattr(inspection, "load_checkpoint", read_while_it_changes)
     found = inspect(run / "best")
-    assert (found.step, found.flaw) == (7, None)
+    assert (found.position["step"], found.flaw) == (7, None)
 
 
 def test_size_is_that_of_the_files(run):
     size = sum(path.stat().st_size for path in (run / "best").iterdir())
     assert inspect(run / "best").size == size
-    assert json.loads((run / "best" / "state.json").read_text())["epoch"] == inspect(run / "best").epoch == 1
+    assert (
+        json.loads((run / "best" / "state.json").read_text())["epoch"] == inspect(run / "best").position["epoch"] == 1
+    )
 
 
 def rewrite(folder, name, content):
@@ -216,13 +364,12 @@ def test_what_was_written_and_is_not_what_it_should_be_is_broken(run, capsys, na
     with pytest.raises(DataError, match=r"^Broken: 1 of 1\. "):
         verify([run / "best"])
     assert capsys.readouterr().out.startswith(f"broken  {run}/best: {flaw}")
-    found = inspect(run / "best")
-    assert (found.step, found.epoch, found.batch) == (None, None, None)
+    assert inspect(run / "best").position == {}
 
 
 def test_a_manifest_that_is_nested_without_end_is_broken(run, capsys):
     (run / "checkpoints" / "step_00000004" / MANIFEST).write_text("[" * 100_000)
-    with pytest.raises(DataError, match=r"step_00000004, is broken; --resume goes on from step_00000003\.$"):
+    with pytest.raises(DataError, match=r"step_00000004, is broken; --resume continues from step_00000003\.$"):
         show_run(run)
     assert "\nstep_00000004: manifest.json: it is no list of checksums.\n" in capsys.readouterr().out
 
@@ -230,7 +377,7 @@ def test_a_manifest_that_is_nested_without_end_is_broken(run, capsys):
 def test_a_header_that_does_not_account_for_every_byte_is_told(run):
     content = (run / "best" / WEIGHTS).read_bytes()
     rewrite(run / "best", WEIGHTS, content[:-4])
-    assert inspect(run / "best").flaw.startswith(f"{WEIGHTS} is no safetensors file (Error while deserializing header")
+    assert inspect(run / "best").flaw.startswith(f"{WEIGHTS} is no safetensors file (Error while deserializing: ")
     rewrite(run / "best", WEIGHTS, content)
     assert inspect(run / "best").flaw is None
 
@@ -239,7 +386,9 @@ def test_a_link_to_nothing_is_broken_as_resume_finds_it(run, capsys):
     (run / "checkpoints" / "step_00000009").symlink_to("nowhere")
     with pytest.raises(DataError) as raised:
         show_run(run)
-    assert str(raised.value) == "The newest checkpoint, step_00000009, is broken; --resume goes on from step_00000004."
+    assert (
+        str(raised.value) == "The newest checkpoint, step_00000009, is broken; --resume continues from step_00000004."
+    )
     text = capsys.readouterr().out
     assert rows(text)[2] == ["step_00000009", "–", "–", "–", "0 bytes", "–", "broken"]
     assert "step_00000009: manifest.json cannot be read: the checkpoint is a link to nowhere, which is not" in text
@@ -249,12 +398,12 @@ def test_a_link_to_nothing_is_broken_as_resume_finds_it(run, capsys):
 def test_a_best_one_that_was_cut_off_between_its_renamings_is_shown_and_where_it_lies(run, capsys, kind):
     best, place = run / "best", run / f".best.{kind}"
     best.rename(place)
-    told = f"{best}: its replacement was cut off, or goes on: {place} is read, and --resume puts it back.\n"
+    told = f"{best}: its replacement was cut off, or continues: {place} is read, and --resume puts it back.\n"
     show_run(run)
     text = capsys.readouterr().out
     assert rows(text)[2][:4] == ["best", "3", "1", "0"]
     assert rows(text)[2][6] == "whole"
-    assert text.endswith(f"\n{told}--resume goes on from step_00000004.\n")
+    assert text.endswith(f"\n{told}--resume continues from step_00000004.\n")
     for given in (run, best):
         verify([given])
         text = capsys.readouterr().out
@@ -262,7 +411,7 @@ def test_a_best_one_that_was_cut_off_between_its_renamings_is_shown_and_where_it
         assert f"        {told}" in text
     shutil.rmtree(run / "checkpoints")
     show_run(run)
-    assert capsys.readouterr().out.endswith(f"\n--resume {best} goes on from that one.\n")
+    assert capsys.readouterr().out.endswith(f"\n--resume {best} continues from that one.\n")
     assert [path.name for path in run.iterdir()] == [place.name]
 
 

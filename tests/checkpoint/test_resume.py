@@ -9,164 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from shared.rights import without_rights
 
-from arcdist.checkpoint.resume import (
-    check_configuration,
-    checkpoints_of_run,
-    find_start,
-    is_aside,
-    is_checkpoint,
-    lies_at,
-    no_checkpoint,
-    read_unchanged,
-    set_aside_later_ones,
-)
-from arcdist.checkpoint.store import FILES, MANIFEST, WEIGHTS, Snapshot, mend, read_files, save_checkpoint, step_folder
+from arcdist.checkpoint.resume import check_configuration, find_start, set_aside_later_ones
+from arcdist.checkpoint.store import FILES, MANIFEST, WEIGHTS, Snapshot, load_checkpoint, save_checkpoint, step_folder
 from arcdist.config import Config
 from arcdist.config.keys import flatten
 from arcdist.errors import ConfigError, DataError
 from arcdist.tracking.run_folder import held, own
-
-
-def save(folder, step=1):
-    state = {"step": step, "epoch": 0, "batch": step}
-    save_checkpoint(folder, Snapshot(weights={"w": torch.zeros(2)}, moments={}, prompts={}, state=state))
-    return folder
-
-
-def cut(folder):
-    (folder / WEIGHTS).write_bytes(b"")
-    return folder
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """A run in a folder that anybody may enter, by its relative path."""
-    tmp_path.chmod(0o755)
-    monkeypatch.chdir(tmp_path)
-    root = tmp_path.relative_to(tmp_path) / "run"
-    save(step_folder(root / "checkpoints", 1))
-    save(root / "best")
-    return root
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        *(("aside_1_step_00000005", True), ("aside_12_best", True)),
-        *(
-            ("aside_step_00000005", False),
-            ("aside_1_step_5", False),
-            ("step_00000005", False),
-            ("aside_1_best_", False),
-        ),
-    ],
-)
-def test_what_was_set_aside_is_known_by_its_name(tmp_path, name, expected):
-    assert is_aside(tmp_path / name) is expected
-
-
-@pytest.mark.parametrize(
-    ("partial", "replaced", "expected"),
-    [
-        ("whole", "whole", "partial"),
-        ("whole", None, "partial"),
-        ("cut", "whole", "replaced"),
-        (None, "whole", "replaced"),
-        (None, "cut", "replaced"),
-        ("cut", None, None),
-        (None, None, None),
-    ],
-)
-def test_a_best_one_in_the_middle_of_its_replacement_is_read_where_resume_would_take_it(
-    run, partial, replaced, expected
-):
-    best = run / "best"
-    shutil.rmtree(best)
-    for kind, content in (("partial", partial), ("replaced", replaced)):
-        if content is not None:
-            folder = save(run / f".best.{kind}")
-            if content == "cut":
-                cut(folder)
-    before = sorted(path.name for path in run.rglob("*"))
-    place = lies_at(best)
-    assert place == (run / f".best.{expected}" if expected else None)
-    assert (best in checkpoints_of_run(run)) is (expected is not None)
-    assert is_checkpoint(best) is (expected is not None)
-    assert sorted(path.name for path in run.rglob("*")) == before
-    # What training does with it is the measure: a broken old one stays where it is.
-    content = (place / MANIFEST).read_bytes() if place else b""
-    mend(best)
-    assert best.exists() is (expected is not None and "whole" in (partial, replaced))
-    if best.exists():
-        assert (best / MANIFEST).read_bytes() == content
-
-
-def test_a_best_one_that_is_in_its_place_is_read_there_whatever_lies_beside_it(run):
-    save(run / ".best.partial", step=9)
-    save(run / ".best.replaced", step=9)
-    assert lies_at(run / "best") == run / "best"
-
-
-def test_a_run_called_best_is_a_run(tmp_path):
-    run = tmp_path / "best"
-    step = save(step_folder(run / "checkpoints", 1))
-    assert checkpoints_of_run(run) == [step]
-    assert not is_checkpoint(run)
-    (tmp_path / "aside_1_best").mkdir()
-    assert is_checkpoint(tmp_path / "aside_1_best")
-
-
-def test_a_link_to_nothing_is_a_checkpoint_that_has_to_be_told_of(run):
-    link = step_folder(run / "checkpoints", 9)
-    link.symlink_to("nowhere")
-    assert link in checkpoints_of_run(run)
-    assert no_checkpoint(link).startswith(f"{link} is a link to nowhere, which is not there. Give the folder of a")
-
-
-def test_a_folder_that_cannot_be_read_is_not_an_empty_one(run):
-    for folder, inside in ((run, run), (run / "checkpoints", run), (run, run / "best")):
-        with without_rights(folder), pytest.raises(DataError) as raised:
-            checkpoints_of_run(inside) if inside == run else is_checkpoint(inside)
-        assert str(raised.value) == f"{folder} cannot be read (Permission denied): see who may read it."
-    assert len(checkpoints_of_run(run)) == 2
-
-
-@pytest.mark.parametrize("name", [MANIFEST, *FILES])
-def test_any_of_its_files_makes_a_folder_a_checkpoint(tmp_path, name):
-    assert not is_checkpoint(tmp_path)
-    (tmp_path / name).touch()
-    assert is_checkpoint(tmp_path)
-
-
-def test_what_is_moved_while_it_is_read_is_read_again(run):
-    best, calls = run / "best", []
-    best.rename(run / ".best.replaced")
-
-    def read(place):
-        calls.append(place.name)
-        if len(calls) == 1:
-            place.rename(best)
-            raise DataError("gone")
-        return 7
-
-    assert read_unchanged(best, read) == (best, 7)
-    assert calls == [".best.replaced", "best"]
-
-
-def test_what_is_broken_and_stays_so_is_read_once(run):
-    calls = []
-
-    def read(place):
-        calls.append(place)
-        raise DataError("broken")
-
-    with pytest.raises(DataError, match=r"^broken$"):
-        read_unchanged(run / "best", read)
-    assert calls == [run / "best"]
-    assert read_unchanged(run / "absent", read) is None
-
 
 BASE = {"model": "Qwen/Qwen2.5-1.5B", "sha256": "ab" * 32}
 
@@ -176,7 +25,7 @@ MAY_CHANGE = {
     *("distributed.timeout", "distributed.silence", "distributed.replica_check_every"),
     *("tracking.wandb", "tracking.wandb_project", "tracking.wandb_entity", "tracking.upload_best"),
     *("tracking.tensorboard", "tracking.shown_queries"),
-    *("train.accumulation", "train.device", "train.cpu_threads"),
+    *("train.accumulation", "train.device", "train.cpu_threads", "train.memory_history"),
     *("qwen.gradient_checkpointing", "data.source", "data.validation_source"),
 }
 WARNS = {
@@ -314,8 +163,10 @@ def test_all_that_is_refused_is_told_at_once(caplog):
         check(Config(), state, caplog)
 
 
-def save_of_resume(folder, step):
-    save_checkpoint(folder, Snapshot(weights={}, moments={}, prompts={}, state={"step": step}))
+def save(folder, step):
+    weights = {"a": torch.full((3,), float(step)), "b": torch.tensor(step, dtype=torch.bfloat16)}
+    prompts = {"query": torch.zeros(2, 3)}
+    save_checkpoint(folder, Snapshot(weights=weights, moments={}, prompts=prompts, state={"step": step}))
 
 
 @pytest.fixture
@@ -328,9 +179,9 @@ def make_run(tmp_path):
         for file in ("config.yaml", "training.log", "steps.jsonl"):
             (folder / file).write_text(f"{file} of {name}\n")
         for step in steps:
-            save_of_resume(step_folder(folder / "checkpoints", step), step)
+            save(step_folder(folder / "checkpoints", step), step)
         if steps:
-            save_of_resume(folder / "best", steps[0])
+            save(folder / "best", steps[0])
         return folder
 
     return make
@@ -358,7 +209,7 @@ def names(folder):
 
 def test_without_resume_a_run_starts_in_a_folder_of_its_own(tmp_path, find):
     start = find(tmp_path / "run", None)
-    assert (start.folder, start.checkpoint, dict(start.files), start.warnings) == (tmp_path / "run", None, {}, ())
+    assert (start.folder, start.checkpoint, start.snapshot, start.warnings) == (tmp_path / "run", None, None, ())
     assert start.is_new
     assert names(tmp_path / "run") == []
 
@@ -373,7 +224,7 @@ def test_the_newest_checkpoint_of_the_named_folder_is_taken_with_its_files(make_
     for resume in ("newest", "auto", run):
         start = find(None if resume is run else run, resume)
         assert (start.folder, start.checkpoint) == (run, step_folder(run / "checkpoints", 100))
-        assert start.files == read_files(start.checkpoint)
+        assert start.snapshot.state == load_checkpoint(start.checkpoint).state == {"step": 100}
         assert not start.is_new
         assert start.warnings == ()
 
@@ -420,7 +271,7 @@ def test_auto_starts_anew_where_a_run_ended_before_its_first_checkpoint(make_run
     (run / "notes.txt").write_text("mine")
     start = find(run, "auto")
     assert (start.folder, start.checkpoint) == (run, None)
-    assert start.warnings == (f"{run} held a run that had ended before its first checkpoint: it starts anew.",)
+    assert start.warnings == (f"{run} held a run that had ended before its first checkpoint: it starts again.",)
     assert names(run) == ["notes.txt"]
 
 
@@ -441,7 +292,7 @@ def test_a_path_is_that_of_a_checkpoint_of_best_or_of_a_run(make_run, find):
     for path in (step_folder(run / "checkpoints", 5), run / "best"):
         start = find(None, path)
         assert (start.folder, start.checkpoint, start.is_new) == (run, path, False)
-        assert json.loads(start.files["state.json"]) == {"step": 5}
+        assert start.snapshot.state == {"step": 5}
         # Naming the run's folder as well changes nothing, however it is written.
         assert find(run.parent / "other" / ".." / "run", path).folder == run
 
@@ -529,7 +380,7 @@ def test_a_fork_that_was_killed_goes_on_in_its_own_folder(make_run, find, tmp_pa
     for resume in ("newest", "auto"):
         assert find(tmp_path / "fork", resume).checkpoint == own_one
     # The same command is a new fork, for which there is no room; a launcher that repeats it means the old one.
-    with pytest.raises(ConfigError, match="holds another run: go on with that one by leaving out --resume's path"):
+    with pytest.raises(ConfigError, match="holds another run: resume that one by leaving out --resume's path"):
         find(tmp_path / "fork", source)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -568,13 +419,13 @@ def test_a_broken_one_that_was_asked_for_is_refused_by_its_file(make_run, find):
 def test_what_a_killed_process_was_at_is_mended_and_cleared(make_run, find):
     run = make_run("run", 5, 20)
     (run / "best").rename(run / ".best.replaced")
-    save_of_resume(run / ".best.partial", 20)
+    save(run / ".best.partial", 20)
     (run / "checkpoints" / ".step_00000030.partial").mkdir()
     step_folder(run / "checkpoints", 5).rename(run / "checkpoints" / ".step_00000005.removed")
     assert find(run, "newest").checkpoint == step_folder(run / "checkpoints", 20)
     assert names(run / "checkpoints") == ["step_00000020"]
     assert names(run) == ["best", "checkpoints", "config.yaml", "steps.jsonl", "training.log"]
-    assert json.loads(read_files(run / "best")["state.json"]) == {"step": 20}
+    assert load_checkpoint(run / "best").state == {"step": 20}
 
 
 def test_a_best_that_was_being_replaced_is_mended_where_it_is_asked_for_by_name(make_run, find):
@@ -597,8 +448,11 @@ def test_in_another_folder_the_curve_is_continued_and_the_first_run_left_alone(m
         assert start.is_new
         assert names(start.folder) == ["best", "checkpoints", "steps.jsonl"]
         (own_one,) = (start.folder / "checkpoints").iterdir()
-        assert read_files(own_one) == start.files
-        assert json.loads(read_files(start.folder / "best")["state.json"]) == {"step": 5}
+        # A copy of what it comes from, byte for byte.
+        for copied, source in ((own_one, start.checkpoint), (start.folder / "best", run / "best")):
+            for file in (*FILES, MANIFEST):
+                assert (copied / file).read_bytes() == (source / file).read_bytes()
+        assert load_checkpoint(start.folder / "best").state == {"step": 5}
         assert (start.folder / "steps.jsonl").read_text() == "steps.jsonl of run\n"
         assert start.lock.lock_file == str(start.folder / ".lock")
     assert names(run) == before
@@ -613,7 +467,7 @@ def test_a_curve_that_was_never_begun_is_not_continued(make_run, find, tmp_path)
 
 def test_a_best_of_later_on_or_a_broken_one_is_no_part_of_the_curve(make_run, find, tmp_path):
     run = make_run("run", 5, 20)
-    save_of_resume(run / "best", 20)
+    save(run / "best", 20)
     assert names(find(tmp_path / "a", step_folder(run / "checkpoints", 5)).folder) == ["checkpoints", "steps.jsonl"]
     damage(run / "best")
     assert names(find(tmp_path / "b", run).folder) == ["checkpoints", "steps.jsonl"]
@@ -653,22 +507,22 @@ def test_later_checkpoints_are_set_aside_and_told(make_run, caplog):
         set_aside_later_ones(run, 20)
     assert names(root) == ["aside_1_step_00000030", "step_00000005", "step_00000020"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{root}/step_00000030 lies after the step to go on from: it is now {root}/aside_1_step_00000030."
+        f"{root}/step_00000030 is later than the step to resume from: it is now {root}/aside_1_step_00000030."
     ]
     # Again and again, without losing what was set aside before.
-    save_of_resume(step_folder(root, 30), 31)
+    save(step_folder(root, 30), 31)
     damage(step_folder(root, 20))  # broken ones too: they would be kept in a whole one's place
     set_aside_later_ones(run, 5)
     assert names(root) == [
         *("aside_1_step_00000020", "aside_1_step_00000030", "aside_2_step_00000030", "step_00000005"),
     ]
-    assert json.loads(read_files(root / "aside_1_step_00000030")["state.json"]) == {"step": 30}
+    assert load_checkpoint(root / "aside_1_step_00000030").state == {"step": 30}
     set_aside_later_ones(run / "missing", 5)
 
 
 def test_the_best_of_a_path_that_is_left_goes_with_it(make_run):
     run = make_run("run", 5, 20)
-    save_of_resume(run / "best", 20)
+    save(run / "best", 20)
     set_aside_later_ones(run, 20)
     assert "best" in names(run)
     set_aside_later_ones(run, 5)
@@ -678,7 +532,7 @@ def test_the_best_of_a_path_that_is_left_goes_with_it(make_run):
 
 def test_a_best_that_the_run_comes_to_once_more_stays(make_run):
     run = make_run("run", 5, 20)
-    save_of_resume(run / "best", 20)
+    save(run / "best", 20)
     damage(step_folder(run / "checkpoints", 20))
     set_aside_later_ones(run, 5)
     assert names(run / "checkpoints") == ["aside_1_step_00000020", "step_00000005"]

@@ -1,4 +1,4 @@
-""""""
+"""Checkpoints are whole or not there, whatever happens while they are written, and are written beside training."""
 
 import errno
 import json
@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arcdist.checkpoint import store
 from arcdist.checkpoint.store import (
     FILES,
     FORMAT,
@@ -24,20 +26,22 @@ from arcdist.checkpoint.store import (
     MOMENTS,
     STATE,
     WEIGHTS,
+    Checkpointing,
     Entry,
     Snapshot,
     checkpoints,
     clear_leftovers,
+    finish_replacement,
     flaw,
     load_checkpoint,
     manifest_text,
-    mend,
     prune,
     read_manifest,
     read_state,
     save_checkpoint,
     step_folder,
 )
+from arcdist.config import OutputConfig
 from arcdist.errors import DataError, SaveError
 
 PLACE = Path("run/best/state.json")
@@ -335,7 +339,7 @@ def test_files_with_right_checksums_that_are_no_tensors_are_told(tmp_path):
     listed = {name: Entry.of((folder / name).read_bytes()) for name in FILES}
     (folder / MANIFEST).write_text(manifest_text(listed))
     assert flaw(folder) is None  # which looks at checksums only
-    with pytest.raises(DataError, match=r"best/weights\.safetensors is no safetensors file \(.*\): choose another"):
+    with pytest.raises(DataError, match=r"best/weights\.safetensors is no safetensors file \(.*\)\.$"):
         load_checkpoint(folder)
 
 
@@ -378,7 +382,7 @@ def test_whenever_a_replacement_is_cut_off_the_old_one_or_the_new_one_is_there_w
     with pytest.raises(Killed):
         save(best, 2)
     die_at(0)
-    mend(best)
+    finish_replacement(best)
     clear_leftovers(tmp_path)
     # From the first renaming on, the new one is the one.
     assert_holds(best, 1 if number <= 13 else 2)
@@ -400,18 +404,18 @@ def test_between_its_two_renamings_the_new_one_is_taken_where_it_is_whole(tmp_pa
     save(tmp_path / ".best.partial", 2)
     if not new_is_whole:
         (tmp_path / ".best.partial" / WEIGHTS).write_bytes(b"")
-    mend(tmp_path / "best")
+    finish_replacement(tmp_path / "best")
     assert_holds(tmp_path / "best", expected)
     clear_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
 def test_what_is_whole_or_was_never_there_needs_no_mending(tmp_path):
-    mend(tmp_path / "best")
+    finish_replacement(tmp_path / "best")
     assert list(tmp_path.iterdir()) == []
     save(tmp_path / "best", 1)
     save(tmp_path / ".best.partial", 2)
-    mend(tmp_path / "best")
+    finish_replacement(tmp_path / "best")
     assert_holds(tmp_path / "best", 1)
 
 
@@ -546,3 +550,244 @@ def test_a_process_killed_at_any_moment_leaves_whole_checkpoints_only(tmp_path):
             assert folder == step_folder(root, snapshot.state["step"])
             assert (snapshot.weights["a"] == snapshot.state["step"]).all()
         shutil.rmtree(root)
+
+
+def checkpointing(folder, keep_last, **options):
+    return Checkpointing(folder, OutputConfig(keep_last=keep_last), **options)
+
+
+def failure_of(saver):
+    """What it has to report; empty if there is nothing."""
+    try:
+        saver.tell(fatal=True)
+    except SaveError as error:
+        return str(error)
+    return ""
+
+
+def snapshot(value):
+    return Snapshot(weights={"a": torch.full((3,), float(value))}, moments={}, prompts={}, state={"step": value})
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A disk that writes one checkpoint whenever it is told to, or refuses it, and notes what came when."""
+
+    class Disk:
+        def __init__(self):
+            self.notes = []
+            self.errors = []
+            self._turns = threading.Semaphore(0)
+
+        def save(self, folder, saved):
+            self.notes.append(("begins", folder.name, threading.current_thread().name))
+            assert self._turns.acquire(timeout=10)
+            self.notes.append(("ends", folder.name, threading.current_thread().name))
+            if self.errors:
+                raise self.errors.pop(0)
+
+        def write(self, count=1):
+            self._turns.release(count)
+
+        def begun(self, count):
+            give_up = time.monotonic() + 10
+            while sum(note[0] == "begins" for note in self.notes) < count:
+                assert time.monotonic() < give_up
+                time.sleep(0.002)
+
+    disk = Disk()
+    monkeypatch.setattr(store, "save_checkpoint", disk.save)
+    return disk
+
+
+def test_one_snapshot_is_written_into_several_folders_byte_for_byte_alike(tmp_path):
+    saver = checkpointing(tmp_path, 5)
+    step = step_folder(tmp_path / "checkpoints", 7)
+    saver.write(snapshot(7), [step, tmp_path / "best"])
+    saver.wait()
+    assert not saver.failed()
+    for name in (*FILES, MANIFEST):
+        assert (step / name).read_bytes() == (tmp_path / "best" / name).read_bytes()
+    assert load_checkpoint(step).state == {"step": 7}
+
+
+def test_training_goes_on_while_a_thread_writes_and_only_the_next_save_waits(tmp_path, disk):
+    saver = checkpointing(tmp_path, 5)
+    saver.write(snapshot(1), [tmp_path / "one"])
+    disk.begun(1)
+    assert [note[0] for note in disk.notes] == ["begins"]  # nothing waited for its end
+    assert disk.notes[0][2].startswith("saver")
+    assert not saver.failed()  # nor does asking
+
+    second = threading.Thread(target=saver.write, args=(snapshot(2), [tmp_path / "two"]))
+    second.start()
+    second.join(0.05)
+    assert second.is_alive()
+    disk.write()
+    second.join(10)
+    assert not second.is_alive()
+    disk.write()
+    saver.wait()
+    assert [note[:2] for note in disk.notes] == [("begins", "one"), ("ends", "one"), ("begins", "two"), ("ends", "two")]
+
+
+def test_after_waiting_everything_is_on_disk_and_waiting_again_is_nothing(tmp_path):
+    saver = checkpointing(tmp_path, 5)
+    saver.wait()
+    for step in range(1, 4):
+        saver.write(snapshot(step), [step_folder(tmp_path, step)])
+    saver.wait()
+    saver.wait()
+    assert [load_checkpoint(folder).state["step"] for folder in checkpoints(tmp_path)] == [1, 2, 3]
+
+
+def test_a_failure_is_known_when_it_is_there_and_told_once(tmp_path, disk):
+    saver = checkpointing(tmp_path, 5)
+    disk.errors.append(SaveError("The disk is full."))
+    saver.write(snapshot(1), [tmp_path / "one"])
+    disk.begun(1)
+    assert not saver.failed()
+    disk.write()
+    saver.wait()
+    assert saver.failed()
+    assert saver.failed()  # until it has been told
+    assert failure_of(saver) == "The disk is full."
+    assert not saver.failed()
+    assert failure_of(saver) == ""
+
+
+def test_a_failure_shows_without_waiting_once_the_thread_is_done(tmp_path, disk):
+    saver = checkpointing(tmp_path, 5)
+    disk.errors.append(SaveError("The disk is full."))
+    saver.write(snapshot(1), [tmp_path / "one"])
+    disk.write()
+    give_up = time.monotonic() + 10
+    while not saver.failed():
+        assert time.monotonic() < give_up
+        time.sleep(0.002)
+    assert failure_of(saver) == "The disk is full."
+
+
+def test_a_failure_does_not_keep_the_next_snapshot_from_being_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    saver = checkpointing(tmp_path, 5)
+    saver.write(snapshot(1), [tmp_path / "file" / "best"])
+    saver.write(snapshot(2), [tmp_path / "best"])
+    saver.wait()
+    assert "Not a directory" in failure_of(saver)
+    assert load_checkpoint(tmp_path / "best").state == {"step": 2}
+
+
+def test_a_best_that_could_not_be_written_is_with_the_next_snapshot(tmp_path, monkeypatch):
+    real, failures = store.save_checkpoint, [SaveError("full"), SaveError("full")]
+
+    def save_after_failures(folder, saved):
+        if failures:
+            raise failures.pop()
+        real(folder, saved)
+
+    monkeypatch.setattr(store, "save_checkpoint", save_after_failures)
+    saver = checkpointing(tmp_path, 5)
+    saver.write(snapshot(1), [tmp_path / "best", step_folder(tmp_path, 1)])
+    saver.write(snapshot(2), [step_folder(tmp_path, 2)])
+    saver.wait()
+    assert load_checkpoint(tmp_path / "best").state == {"step": 1}  # as it was when it was the best
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step_00000002"]
+    # One that has been surpassed meanwhile is not tried again.
+    failures.append(SaveError("full"))
+    saver.write(snapshot(3), [tmp_path / "best"])
+    saver.write(snapshot(4), [tmp_path / "best"])
+    saver.wait()
+    assert load_checkpoint(tmp_path / "best").state == {"step": 4}
+
+
+def test_a_best_is_told_once_it_is_whole(tmp_path):
+    told = []
+    saver = checkpointing(
+        tmp_path, 5, best_saved=lambda folder: told.append((folder, load_checkpoint(folder).state["step"]))
+    )
+    saver.write(snapshot(1), [tmp_path / "best", step_folder(tmp_path, 1)])
+    saver.write(snapshot(2), [step_folder(tmp_path, 2)])
+    (tmp_path / "file").write_text("")
+    saver.write(snapshot(3), [tmp_path / "file" / "best"])
+    saver.wait()
+    assert told == [(tmp_path / "best", 1)]
+
+
+def test_what_is_no_matter_of_the_disk_is_raised_where_it_is_waited_for(tmp_path, disk):
+    saver = checkpointing(tmp_path, 5)
+    disk.errors.append(TypeError("not JSON"))
+    disk.write()
+    saver.write(snapshot(1), [tmp_path / "one"])
+    with pytest.raises(TypeError, match="not JSON"):
+        saver.wait()
+    saver.wait()
+
+
+def test_the_newest_numbered_folders_are_kept_and_no_other_has_a_part_in_that(tmp_path):
+    saver = checkpointing(tmp_path, 2)
+    for step in range(1, 5):
+        saver.write(snapshot(step), [step_folder(tmp_path, step), tmp_path / "best"])
+    saver.wait()
+    assert {path.name for path in tmp_path.iterdir()} == {"step_00000003", "step_00000004", "best"}
+    assert load_checkpoint(tmp_path / "best").state == {"step": 4}
+    # Of a folder that is saved beside numbered ones, none of those is removed.
+    shutil.copytree(tmp_path / "step_00000003", tmp_path / "step_00000002")
+    saver.write(snapshot(9), [tmp_path / "best"])
+    saver.wait()
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step_00000002", "step_00000003", "step_00000004"]
+
+
+def test_the_one_before_goes_only_after_the_new_one_is_there(tmp_path, monkeypatch):
+    saver = checkpointing(tmp_path, 1)
+    saver.write(snapshot(1), [step_folder(tmp_path, 1)])
+    saver.wait()
+
+    def refuse(folder, saved):
+        raise SaveError("The disk is full.")
+
+    monkeypatch.setattr(store, "save_checkpoint", refuse)
+    saver.write(snapshot(2), [step_folder(tmp_path, 2)])
+    saver.wait()
+    assert failure_of(saver) == "The disk is full."
+    assert load_checkpoint(step_folder(tmp_path, 1)).state == {"step": 1}
+
+
+def test_a_best_that_cannot_be_written_costs_no_checkpoint(tmp_path, monkeypatch):
+    real = store.save_checkpoint
+
+    def full_for_best(folder, snapshot):
+        if folder.name == "best":
+            raise SaveError("best is full")
+        real(folder, snapshot)
+
+    monkeypatch.setattr(store, "save_checkpoint", full_for_best)
+    saver = checkpointing(tmp_path, 5)
+    step = tmp_path / "checkpoints" / "step_00000007"
+    saver.write(Snapshot(weights={}, moments={}, prompts={}, state={"step": 7}), [tmp_path / "best", step])
+    saver.wait()
+    assert failure_of(saver) == "best is full"
+    assert load_checkpoint(step).state == {"step": 7}
+
+
+def test_a_process_that_does_not_write_takes_part_at_the_same_steps_and_leaves_no_file(tmp_path):
+    first, other = (Checkpointing(tmp_path / name, OutputConfig(save_every=2)) for name in ("first", "other"))
+    taken = []
+
+    def take(step, value):
+        taken.append(step)
+        return value
+
+    for step in range(1, 5):
+        first.best_is_new = other.best_is_new = step == 3
+        for saver, value in ((first, snapshot(step)), (other, None)):
+            saver.save(step, lambda step=step, value=value: take(step, value), now=False)
+    first.finish()
+    other.finish()
+    assert taken == [2, 2, 3, 3, 4, 4]
+    assert first.saved_step == other.saved_step == 4
+    assert [folder.name for folder in checkpoints(tmp_path / "first" / "checkpoints")] == [
+        *("step_00000002", "step_00000004"),
+    ]
+    assert load_checkpoint(tmp_path / "first" / "best").state == {"step": 3}
+    assert not (tmp_path / "other").exists()

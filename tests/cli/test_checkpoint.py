@@ -59,7 +59,7 @@ def test_list_shows_what_is_there_and_that_it_is_whole(start, trained):
     assert (run.returncode, run.stderr) == (0, "")
     names = re.findall(r"^(\S+) +(\d) .* whole *$", run.stdout, re.MULTILINE)
     assert names == [("step_00000001", "1"), ("step_00000002", "2"), ("step_00000003", "3"), ("best", "3")]
-    assert run.stdout.endswith("\n--resume goes on from step_00000003.\n")
+    assert run.stdout.endswith("\n--resume continues from step_00000003.\n")
     assert max(map(len, run.stdout.splitlines())) <= 80
 
 
@@ -72,7 +72,7 @@ def test_list_and_verify_name_what_is_broken_and_exit_with_2(start, cwd):
     assert re.search(r"^step_00000003 .* broken *$", listed.stdout, re.MULTILINE)
     assert re.search(r"^step_00000003: weights\.safetensors has 100 bytes in place of [\d,]+\.$", listed.stdout, re.M)
     assert listed.stderr == (
-        "checkpoint.py: The newest checkpoint, step_00000003, is broken; --resume goes on from step_00000002.\n"
+        "checkpoint.py: The newest checkpoint, step_00000003, is broken; --resume continues from step_00000002.\n"
     )
     verified = start(cwd, "verify", "run/best", "run/checkpoints/step_00000003")
     assert verified.returncode == 2
@@ -133,7 +133,7 @@ def test_a_mistake_in_the_command_line_is_told_in_a_line(start, tmp_path, argv, 
 @pytest.mark.slow
 def test_a_run_whose_best_one_is_cut_off_is_listed_verified_and_exported(start, cwd):
     (cwd / "run" / "best").rename(cwd / "run" / ".best.replaced")
-    told = "run/best: its replacement was cut off, or goes on: run/.best.replaced is read, and --resume puts it back."
+    told = "run/best: its replacement was cut off, or continues: run/.best.replaced is read, and --resume puts it back."
     listed = start(cwd, "list", "run")
     assert (listed.returncode, listed.stderr) == (0, "")
     assert re.search(r"^best +3 .* whole *$", listed.stdout, re.MULTILINE)

@@ -28,6 +28,7 @@ def runs(tmp_path_factory) -> Path:
         path = folder / "old" / name
         path.write_text(path.read_text().replace('"time/', '"was/'))
     (folder / "notes").mkdir()
+    (folder / "other" / "wandb").mkdir()
     return folder
 
 
@@ -66,10 +67,10 @@ def test_files_are_written_where_asked_for(compare, tmp_path):
     # What an old run lacks is a dash.
     assert stored["cost"]["device_hours"]["C"] is None
     assert re.search(r"^device-hours +\S+ +\S+ +–$", out, re.M)
-    assert "C (old) has no validation by queries and stands outside the verdict." in out
+    assert "C (old) has no validation by queries and is left out of the verdict." in out
 
 
-def test_what_can_be_read_is_compared_and_the_rest_told_at_the_end(compare, tmp_path):
+def test_what_can_be_read_is_compared_and_the_rest_reported_at_the_end(compare, tmp_path):
     code, out, err = compare("base", "nowhere", "other", "empty", "--output_dir", str(tmp_path / "out"))
     assert code == 2
     assert "B (other) is better than A (base)" in out
@@ -88,13 +89,14 @@ def test_what_can_be_read_is_compared_and_the_rest_told_at_the_end(compare, tmp_
         (["base", "nowhere"], "nowhere: there is no such folder. Give that of a run, such as runs/NAME."),
         (["base", "empty"], "empty holds no logged step yet"),
         (["base", "other", "--output_dir", "base/config.yaml"], "The output folder base/config.yaml cannot be written"),
+        (["base", "other/wandb"], "other/wandb is a part of a run: name the run's folder, other."),
         (["base", "other", "--wandb"], "--wandb "),
         ([], "The command line: the following arguments are required: RUN. `compare.py --help` says what there is."),
         (["base", "other", "--all"], "The command line: unrecognized arguments: --all."),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*Pydantic V1 style.*:DeprecationWarning")
-def test_a_mistake_is_told_in_a_line_before_anything_is_done(compare, argv, message):
+def test_a_mistake_is_reported_in_a_line_before_anything_is_done(compare, argv, message):
     code, out, err = compare(*argv)
     assert (code, out) == (2, "")
     assert err.startswith(f"compare.py: {message}")

@@ -92,14 +92,14 @@ def test_a_refusal_of_the_leak_guard_comes_after_the_numbers(preview, here):
         (["00aa", "--picture", "no/where.png"], 2, "--picture no/where.png cannot be written (No such file or "),
     ],
 )
-def test_a_mistake_is_told_in_a_line(preview, argv, code, message):
+def test_a_mistake_is_reported_in_a_line(preview, argv, code, message):
     ended, out, err = preview(*argv)
     assert (ended, err.count("\n")) == (code, 1)
     assert err.startswith(f"preview.py: {message}")
     assert out == "" or "--picture" in argv
 
 
-def test_a_model_that_is_not_at_hand_has_the_exit_code_of_missing_weights(preview, monkeypatch, tmp_path):
+def test_a_model_that_is_not_available_has_the_exit_code_of_missing_weights(preview, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     code, out, err = preview("00aa", "--qwen.model", "Qwen/Qwen2.5-1.5B")
     assert (code, out, err.count("\n")) == (3, "", 1)

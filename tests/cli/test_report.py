@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from shared.made_runs import make_run
 
-from arcdist.analysis import report as write
+from arcdist.analysis import report
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 main = runpy.run_path(str(LAUNCH / "report.py"))["main"]
@@ -15,8 +15,8 @@ main = runpy.run_path(str(LAUNCH / "report.py"))["main"]
 
 @pytest.fixture(autouse=True)
 def one_panel(monkeypatch):
-    """Eight take longer, and are drawn in tests/report."""
-    monkeypatch.setattr(write, "_PANELS", write._PANELS[:1])
+    """Eight take longer, and are drawn in tests/analysis."""
+    monkeypatch.setattr(report, "PANELS", dict([*report.PANELS.items()][:1]))
 
 
 def test_it_writes_the_page_and_says_where(tmp_path, capsys, monkeypatch):
@@ -37,7 +37,7 @@ def test_it_writes_the_page_and_says_where(tmp_path, capsys, monkeypatch):
         (["mine", "--output", "no/such/page.html"], "no/such/page.html cannot be written (No such file or directory)"),
     ],
 )
-def test_mistakes_are_told_in_one_line(tmp_path, capsys, monkeypatch, argv, says):
+def test_mistakes_are_reported_in_one_line(tmp_path, capsys, monkeypatch, argv, says):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "fresh", epochs=0)
     if "mine" in argv:

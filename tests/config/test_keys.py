@@ -1,4 +1,4 @@
-""""""
+"""The tree as dotted keys and as YAML."""
 
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def test_nearest_is_silent_where_nothing_is_like_the_name() -> None:
 
 
 def texts(yaml_text: str) -> dict[str, Text]:
-    given = parse_yaml(yaml_text, "mine.yaml", config_keys(), config_sections())
+    given = parse_yaml(yaml_text, "mine.yaml")
     return {key: value.text for key, value in given.items()}
 
 
@@ -106,7 +106,7 @@ def test_an_empty_file_or_section_gives_nothing(empty: str) -> None:
 
 
 def test_the_place_names_file_and_line() -> None:
-    given = parse_yaml("train:\n  epochs: 3\n", "mine.yaml", config_keys(), config_sections())
+    given = parse_yaml("train:\n  epochs: 3\n", "mine.yaml")
     assert given["train.epochs"].where == "mine.yaml, line 2"
 
 

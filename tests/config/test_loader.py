@@ -1,8 +1,10 @@
-""""""
+"""From a command line to a configuration."""
 
+import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from arcdist.config import (
     TRAIN,
@@ -16,8 +18,8 @@ from arcdist.config import (
     recipe_names,
     save_config,
 )
-from arcdist.config.keys import config_keys
-from arcdist.config.loader import SHORT_FLAGS
+from arcdist.config.keys import REMOVED_KEYS, config_keys
+from arcdist.config.loader import SHORT_FLAGS, newest_run
 from arcdist.errors import ConfigError
 
 BAKE = Program(name="bake.py", purpose="Bake bread.", switches={"slowly": "Take 100 % of the time."})
@@ -355,3 +357,86 @@ def test_help_lists_every_key_with_its_sentence_and_default(capsys: pytest.Captu
     assert "Passes over the training queries. (type: int, default: 10)" in help_text
     for recipe in recipe_names():
         assert recipe in help_text
+
+
+OLD_VALUES = {
+    "qwen.numeric_in_dim": 15,
+    "agent.num_colors": 10,
+    "refiner.rl_feat_dim": 32,
+    "refiner.rl_prompt_dim": 256,
+    "refiner.rl_ctrl_dim": 256,
+    "agent.depth": 7,
+}
+
+
+@pytest.fixture
+def old_file(monkeypatch, tmp_path):
+    """A run's config.yaml with every key that has ever been removed, and one more that no version had."""
+    monkeypatch.setitem(REMOVED_KEYS, "agent.depth", "depth is made up")
+    assert OLD_VALUES.keys() == REMOVED_KEYS.keys()
+    document = yaml.safe_load(format_config(load_config(["--seed", "3", "--output_dir", "runs/old"]).config))
+    for name, value in OLD_VALUES.items():
+        section, leaf = name.split(".")
+        document[section][leaf] = value
+    file = tmp_path / "run" / "config.yaml"
+    file.parent.mkdir()
+    file.write_text(yaml.safe_dump(document, sort_keys=False))
+    return file
+
+
+def assert_told_once(told, file):
+    removed = [name for name in OLD_VALUES if name not in config_keys()]
+    (line,) = told.splitlines()
+    assert line.startswith(f"train.py: {file}: no longer needed, and ignored: ")
+    assert all(line.count(f"{name} ({REMOVED_KEYS[name]})") == 1 for name in removed)
+
+
+def test_removed_keys_of_an_old_file_are_ignored_and_reported_once(old_file, capsys):
+    loaded = load_config(["--config", str(old_file)])
+    assert loaded.config == load_config(["--seed", "3", "--output_dir", "runs/old"]).config
+    assert loaded.sources.keys() == config_keys().keys()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert_told_once(err, old_file)
+    # What is saved from here on has none of them.
+    save_config(loaded.config, old_file)
+    assert load_config(["--config", str(old_file)]).config == loaded.config
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("resumed", ["run", "run/best", "run/checkpoints/step_00000004"])
+def test_removed_keys_of_a_resumed_run_are_ignored_and_reported_once(old_file, capsys, resumed):
+    loaded = load_config(["--resume", str(old_file.parent.parent / resumed)])
+    assert (loaded.config.train.seed, loaded.config.output.dir) == (3, None)
+    assert_told_once(capsys.readouterr().err, old_file)
+
+
+def test_only_process_0_reports_removed_keys(old_file, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert load_config(["--config", str(old_file)]).config.train.seed == 3
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_removed_key_is_no_flag(monkeypatch):
+    monkeypatch.setitem(REMOVED_KEYS, "agent.depth", "depth is made up")
+    for argv in (["--agent.depth", "7"], ["--agent.depth=7"]):
+        assert refused(*argv) == "--agent.depth is no longer a flag: depth is made up. Leave it out."
+
+
+def test_a_bare_resume_takes_the_run_that_saved_last_while_another_removes_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert newest_run() is None
+    for name, seed in (("a", 1), ("b", 2)):
+        run = tmp_path / "runs" / name
+        (run / "checkpoints" / "step_00000004").mkdir(parents=True)
+        # Listed, but gone when it is looked at.
+        (run / "checkpoints" / "step_00000002").symlink_to(tmp_path / "removed")
+        (run / "config.yaml").write_text(f"train: {{seed: {seed}}}\n")
+    (tmp_path / "runs" / "unsaved").mkdir()
+    (tmp_path / "runs" / "unsaved" / "config.yaml").touch()
+    os.utime("runs/a/checkpoints/step_00000004", (2e9, 2e9))
+    assert newest_run() == Path("runs/a")
+    assert load_config(["--resume"]).config.train.seed == 1
+    (tmp_path / "runs" / "b" / "best").mkdir()
+    os.utime("runs/b/best", (2.1e9, 2.1e9))
+    assert load_config(["--resume"]).config.train.seed == 2

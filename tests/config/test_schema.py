@@ -12,9 +12,8 @@ from arcdist.errors import ConfigError
     ("flag", "message"),
     [
         ("--agent.hidden_dim=56", "agent.hidden_dim is 56: for agent.kind = recursive choose a multiple of 16."),
-        ("--agent.num_colors=12", "agent.num_colors is 12, but ARC has 10 colours"),
-        ("--qwen.numeric_in_dim=10", "qwen.numeric_in_dim is 10, but there are 15 features"),
-        ("--refiner.rl_feat_dim=16", "refiner.rl_feat_dim is 16, but the grid summary has 32 numbers"),
+        ("--efe.target_share=1", "efe.target_share is 1.0: choose 0 up to 1."),
+        ("--efe.statistics_decay=1.5", "efe.statistics_decay is 1.5: choose 0 to 1."),
         ("--refiner.rl_hidden=0", "refiner.rl_hidden is 0: choose at least 1."),
         ("--agent_lr=-1", "optim.agent_lr is -1.0: choose 0 or more."),
         ("--optim.weight_decay=-0.1", "optim.weight_decay is -0.1: choose 0 or more."),

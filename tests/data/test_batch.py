@@ -1,8 +1,14 @@
+"""Batches: canvases, working areas, and the way to a device."""
+
 import numpy as np
 import pytest
+import torch
 
-from arcdist.data.batch import OUTSIDE, stack_grids, working_area
+from arcdist.data.batch import OUTSIDE, QueryBatch, stack_grids, working_area
+from arcdist.data.collate import Collator
+from arcdist.data.queries import Query
 from arcdist.data.tasks import Pair
+from arcdist.data.text import embedded_tokenizer
 
 
 def grid(height, width):
@@ -32,3 +38,49 @@ def test_grids_are_laid_top_left():
     stack = stack_grids([grid(1, 2) + np.uint8(3), grid(2, 1)], 2, 3)
     x = OUTSIDE
     assert stack.tolist() == [[[3, 3, x], [x, x, x]], [[0, x, x], [0, x, x]]]
+
+
+def batch():
+    query = Query("a:train:0", "a", (Pair(grid(3, 3), grid(2, 2)),), grid(3, 4), grid(2, 3))
+    return Collator(embedded_tokenizer(), task_rows={"a": 0})([query])
+
+
+def test_a_batch_is_copied_to_a_device_whole(tensors_of):
+    one = batch()
+    copied = one.to(torch.device("meta"))
+    assert isinstance(copied, QueryBatch)
+    assert copied.ids == one.ids
+    before, after = tensors_of(one), tensors_of(copied)
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in before.items()} == {
+        name: (tensor.shape, tensor.dtype) for name, tensor in after.items()
+    }
+    assert {tensor.device.type for tensor in after.values()} == {"meta"}
+
+
+def test_only_pinned_tensors_are_copied_without_waiting(tensors_of, monkeypatch):
+    copies = []
+    to = torch.Tensor.to
+
+    def record(tensor, device, *, non_blocking):
+        copies.append(non_blocking)
+        return to(tensor, device)
+
+    one = batch()
+    monkeypatch.setattr(torch.Tensor, "to", record)
+    one.to(torch.device("cpu"))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: True)
+    pinned = one.pin_memory()
+    pinned.to(torch.device("cpu"))
+    count = len(tensors_of(one))
+    assert copies == [False] * count + [True] * count
+    assert all(tensor.data_ptr() != tensors_of(one)[name].data_ptr() for name, tensor in tensors_of(pinned).items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory is CUDA's")
+def test_pinned_batches_reach_a_gpu_whole(tensors_of):
+    one = batch()
+    pinned = one.pin_memory()
+    assert all(tensor.is_pinned() for tensor in tensors_of(pinned).values())
+    copied = tensors_of(pinned.to(torch.device("cuda")))
+    assert all(torch.equal(copied[name].cpu(), tensor) for name, tensor in tensors_of(one).items())

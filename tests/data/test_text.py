@@ -102,7 +102,7 @@ def test_pretrained_ids_are_those_of_the_tokenized_text() -> None:
 
 def test_digits_that_share_the_unknown_token_are_refused() -> None:
     tokenizer = word_tokenizer([*"0123456", "\n", "I", "O"], pad_token="<pad>")
-    with pytest.raises(ConfigError, match="no token of its own for '8'"):
+    with pytest.raises(ConfigError, match="no single token for '8'"):
         from_pretrained_tokenizer(tokenizer)
 
 
@@ -115,7 +115,7 @@ def test_end_token_pads_where_there_is_no_padding_token() -> None:
 
 def test_digit_of_two_tokens_is_refused() -> None:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # the space is a token of its own
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # the space is its own token
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
     with pytest.raises(ConfigError, match=r"'0' \(it gives \[\d+, \d+\]\)"):

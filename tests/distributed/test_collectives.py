@@ -1,4 +1,4 @@
-""""""
+"""What processes send each other, alone and among several."""
 
 import json
 
@@ -7,12 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcdist.distributed import collectives as replicas
+from arcdist.distributed import collectives
 from arcdist.distributed.collectives import (
     all_reduce_sum,
     all_reduce_sum_in_place,
     broadcast_bytes,
     broadcast_in_place,
+    broadcast_tensors,
     broadcast_text,
     check_agreement,
     check_replicas,
@@ -20,7 +21,7 @@ from arcdist.distributed.collectives import (
     gather_rows,
     is_distributed,
 )
-from arcdist.errors import ConfigError
+from arcdist.errors import ConfigError, ReplicaError
 
 shapes = st.lists(st.lists(st.integers(1, 3), max_size=2).map(tuple), min_size=1, max_size=4)
 
@@ -102,12 +103,54 @@ distributed.init_process_group("gloo")
 rank = distributed.get_rank()
 contents = [b"", bytes(range(256)), random.Random(0).randbytes(3_000_001), b"\\0"]
 for content in contents:
-    # What the others give is shorter, longer or nothing, and is not heard.
+    # What the others give is shorter, longer or nothing, and is ignored.
     heard = broadcast_bytes(content if rank == 0 else b"x" * (rank * 1000) * bool(len(content) % 2))
     print(len(heard), hashlib.sha256(heard).hexdigest() == hashlib.sha256(content).hexdigest(), type(heard).__name__)
 print(repr(broadcast_text("\u00c4rger" if rank == 0 else "nothing")))
 distributed.destroy_process_group()
 """
+
+
+TENSORS = """\
+import torch
+from torch import distributed
+from arcdist.distributed import collectives
+
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+sizes, broadcast = [], distributed.broadcast
+
+def noting(tensor, src):
+    sizes.append(tensor.numel() * tensor.element_size())
+    broadcast(tensor, src=src)
+
+distributed.broadcast, collectives._BUFFER = noting, 1000
+generator = torch.Generator().manual_seed(0)
+named = {
+    "large": torch.randn(100, 9, generator=generator),
+    "turned": torch.randn(5, 3, generator=generator).T,
+    "half": torch.randn(7, generator=generator).bfloat16(),
+    "number": torch.tensor(3, dtype=torch.int64),
+    "truth": torch.tensor([True, False]),
+    "empty": torch.zeros(0, 4),
+}
+received = collectives.broadcast_tensors(named if rank == 0 else {"other": torch.ones(3)})
+same = [torch.equal(received[name], value) and received[name].dtype == value.dtype for name, value in named.items()]
+print(list(received) == list(named), same == [True] * 6, max(sizes))
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_every_process_gets_the_tensors_of_the_first_through_a_small_buffer(run_ranks):
+    ended = run_ranks(TENSORS, 3)
+    assert [(process.code, process.err) for process in ended] == [(0, "")] * 3
+    assert [process.out for process in ended] == ["True True 1000\n"] * 3
+
+
+def test_tensors_of_the_only_process_are_its_own():
+    named = {"a": torch.arange(3)}
+    assert broadcast_tensors(named)["a"] is named["a"]
 
 
 @pytest.mark.slow
@@ -118,8 +161,28 @@ def test_every_process_hears_the_bytes_of_the_first(run_ranks):
     assert [process.out for process in ended] == [expected] * 3
 
 
-def test_one_process_agrees_with_itself():
-    check_agreement({"train.seed": "0"})
+AGREEING = """\
+from torch import distributed
+from arcdist.distributed.collectives import check_agreement
+from arcdist.errors import ConfigError
+
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+check_agreement({"train.epochs": "3", "train.seed": "0"})
+try:
+    check_agreement({"train.seed": "7" if rank == 1 else "0"})
+except ConfigError as error:
+    print(error)
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_only_the_process_that_differs_from_rank_0_says_so(run_ranks):
+    ended = run_ranks(AGREEING, 3)
+    assert [(process.code, process.err) for process in ended] == [(0, "")] * 3
+    assert ended[0].out == ended[2].out == ""
+    assert "would not train what rank 0 trains: train.seed is 7, there 0. Start every machine with" in ended[1].out
 
 
 def first_says(monkeypatch, facts):
@@ -189,7 +252,7 @@ def test_a_module_each_and_nothing_of_nothing():
 def test_large_tensors_are_read_in_chunks(monkeypatch):
     numbers = torch.arange(10, dtype=torch.int16)
     whole = fingerprint(numbers)
-    monkeypatch.setattr(replicas, "_CHUNK", 4)
+    monkeypatch.setattr(collectives, "_CHUNK", 4)
     assert fingerprint(numbers) == fingerprint(numbers[:4], numbers[4:8], numbers[8:]) != whole
     swapped = torch.cat([numbers[4:8], numbers[:4], numbers[8:]])
     assert fingerprint(swapped) != fingerprint(numbers)
@@ -260,38 +323,45 @@ def test_strides_do_not_matter_and_gradients_do_not_mind():
 
 
 def test_with_one_process_nothing_is_compared():
-    check_replicas({"agent": iter([torch.ones(1)])}, CPU, step=1)
+    agent = iter([torch.ones(1)])
+    check_replicas({"agent": agent}, CPU, step=1)
+    assert len(list(agent)) == 1  # It was not even read.
 
 
 A, B, C = 0xA, -1, 0xC
+HEX = {A: "000000000000000a", B: "ffffffffffffffff", C: "000000000000000c"}
 
 
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ([A, B], "rank 1's agent differs from rank 0's (000000000000000a on rank 0, ffffffffffffffff on rank 1)"),
-        (
-            [A, A, B],
-            "rank 2's agent differs from the others' (ffffffffffffffff on rank 2, 000000000000000a on the others)",
-        ),
-        (
-            [B, A, A],
-            "rank 0's agent differs from the others' (ffffffffffffffff on rank 0, 000000000000000a on the others)",
-        ),
+        ([A, B], f"rank 1's agent differs from rank 0's ({HEX[A]} on rank 0, {HEX[B]} on rank 1)"),
+        ([A, A, B], f"rank 2's agent differs from the others' ({HEX[A]} on the others, {HEX[B]} on rank 2)"),
+        ([B, A, A], f"rank 0's agent differs from the others' ({HEX[B]} on rank 0, {HEX[A]} on the others)"),
         (
             [A, B, A, A, C, A, B],
-            "ranks 1, 4 and 6's agent differs from the others' "
-            "(ffffffffffffffff on ranks 1 and 6, 000000000000000c on rank 4, 000000000000000a on the others)",
+            f"ranks 1, 4 and 6's agent differs from the others' "
+            f"({HEX[A]} on the others, {HEX[B]} on ranks 1 and 6, {HEX[C]} on rank 4)",
         ),
         (
             [A, B, A, B],
-            "ranks 1 and 3's agent differs from ranks 0 and 2's "
-            "(000000000000000a on ranks 0 and 2, ffffffffffffffff on ranks 1 and 3)",
+            f"ranks 1 and 3's agent differs from ranks 0 and 2's "
+            f"({HEX[A]} on ranks 0 and 2, {HEX[B]} on ranks 1 and 3)",
         ),
     ],
 )
-def test_who_differs(values, says):
-    assert replicas._difference("agent", values) == says
+def test_who_differs(values, says, monkeypatch):
+    def all_gather(gathered, own):
+        for tensor, value in zip(gathered, values, strict=True):
+            tensor.fill_(value)
+
+    monkeypatch.setattr(collectives, "is_distributed", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: len(values))
+    monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
+    with pytest.raises(ReplicaError) as raised:
+        check_replicas({"agent": [torch.ones(1)]}, CPU, step=7)
+    before = "After step 7 the processes no longer hold the same parameters: "
+    assert str(raised.value).startswith(f"{before}{says}. Go back to a checkpoint")
 
 
 PROGRAM = """\

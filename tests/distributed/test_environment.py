@@ -1,3 +1,5 @@
+"""What a launcher says of a process."""
+
 import subprocess
 import sys
 
@@ -42,6 +44,7 @@ def test_the_launchers_word_is_read_at_each_call(monkeypatch):
     assert environment.store_address() == ("node-0", 29500)
     assert environment.launcher_keeps_store()
     assert environment.attempt() == "none/2"
+    assert environment.store_key("failed") == "arcdist/none/2/failed"
 
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")

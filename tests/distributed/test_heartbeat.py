@@ -1,3 +1,5 @@
+"""Signs of life: the file of a process, and what ranks leave for each other."""
+
 import json
 import os
 import socket
@@ -7,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed import TCPStore
 
 from arcdist.distributed import heartbeat
-from arcdist.distributed.heartbeat import Heartbeat
+from arcdist.distributed.heartbeat import BEAT_SECONDS, Heartbeat, SignsOfLife
 from arcdist.errors import PlatformError
 
 
@@ -99,9 +102,8 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
 def test_any_activity_comes_back_as_it_was_said(tmp_path_factory, rank, what, step):
     beat = Heartbeat(tmp_path_factory.mktemp("run"), rank)
     beat.doing(what, step)
-    beat.path.parent.mkdir()
-    beat._write()
-    assert (read(beat)["rank"], read(beat)["doing"], read(beat)["step"]) == (rank, what, step)
+    with beat.running():
+        assert (read(beat)["rank"], read(beat)["doing"], read(beat)["step"]) == (rank, what, step)
 
 
 def test_life_is_told_in_words(tmp_path, monkeypatch):
@@ -148,3 +150,79 @@ def test_an_observer_whose_console_is_gone_ends_nothing(tmp_path):
         wait_until(lambda: len(told) >= 3)
         beat.doing("saving")
         wait_until(lambda: read(beat)["doing"] == "saving")
+
+
+@pytest.fixture
+def exchange(monkeypatch):
+    """The store, and what rank 1 of 2, which minds silence of 10 s, does with it at a second."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    signs = SignsOfLife(lambda: "training, step 3", 10.0)
+
+    def at(second):
+        monkeypatch.setattr(time, "monotonic", lambda: 1000.0 + second)
+        return signs.exchange(store)
+
+    return store, at
+
+
+MINE, THEIRS = "arcdist/run/0/beat/1", "arcdist/run/0/beat/0"
+
+
+def test_a_sign_of_life_is_left_every_two_seconds_and_says_what_this_rank_does(exchange):
+    store, at = exchange
+    assert BEAT_SECONDS == 2.0
+    signs = []
+    for second in (0.0, 0.5, 1.9, 2.0, 3.5, 4.0):
+        assert at(second) is None
+        signs.append(store.get(MINE).decode())
+    assert signs == [f"{number} training, step 3" for number in (1, 1, 1, 2, 2, 3)]
+
+
+def test_a_neighbour_that_falls_silent_is_missed_after_the_bound_and_not_before(exchange):
+    store, at = exchange
+    for second in (0, 2, 4):
+        store.set(THEIRS, f"{second} saving, step 5, on node7 (pid 12)")
+        assert at(second) is None
+    # Ten seconds after its last sign was heard, and no sooner.
+    assert [at(second) for second in (6, 8, 10, 12, 14)] == [None] * 5
+    assert at(16) == (
+        "Rank 0 of 2 has given no sign of life for 12 s. The last one: saving, step 5, on node7 (pid 12). The process "
+        "was stopped, or its machine is lost: look there, and continue with --resume."
+    )
+
+
+def test_one_that_does_the_same_for_ever_but_beats_is_not_missed(exchange):
+    store, at = exchange
+    for second in range(0, 100, 2):
+        store.set(THEIRS, f"{second} waiting for data")
+        assert at(second) is None
+
+
+def test_one_that_has_yet_to_begin_is_not_missed(exchange):
+    store, at = exchange
+    assert not any(at(second) for second in range(0, 100, 2))
+    # Counted from its first sign.
+    store.set(THEIRS, "1 starting")
+    assert not any(at(second) for second in range(100, 112, 2))
+    assert at(112).startswith("Rank 0 of 2 has given no sign of life for 12 s. The last one: starting.")
+
+
+def test_one_that_has_ended_well_is_not_missed(exchange):
+    store, at = exchange
+    store.set(THEIRS, "1 training")
+    assert at(0) is None
+    store.set(THEIRS, "")
+    assert not any(at(second) for second in range(2, 100, 2))
+
+
+def test_a_rank_that_was_suspended_itself_counts_again(exchange):
+    store, at = exchange
+    store.set(THEIRS, "1 training")
+    assert at(0) is None
+    # A whole machine that was suspended: the neighbour could not beat either.
+    assert not any(at(second) for second in (60, 62, 64, 66, 68, 70))
+    assert at(72) is not None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,14 +15,13 @@ import pytest
 import yaml
 from torch.distributed import TCPStore
 
-from arcdist.distributed import run_guarded
-from arcdist.distributed import supervision as failure
-from arcdist.distributed import supervision as guard
+from arcdist.distributed import run_guarded, supervision
+from arcdist.distributed.heartbeat import BEAT_SECONDS
 from arcdist.distributed.supervision import Failure, FailureWatch
 from arcdist.errors import ConfigError, NotFiniteError
 
 FAILURE = Failure(rank=1, exit_code=4, error="OutOfMemoryError: full")
-FAILED, ENDED = "arcdist/run/0/failed", "arcdist/run/0/ended"
+FAILED, ENDED, MINE = (f"arcdist/run/0/{name}" for name in ("failed", "ended", "beat/1"))
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_good_end_stops_the_thread_and_is_known_of_rank_0(monkeypatch, store, 
     monkeypatch.setenv("RANK", str(rank))
     with FailureWatch():
         assert len(watching_threads()) == 1
-        time.sleep(2 * failure.POLL_SECONDS)
+        time.sleep(2 * supervision.POLL_SECONDS)
     assert watching_threads() == []
     assert store.check([ENDED]) is (rank == 0)
     assert not store.check([FAILED])
@@ -88,7 +88,7 @@ def test_the_failure_of_an_earlier_attempt_is_not_this_ones(monkeypatch, store):
     store.set(FAILED, json.dumps({"rank": 0, "exit_code": 1, "error": "ValueError"}))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     with FailureWatch() as watch:
-        time.sleep(2 * failure.POLL_SECONDS)
+        time.sleep(2 * supervision.POLL_SECONDS)
         assert watch.report(FAILURE)
     assert json.loads(store.get("arcdist/run/1/failed"))["rank"] == 1
 
@@ -101,7 +101,7 @@ def test_a_store_that_rank_0_has_yet_to_open_is_waited_for(monkeypatch):
     monkeypatch.setenv("MASTER_PORT", str(port))
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
     with FailureWatch() as watch:
-        time.sleep(2 * failure.POLL_SECONDS)
+        time.sleep(2 * supervision.POLL_SECONDS)
         assert len(watching_threads()) == 1
         opened = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
         assert watch.report(FAILURE)
@@ -112,7 +112,7 @@ def test_a_store_that_rank_0_has_yet_to_open_is_waited_for(monkeypatch):
 def test_a_rank_that_reaches_nobody_tells_soon(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
     monkeypatch.setenv("MASTER_PORT", "9")
-    monkeypatch.setattr(failure, "REPORT_SECONDS", 0.2)
+    monkeypatch.setattr(supervision, "REPORT_SECONDS", 0.2)
     start = time.monotonic()
     with FailureWatch() as watch:
         assert watch.report(FAILURE)
@@ -161,7 +161,7 @@ def test_a_failure_ends_the_others_soon_and_stands_in_the_log(start_ranks, tmp_p
     start = time.monotonic()
     store.set("arcdist//0/failed", json.dumps({"rank": 2, "exit_code": 4, "error": "OutOfMemoryError: full"}))
     assert [process.wait(10) for process in processes] == [4, 4]
-    assert failure.OTHERS_SECONDS <= time.monotonic() - start < 4.0
+    assert supervision.OTHERS_SECONDS <= time.monotonic() - start < 4.0
     assert [process.communicate() for process in processes] == [("", "")] * 2
     assert (tmp_path / "training.log").read_text() == "ERROR Rank 2 failed: OutOfMemoryError: full\n"
 
@@ -190,117 +190,11 @@ def test_the_end_of_rank_0_and_then_of_the_store_ends_nobody(start_ranks, tmp_pa
     assert processes[1].wait(30) == 0
 
 
-class Left(Exception):
-    """What stands for the end of this process, with its exit code."""
-
-
-@pytest.fixture
-def at(monkeypatch):
-    """Set the seconds that the module's clock shows; what ends the process raises `Left` at once."""
-    shown = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: shown[0])
-    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
-
-    def leave(exit_code):
-        raise Left(exit_code)
-
-    monkeypatch.setattr(failure, "leave", leave)
-    return lambda seconds: shown.__setitem__(0, 1000.0 + seconds)
-
-
-@pytest.fixture
-def touch(launched, at, store):
-    """The watch of rank 1 of 2, which minds silence of 10 s: what it does at a second, like its thread."""
-    watch = FailureWatch()
-    watch.mind_silence(lambda: "training, step 3", 10.0)
-
-    def keep_in_touch(second):
-        at(second)
-        watch._keep_in_touch(store, watch._life)
-
-    return keep_in_touch
-
-
-MINE, NEIGHBOURS = "arcdist/run/0/beat/1", "arcdist/run/0/beat/0"
-
-
-def test_a_sign_of_life_is_left_every_two_seconds_and_says_what_this_rank_does(touch, store):
-    assert failure.BEAT_SECONDS == 2.0
-    signs = []
-    for second in (0.0, 0.5, 1.9, 2.0, 3.5, 4.0):
-        touch(second)
-        signs.append(store.get(MINE).decode())
-    assert signs == [f"{number} training, step 3" for number in (1, 1, 1, 2, 2, 3)]
-
-
-def test_a_neighbour_that_falls_silent_is_missed_after_the_bound_and_not_before(touch, store, capsys):
-    for second in (0, 2, 4):
-        store.set(NEIGHBOURS, f"{second} saving, step 5, on node7 (pid 12)")
-        touch(second)
-    for second in (6, 8, 10, 12, 14):  # ten seconds after its last sign was heard, and no more
-        touch(second)
-    assert not store.check([FAILED])
-    with pytest.raises(Left) as left:
-        touch(16)
-    assert left.value.args == (6,)
-    told = capsys.readouterr().err
-    assert told == (
-        "rank 1 of 2 stops: Rank 0 of 2 has given no sign of life for 12 s. The last one: saving, step 5, on node7 "
-        "(pid 12). The process was stopped, or its machine is lost: see there, and go on with --resume.\n"
-    )
-    known = json.loads(store.get(FAILED))
-    assert (known["rank"], known["exit_code"]) == (0, 6)
-    assert known["error"] in told
-
-
-def test_one_that_does_the_same_for_ever_but_beats_is_not_missed(touch, store):
-    for second in range(0, 100, 2):
-        store.set(NEIGHBOURS, f"{second} waiting for data")
-        touch(second)
-    assert not store.check([FAILED])
-
-
-def test_one_that_has_yet_to_begin_is_not_missed(touch, store):
-    for second in range(0, 100, 2):
-        touch(second)
-    assert not store.check([FAILED])
-    # Counted from its first sign.
-    store.set(NEIGHBOURS, "1 starting")
-    for second in range(100, 112, 2):
-        touch(second)
-    with pytest.raises(Left):
-        touch(112)
-
-
-def test_one_that_has_ended_well_is_not_missed(touch, store):
-    store.set(NEIGHBOURS, "1 training")
-    touch(0)
-    store.set(NEIGHBOURS, "")
-    for second in range(2, 100, 2):
-        touch(second)
-    assert not store.check([FAILED])
-
-
-def test_a_rank_that_slept_itself_counts_anew(touch, store):
-    store.set(NEIGHBOURS, "1 training")
-    touch(0)
-    touch(60)  # a whole machine that was suspended: the neighbour could not beat either
-    for second in (62, 64, 66, 68, 70):
-        touch(second)
-    assert not store.check([FAILED])
-    with pytest.raises(Left):
-        touch(72)
-
-
-def test_where_a_failure_is_known_already_nobody_else_is_blamed(touch, store, capsys):
-    store.set(NEIGHBOURS, "1 training")
-    touch(0)
-    first = json.dumps({"rank": 1, "exit_code": 4, "error": "full"})
-    store.set(FAILED, first)
-    for second in range(2, 30, 2):
-        touch(second)
-    assert store.get(FAILED).decode() == first
-    assert capsys.readouterr().err == ""
+@pytest.mark.usefixtures("launched")
+def test_only_the_first_failure_counts(store):
+    assert FAILURE.claim(store)
+    assert not Failure(rank=0, exit_code=1, error="ValueError").claim(store)
+    assert json.loads(store.get(FAILED))["rank"] == 1
 
 
 @pytest.mark.usefixtures("launched")
@@ -315,10 +209,10 @@ def test_a_good_end_leaves_word_that_no_more_signs_will_come(store):
 
 
 @pytest.mark.usefixtures("launched")
-def test_a_rank_that_was_not_told_what_to_say_gives_no_sign(store):
+def test_a_rank_that_minds_no_silence_gives_no_sign(store):
     with FailureWatch():
-        time.sleep(2 * failure.POLL_SECONDS)
-    assert store.get(MINE) == b""  # but for its good end
+        time.sleep(2 * supervision.POLL_SECONDS)
+    assert not store.check([MINE])
 
 
 BEATING = WAITING.replace(
@@ -330,13 +224,13 @@ BEATING = WAITING.replace(
 def test_a_rank_that_is_stopped_is_missed_by_its_neighbour_and_a_busy_one_is_not(start_ranks, tmp_path, store):
     processes = start_ranks(BEATING.replace("WAIT", "600"), 3, store)
     wait_for_files(*(tmp_path / f"ready{rank}" for rank in range(3)))
-    time.sleep(2 * failure.BEAT_SECONDS)
+    time.sleep(2 * BEAT_SECONDS)
     assert [process.poll() for process in processes] == [None] * 3
     start = time.monotonic()
     processes[2].send_signal(signal.SIGSTOP)
     assert [process.wait(20) for process in processes[:2]] == [6, 6]
     # The bound, two beats in which it may fall, and what a failure takes.
-    assert 5.0 < time.monotonic() - start < 5.0 + 2 * failure.BEAT_SECONDS + 4.0
+    assert 5.0 < time.monotonic() - start < 5.0 + 2 * BEAT_SECONDS + 4.0
     errors = [process.communicate()[1] for process in processes[:2]]
     assert errors[0] == ""
     assert errors[1].startswith("rank 1 of 3 stops: Rank 2 of 3 has given no sign of life for ")
@@ -461,10 +355,28 @@ def test_standard_output_is_rank_0s(monkeypatch, capsys, rank, printed):
         (0, AssertionError(), "x.py: rank 0 of 4 failed: AssertionError\nAssertionError\n"),
     ],
 )
-def test_what_is_told(monkeypatch, rank, error, told):
+def test_what_is_told(monkeypatch, capsys, rank, error, told):
+    def leave(exit_code):
+        raise Left(exit_code)
+
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert guard._story("x.py", error) == told
+    monkeypatch.setattr(supervision, "leave", leave)
+    monkeypatch.setattr(supervision, "PATIENCE_SECONDS", 0.0)
+    with pytest.raises(Left):
+        run_guarded("x.py", raising(error))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert without_frames(err) == told
+
+
+class Left(BaseException):
+    """In place of the end of this process, with its exit code."""
+
+
+def without_frames(told):
+    """A message without the frames of its traceback."""
+    return re.sub(r"Traceback \(most recent call last\):\n(  .*\n)+", "", told)
 
 
 START = """\
@@ -606,7 +518,7 @@ def test_before_the_watch_rank_0_tells_and_the_others_see_its_launcher_end(start
     del store
     start = time.monotonic()
     ended = finish(processes)
-    assert time.monotonic() - start < 4.0 < guard.PATIENCE_SECONDS
+    assert time.monotonic() - start < 4.0 < supervision.PATIENCE_SECONDS
     assert [(process.code, process.err) for process in ended] == [(2, "worker.py: wrong flag.\n"), (2, "")]
 
 
@@ -615,7 +527,7 @@ def test_before_the_watch_a_rank_alone_tells_and_ends_the_others(run_ranks):
     start = time.time()
     ended = run_ranks(program(EARLY.replace("AT", "(1,)")), 2)
     assert [(process.code, process.err) for process in ended] == [(2, ""), (2, "worker.py: rank 1 of 2: wrong flag.\n")]
-    assert ended[0].at - start > guard.PATIENCE_SECONDS
+    assert ended[0].at - start > supervision.PATIENCE_SECONDS
 
 
 INTERRUPTED = """
@@ -645,7 +557,7 @@ def test_an_interrupted_rank_waits_while_rank_0_saves_and_not_after_a_second_ctr
     while not (tmp_path / "at_work1").exists():
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGINT)
-    time.sleep(2 * failure.OTHERS_SECONDS)
+    time.sleep(2 * supervision.OTHERS_SECONDS)
     assert [process.poll() for process in processes] == [None, None]
     processes[1].send_signal(signal.SIGINT)
     assert processes[1].wait(5) == 130

@@ -1,4 +1,4 @@
-""""""
+"""What one process finds by itself, and what the longest batch takes."""
 
 import json
 import os
@@ -15,11 +15,9 @@ from huggingface_hub import HfApi
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from arcdist import host as machine
+from arcdist import host
 from arcdist.config import Config, DataConfig, OutputConfig, QwenConfig, TrainConfig, load_config
-from arcdist.doctor import checks as device_module
-from arcdist.doctor import checks as fit
-from arcdist.doctor import checks as resources
+from arcdist.doctor import checks
 from arcdist.doctor.checks import (
     GIB,
     Fit,
@@ -33,11 +31,13 @@ from arcdist.doctor.checks import (
     judge_fit,
     try_longest_batch,
 )
-from arcdist.doctor.findings import Verdict, attempt
+from arcdist.doctor.examination import Verdict, attempt
 from arcdist.engine.platform import start_platform
 from arcdist.errors import DataError, NotFiniteError, OutOfMemoryError
 from arcdist.models.qwen_source import TINY, embedded_config
 from arcdist.training.trial import Pace, longest_batch, run_steps
+
+pytestmark = pytest.mark.usefixtures("clean_process")
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_cache_that_cannot_be_written_is_the_machines(monkeypatch, tmp_path):
 )
 def test_every_thread_needs_a_core(monkeypatch, cores, limit, processes, threads, found, advice):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(cores)))
-    monkeypatch.setattr(machine, "most_cores", lambda: limit)
+    monkeypatch.setattr(host, "most_cores", lambda: limit)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     finding = check_cores(TrainConfig(device="cpu"))
@@ -127,13 +127,10 @@ def test_every_thread_needs_a_core(monkeypatch, cores, limit, processes, threads
 def test_every_process_needs_memory(monkeypatch, available, left, processes, found, verdict):
     memory = SimpleNamespace(available=available * GIB, total=16 * GIB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    monkeypatch.setattr(resources, "memory_left", lambda: None if left is None else left * GIB)
+    monkeypatch.setattr(checks, "memory_left", lambda: None if left is None else left * GIB)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     finding = check_memory()
     assert (finding.found, finding.verdict) == (found, verdict)
-
-
-pytestmark = pytest.mark.usefixtures("clean_process")
 
 
 def config(device="cpu", precision="no", dtype="float32"):
@@ -143,7 +140,7 @@ def config(device="cpu", precision="no", dtype="float32"):
 @pytest.fixture(autouse=True)
 def visible(monkeypatch, tmp_path):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(device_module, "_DRIVER", tmp_path / "no driver")
+    monkeypatch.setattr(checks, "_DRIVER", tmp_path / "no driver")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
@@ -160,7 +157,7 @@ def gpus(monkeypatch):
         monkeypatch.setattr(
             torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation
         )
-        monkeypatch.setattr(device_module, "_compute", lambda _device, _precision: None)
+        monkeypatch.setattr(checks, "_compute", lambda _device, _precision: None)
 
     return make
 
@@ -183,7 +180,7 @@ def test_a_build_that_does_not_fit_the_gpu_is_found(gpus, monkeypatch):
         raise RuntimeError("no kernel image is available for execution on the device\nCompile with ...")
 
     gpus()
-    monkeypatch.setattr(device_module, "_compute", compute)
+    monkeypatch.setattr(checks, "_compute", compute)
     finding = check_device(config("cuda"))
     assert finding.verdict is Verdict.FAIL
     assert finding.found.endswith(
@@ -192,7 +189,7 @@ def test_a_build_that_does_not_fit_the_gpu_is_found(gpus, monkeypatch):
     assert "https://pytorch.org" in finding.advice
 
 
-def test_a_gpu_is_told_with_its_memory(gpus, monkeypatch):
+def test_a_gpu_is_reported_with_its_memory(gpus, monkeypatch):
     gpus()
     for name, value in {"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "RANK": "11", "LOCAL_RANK": "3"}.items():
         monkeypatch.setenv(name, value)
@@ -203,7 +200,7 @@ def test_a_gpu_is_told_with_its_memory(gpus, monkeypatch):
 def test_a_gpu_that_others_use_is_worth_a_warning(gpus):
     gpus(1, free=60)
     finding = check_device(config("cuda"))
-    assert (finding.verdict, finding.advice) == (Verdict.WARN, "nvidia-smi tells which other programs use it.")
+    assert (finding.verdict, finding.advice) == (Verdict.WARN, "nvidia-smi shows which other programs use it.")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +223,7 @@ def test_more_processes_than_gpus_is_a_mistake(gpus, monkeypatch):
     assert "--num_processes 2" in finding.found
 
 
-def test_why_there_is_no_gpu_is_told(monkeypatch):
+def test_why_there_is_no_gpu_is_reported(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
     finding = check_device(config("cuda"))
@@ -236,7 +233,7 @@ def test_why_there_is_no_gpu_is_told(monkeypatch):
     assert check_device(config("cuda")).advice.startswith("CUDA_VISIBLE_DEVICES is '-1'")
 
 
-def test_what_pytorch_warns_of_is_told(monkeypatch):
+def test_what_pytorch_warns_of_is_reported(monkeypatch):
     def device_count():
         warnings.warn("The NVIDIA driver on your system is too old.\nUpdate it.", stacklevel=1)
         return 0
@@ -319,7 +316,7 @@ def test_random_weights_need_the_configuration_only(model):
         file.unlink()
     assert check(model, "random").verdict is Verdict.OK
     (model / "config.json").unlink()
-    finding = check(model, "random")
+    finding = attempt(lambda: check(model, "random"))
     assert (finding.verdict, finding.exit_code) == (Verdict.FAIL, 2)
 
 
@@ -347,7 +344,7 @@ def test_weights_that_are_not_whole_are_found(model, harm):
     finding = check(model)
     assert (finding.verdict, finding.exit_code) == (Verdict.FAIL, 3)
     assert str(model) in finding.found
-    assert "Download them again." in finding.advice
+    assert finding.advice.startswith("Download them again")
 
 
 @pytest.mark.parametrize("lost", ["config.json", "tokenizer*"])
@@ -360,9 +357,9 @@ def test_a_folder_that_is_no_models_is_a_mistake(model, lost):
 
 def test_what_neither_the_package_nor_a_folder_has_is_a_mistake(tmp_path):
     for model, init in (("embedded:huge", "pretrained"), ("somebody/model", "random"), (tmp_path / "no", "pretrained")):
-        finding = check(model, init)
+        finding = attempt(lambda model=model, init=init: check(model, init))
         assert (finding.verdict, finding.exit_code) == (Verdict.FAIL, 2)
-        assert TINY in finding.advice
+        assert TINY in finding.found
 
 
 def test_a_hub_out_of_reach_fails_with_the_ways_out(hub):
@@ -373,7 +370,7 @@ def test_a_hub_out_of_reach_fails_with_the_ways_out(hub):
         assert way in finding.advice
 
 
-def test_a_download_to_come_is_told_with_its_size(hub):
+def test_a_download_to_come_is_reported_with_its_size(hub):
     hub(3 * GIB)
     finding = check(HUB)
     assert finding.verdict is Verdict.WARN
@@ -445,12 +442,12 @@ def test_what_a_run_refuses_is_refused(source, tmp_path):
         check_tasks(DataConfig(source=source("a"), validation_source=source("b")))
 
 
-def text(peak, capacity=80):
-    return Fit(peak=int(peak * GIB), capacity=capacity * GIB, queries=16, tokens=6517).to_text()
+def fit(peak, capacity=80):
+    return Fit(peak=int(peak * GIB), capacity=capacity * GIB, queries=16, tokens=6517)
 
 
 def test_one_process_speaks_for_itself():
-    finding = judge_fit([text(41.25)])
+    finding = judge_fit({0: fit(41.25)})
     assert (finding.found, finding.verdict) == (
         "16 queries of up to 6,517 tokens: peak 41.25 of 80.0 GiB",
         Verdict.OK,
@@ -458,13 +455,13 @@ def test_one_process_speaks_for_itself():
 
 
 def test_the_one_with_least_left_speaks_for_all():
-    finding = judge_fit([text(60.0), text(32.0, capacity=40), None, text(59.0)])
+    finding = judge_fit({0: fit(60.0), 1: fit(32.0, capacity=40), 3: fit(59.0)})
     assert finding.found.endswith("peak 32.00 of 40.0 GiB on rank 1, which has least left")
 
 
 @pytest.mark.parametrize(("peak", "verdict"), [(71.9, Verdict.OK), (72.1, Verdict.WARN)])
 def test_a_close_fit_is_worth_a_warning(peak, verdict):
-    finding = judge_fit([text(peak)])
+    finding = judge_fit({0: fit(peak)})
     assert finding.verdict is verdict
     assert ("--batch_size" in finding.advice) == (verdict is Verdict.WARN)
 
@@ -494,20 +491,19 @@ def test_the_longest_batch_is_trained_on_until_qwen_reads_it_with_moments(tried,
         sessions.append(session)
         return pace
 
-    monkeypatch.setattr(fit, "run_steps", steps)
+    monkeypatch.setattr(checks, "run_steps", steps)
     measured = tried(f"--qwen.every={every}")
     assert calls == [(1, False, 1), (every + 1, True, reads)]
     lengths = sessions[0].training.queries["length"][:]
     assert measured.queries == 4
     assert measured.tokens == max(lengths) == max(lengths[row] for row in longest_batch(sessions[0]))
     assert 0.1 * GIB < measured.peak < measured.capacity
-    assert Fit(**json.loads(measured.to_text())) == measured
 
 
 def test_running_out_of_memory_names_the_knobs(tried):
     width = 2**50
     with pytest.raises(OutOfMemoryError, match="--batch_size"):
-        tried(f"--qwen.prompt_dim={width}", f"--refiner.rl_prompt_dim={width}", f"--refiner.rl_ctrl_dim={width}")
+        tried(f"--qwen.prompt_dim={width}")
 
 
 def test_steps_that_are_never_finite_are_told(tried, monkeypatch):
@@ -517,7 +513,7 @@ def test_steps_that_are_never_finite_are_told(tried, monkeypatch):
         calls.append(batches)
         return Pace(steps=1, queries=4, tokens=9, seconds=1.0, flops=1.0, skipped=1)
 
-    monkeypatch.setattr(fit, "run_steps", steps)
+    monkeypatch.setattr(checks, "run_steps", steps)
     with pytest.raises(NotFiniteError, match="in 10 steps in a row"):
         tried()
     assert len(calls) == 10

@@ -1,4 +1,4 @@
-""""""
+"""Texts and sums between processes, and the launch as it is understood."""
 
 import json
 import re
@@ -10,9 +10,8 @@ import torch
 from torch import distributed
 
 from arcdist.config import Config, TrainConfig
-from arcdist.doctor import network as all_reduce
-from arcdist.doctor import network as launch
-from arcdist.doctor.findings import Verdict
+from arcdist.doctor import network
+from arcdist.doctor.examination import Verdict
 from arcdist.doctor.network import TextExchange, check_all_reduce, check_deepspeed, check_launch, check_platform
 from arcdist.engine.platform import start_platform
 from arcdist.errors import ConfigError, DistributedError
@@ -87,7 +86,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def group(monkeypatch):
     """A process group that takes itself for several."""
-    monkeypatch.setattr(all_reduce, "is_distributed", lambda: True)
+    monkeypatch.setattr(network, "is_distributed", lambda: True)
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
@@ -99,8 +98,8 @@ def test_one_process_has_nothing_to_exchange():
 
 
 @pytest.mark.usefixtures("group")
-def test_the_pace_is_told(monkeypatch):
-    monkeypatch.setattr(all_reduce, "_SLOW_SECONDS", 1e9)
+def test_the_pace_is_reported(monkeypatch):
+    monkeypatch.setattr(network, "_SLOW_SECONDS", 1e9)
     finding = check_all_reduce(CPU, 60.0)
     assert re.fullmatch(r"right sums; 1 KB in [\d.]+ ms, 64 MB in \d+ ms \([\d.]+ GB/s\)", finding.found)
     assert finding.verdict is Verdict.OK
@@ -108,7 +107,7 @@ def test_the_pace_is_told(monkeypatch):
 
 @pytest.mark.usefixtures("group")
 def test_a_slow_exchange_is_worth_a_warning(monkeypatch):
-    monkeypatch.setattr(all_reduce, "_SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(network, "_SLOW_SECONDS", 0.0)
     finding = check_all_reduce(CPU, 60.0)
     assert finding.verdict is Verdict.WARN
     assert finding.found.endswith(", which is slow")
@@ -117,7 +116,7 @@ def test_a_slow_exchange_is_worth_a_warning(monkeypatch):
 
 
 @pytest.mark.usefixtures("group")
-def test_an_exchange_that_fails_is_told(monkeypatch):
+def test_an_exchange_that_fails_is_reported(monkeypatch):
     def broken(*_arguments, **_named):
         raise RuntimeError("Connection closed by peer\n(frame #0 ...)")
 
@@ -181,7 +180,7 @@ def test_a_contradiction_is_refused(launcher):
     ],
 )
 def test_deepspeed_is_needed_where_it_is_asked_for(launcher, monkeypatch, version, variables, found, verdict):
-    monkeypatch.setattr(launch, "installed_version", lambda _name: version)
+    monkeypatch.setattr(network, "installed_version", lambda _name: version)
     launcher(**variables)
     finding = check_deepspeed()
     assert (finding.found, finding.verdict) == (found, verdict)
@@ -189,7 +188,7 @@ def test_deepspeed_is_needed_where_it_is_asked_for(launcher, monkeypatch, versio
 
 
 @pytest.mark.usefixtures("clean_process")
-def test_what_was_started_is_told_and_deepspeeds_numbers_are_compared():
+def test_what_was_started_is_reported_and_deepspeeds_numbers_are_compared():
     config = Config(train=TrainConfig(device="cpu", cpu_threads=1, batch_size=4))
     platform = start_platform(config)
     assert check_platform(platform, config).found == "Accelerate on cpu, precision no"

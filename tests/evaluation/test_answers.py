@@ -1,4 +1,4 @@
-"""From the agent's output to a graded answer, by hand."""
+"""From the agent's output to a graded answer, by hand, and the predictions of a validation."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def targets_of(*grids, size=None):
     return QueryTargets(target=canvas, target_size=torch.tensor(sizes))
 
 
-def said(grid, size):
+def answers_of(grid, size):
     grid = torch.tensor(grid)
     return Answer(grid=grid, size=torch.tensor(size), reconstruction=torch.zeros(len(grid), 1, 1, dtype=torch.long))
 
@@ -88,7 +88,7 @@ def test_an_answer_by_hand(two_queries):
     assert given_answer.reconstruction[0].tolist() == [[5, 6, 0], [7, 8, 0]]
 
 
-def test_other_logits_may_stand_in_for_the_agent_s(two_queries):
+def test_other_logits_replace_the_agent_s(two_queries):
     output = output_of([[[0] * 3] * 2] * 2, [[[1, 1, 0], [1, 1, 0]], [[1, 1, 1], [0, 0, 0]]], [(2, 2), (1, 3)])
     logits = torch.zeros(2, 2, 3, 10)
     logits[..., 7] = 1.0
@@ -130,7 +130,7 @@ def test_cells_that_were_not_computed_are_masked(make_query, collate):
 
 def test_grades_by_hand():
     targets = targets_of([[1, 2], [3, 4]], [[1, 2], [3, 4]], [[1, 2], [3, 4]], [[5]], [[5]])
-    answers = said(
+    answers = answers_of(
         [
             [[1, 2], [3, 4]],  # right
             [[1, 2], [3, 0]],  # a wrong cell
@@ -148,13 +148,13 @@ def test_grades_by_hand():
 
 def test_each_side_of_the_size_counts():
     targets = targets_of(*[[[1, 1, 1]]] * 3)
-    grades = grade(said([[[1, 1, 1]]] * 3, [(1, 3), (3, 1), (1, 2)]), targets)
+    grades = grade(answers_of([[[1, 1, 1]]] * 3, [(1, 3), (3, 1), (1, 2)]), targets)
     assert grades.size.tolist() == [True, False, False]
     assert grades.exact.tolist() == [True, False, False]
 
 
 def test_an_unknown_target_has_no_grade():
-    grades = grade(said([[[1]], [[1]]], [(1, 1), (1, 1)]), targets_of([], [[1]]))
+    grades = grade(answers_of([[[1]], [[1]]], [(1, 1), (1, 1)]), targets_of([], [[1]]))
     assert grades.exact.tolist() == [False, True]
     assert grades.size.tolist() == [False, True]
     assert grades.cell.tolist() == [0.0, 1.0]
@@ -185,7 +185,7 @@ def queries(make_query):
 
 @pytest.fixture
 def read(predictor, collate, queries):
-    """A predictions that the predictor has filled, in batches of so many queries, beside its scores."""
+    """The predictions of all queries, in batches of so many, beside their scores."""
 
     def fill(size, shown=3):
         names = [query.id for query in queries]
@@ -197,7 +197,7 @@ def read(predictor, collate, queries):
     return fill
 
 
-def test_a_book_says_of_each_query_what_the_scores_say_of_all(read):
+def test_predictions_say_of_each_query_what_the_scores_say_of_all(read):
     noted, scores = read(2)
     assert [note.id for note in noted] == ["a:test:0", "b:test:0", "c:test:0"]
     assert sum(note.exact for note in noted) / 3 == pytest.approx(scores["val/exact"])
@@ -233,7 +233,7 @@ def test_the_same_queries_are_shown_whatever_their_order(predictor, collate, que
     assert shown[0] == shown[1]
 
 
-def test_padding_and_queries_without_a_target_are_not_noted(predictor, collate, queries):
+def test_padding_and_queries_without_a_target_are_left_out(predictor, collate, queries):
     predictions = Predictions([query.id for query in queries], 3, predictor.agent.max_steps, CPU)
     batch = collate(*queries[:2])
     batch.targets.target[1] = OUTSIDE
@@ -257,7 +257,7 @@ def test_confidence_is_the_geometric_mean_over_the_answer_s_cells(predictor, col
     predictions = Predictions([queries[0].id], 1, predictor.agent.max_steps, CPU)
     size = torch.tensor([[1, 2]])
     with torch.no_grad():
-        predictions.note(batch, right, Grades(exact=right, size=right, cell=torch.ones(1)), output, size, logits)
+        predictions.add(batch, right, Grades(exact=right, size=right, cell=torch.ones(1)), output, size, logits)
     (note,) = predictions.read()
     assert note.confidence == pytest.approx((0.9 * 0.4) ** 0.5, rel=1e-5)
     assert note.pictures[-1] == [[3, 5]]

@@ -1,17 +1,17 @@
-"""Whole runs through the real launcher, to which something happens on the way.
+"""Whole runs of the real program, to which something happens on the way.
 
 Every run of these tests has the same configuration and seed: one that was killed and resumed must end as the
 uninterrupted one did, which is made once a number of processes, whichever test processes ask for it.
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import psutil
 import pytest
 from filelock import FileLock
 from shared.measured import without_measured
+from shared.ranks import Ranks, RunningRanks, environment_of_runs, folder_of_session
+from shared.ranks import launcher as launch_with
 from shared.small_run import SMALL_RUN, STEPS_PER_EPOCH
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -47,13 +49,14 @@ SECONDS = 120
 
 
 class Attempt:
-    """A start of a run: the launcher, its processes, and what they write to their terminal."""
+    """A start of a run: the launcher or the one process, all its processes, and what they write to their terminal."""
 
-    def __init__(self, command: list[str], run: Path, output: Path, environment: dict[str, str]) -> None:
+    def __init__(self, run: Path, output: Path, running: psutil.Popen | RunningRanks) -> None:
         self.run = run
         self._output = output
-        with output.open("w") as file:
-            self.launcher = psutil.Popen(command, env=environment, stdout=file, stderr=file, cwd=run.parent)
+        self._running = running
+        self._code: int | None = None
+        self.launcher = psutil.Process(running.pids[0]) if isinstance(running, RunningRanks) else running
 
     @property
     def output(self) -> str:
@@ -62,21 +65,29 @@ class Attempt:
 
     @property
     def resumed_from(self) -> int:
-        """The step that it went on from; 0 where it began anew."""
+        """The step that it continued from; 0 if it began from nothing."""
         found = re.search(r"Resumed from \S+: step (\d+),", self.output)
         return int(found[1]) if found else 0
 
     def wait(self) -> int:
-        """The launcher's exit code, in the end."""
-        return self.launcher.wait(SECONDS)
+        """The exit code in the end: the launcher's, or that of the rank that went worst."""
+        if self._code is None:
+            ended = self._running.wait(SECONDS)
+            self._code = max(ended, key=abs) if isinstance(ended, list) else ended
+        return self._code
 
     def wait_until(self, happened: Callable[[], bool]) -> None:
-        """Return as soon as something has happened, which has to be before the launcher's end."""
+        """Return as soon as something has happened, which has to be before the end."""
         give_up = time.monotonic() + SECONDS
         while not happened():
-            assert self.launcher.poll() is None, self.output
+            assert self._is_running(), self.output
             assert time.monotonic() < give_up, self.output
             time.sleep(0.005)
+
+    def _is_running(self) -> bool:
+        if isinstance(self._running, RunningRanks):
+            return not self._running.ended()
+        return self._running.poll() is None
 
     def wait_for_step(self, step: int) -> None:
         """Return as soon as so many steps have been logged."""
@@ -93,10 +104,13 @@ class Attempt:
 
     def processes(self) -> list[psutil.Process]:
         """All that there are."""
-        try:
-            return [self.launcher, *self.launcher.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        pids = self._running.pids if isinstance(self._running, RunningRanks) else [self._running.pid]
+        found = []
+        for pid in pids if self._code is None else []:
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                found += [process, *process.children(recursive=True)]
+        return found
 
     def left_of(self, processes: list[psutil.Process], seconds: float = 10.0) -> list[psutil.Process]:
         """Those that are still there after so many seconds."""
@@ -110,6 +124,7 @@ class Attempt:
             if process.is_running():
                 process.kill()
         assert self.left_of(processes) == []
+        self.wait()
 
 
 def last_step(run: Path) -> int:
@@ -125,6 +140,7 @@ class Starter:
 
     place: Path
     shared: Path
+    ranks: Callable[[str, int], Ranks]
     attempts: list[Attempt]
 
     @property
@@ -146,31 +162,26 @@ class Starter:
         fault: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
     ) -> Attempt:
-        """Start `program` under `accelerate launch` or, with one process, without it, and with a fault put in."""
+        """Start `program`, with a fault if one is given, in processes that wait for runs, or under its own launcher."""
         self.notes.mkdir(exist_ok=True)
         config = self.place / "fault_run.yaml"
         config.write_text(FAULT_RUN)
-        surroundings = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "DS_"))},
-            "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu",
-            "PYTHONUNBUFFERED": "1",
-            "HF_DATASETS_CACHE": str(self.shared / "huggingface"),
-            "NOTES": str(self.notes),
-            **SECRETS,
-            **(environment or {}),
-        }
+        more = {"NOTES": str(self.notes), **SECRETS, **(environment or {})}
         if fault is not None:
             program = PROGRAMS / "faulty.py"
-            surroundings |= {"FAULT": json.dumps(fault), "FAULT_FOLDER": str(self.run)}
-        file = CHECKOUT / "accelerate_configs" / f"{CONFIGS[processes]}.yaml"
-        command = [
-            sys.executable,
-            *(("-m", "accelerate.commands.launch", "--config_file", str(file)) if launcher else ()),
-            *(str(program), "--config", str(config), "--output_dir", str(self.run), *flags),
-        ]
+            more |= {"FAULT": json.dumps(fault), "FAULT_FOLDER": str(self.run)}
+        command = [str(program), "--config", str(config), "--output_dir", str(self.run), *flags]
         output = self.place / f"output_{len(self.attempts)}"
-        attempt = Attempt(command, self.run, output, surroundings)
+        running: psutil.Popen | RunningRanks
+        if launcher:
+            surroundings = environment_of_runs(self.shared / "huggingface", PYTHONUNBUFFERED="1", **more)
+            command = [*launch_with(CONFIGS[processes]), *command]
+            with output.open("w") as file:
+                running = psutil.Popen(command, env=surroundings, stdout=file, stderr=file, cwd=self.place)
+        else:
+            ranks = self.ranks("python" if processes == 1 else CONFIGS[processes], processes)
+            running = ranks.start(command, self.place, output, output, more)
+        attempt = Attempt(self.run, output, running)
         self.attempts.append(attempt)
         return attempt
 
@@ -178,23 +189,20 @@ class Starter:
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of this test session, the same for all processes that it is spread over."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "faults"
-    folder.mkdir(exist_ok=True)
-    return folder
+    return folder_of_session(tmp_path_factory, "faults")
 
 
 @pytest.fixture
-def start(tmp_path: Path, shared: Path) -> Iterator[Starter]:
+def start(tmp_path: Path, shared: Path, ranks: Callable[[str, int], Ranks]) -> Iterator[Starter]:
     """Start a run in this test's folder, once or again; nothing of it remains after the test."""
-    starter = Starter(place=tmp_path, shared=shared, attempts=[])
+    starter = Starter(place=tmp_path, shared=shared, ranks=ranks, attempts=[])
     yield starter
     for attempt in starter.attempts:
         attempt.kill()
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(shared: Path) -> Callable[[int], Path]:
+def uninterrupted(shared: Path, ranks: Callable[[str, int], Ranks]) -> Callable[[int], Path]:
     """Give the folder of the run on so many processes to which nothing happened; what it noted lies beside it."""
 
     def make(processes: int) -> Path:
@@ -203,8 +211,9 @@ def uninterrupted(shared: Path) -> Callable[[int], Path]:
             if not (place / "ended").exists():
                 shutil.rmtree(place, ignore_errors=True)
                 place.mkdir()
-                start = Starter(place=place, shared=shared, attempts=[])
-                attempt = start("--output.keep_last", "100", processes=processes, program=OTHER_PROGRAMS / "noting.py")
+                start = Starter(place=place, shared=shared, ranks=ranks, attempts=[])
+                keep = ("--output.keep_last", "100")
+                attempt = start(*keep, processes=processes, launcher=False, program=OTHER_PROGRAMS / "noting.py")
                 assert attempt.wait() == 0, attempt.output
                 (place / "ended").touch()
         return place / "run"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from arcdist.checkpoint.resume import find_start
-from arcdist.checkpoint.store import FILES, MANIFEST, Entry, manifest_text, parse_files, read_files
+from arcdist.checkpoint.store import FILES, MANIFEST, Entry, load_checkpoint, manifest_text
 from arcdist.errors import DataError
 
 pytestmark = pytest.mark.slow
@@ -105,7 +105,7 @@ def test_nothing_in_a_checkpoint_is_unpickled(saved, marker, name):
     folder = saved / NEWEST
     replace_by_pickle(folder, name, marker)
     with pytest.raises(DataError, match=rf"^{re.escape(f'{folder}/{name}')}(:| is no) "):
-        parse_files(read_files(folder), folder)
+        load_checkpoint(folder)
     assert not marker.exists()
 
 

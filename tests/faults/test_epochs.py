@@ -37,7 +37,7 @@ def test_an_epoch_serves_each_query_once(uninterrupted, processes):
 def test_it_does_so_over_crashes_and_other_numbers_of_processes(start, uninterrupted, noting):
     kept = []
     for processes, crash_at in ((2, 4), (1, 8), (2, None)):
-        attempt = start("--resume", "auto", processes=processes, launcher=processes > 1, program=noting)
+        attempt = start("--resume", "auto", processes=processes, launcher=False, program=noting)
         if crash_at:
             attempt.wait_for_step(crash_at)
             attempt.kill()

@@ -15,8 +15,8 @@ def assert_goes_on_from_last_good(start, poisoned, seed, processes):
     good, part, rank = numbers.randint(1, 5), numbers.choice(["features", "qwen", "grid"]), numbers.randrange(processes)
     poison = {"POISON": json.dumps(dict.fromkeys(range(good, 30), (part, rank)))}
     flags = ("--output.save_every", "1", "--output.keep_last", "100", "--curriculum.memory_gate", "0")
-    attempt = start(*flags, processes=processes, launcher=processes > 1, program=poisoned, environment=poison)
-    assert attempt.wait() == (1 if processes > 1 else 5), attempt.output
+    attempt = start(*flags, processes=processes, launcher=False, program=poisoned, environment=poison)
+    assert attempt.wait() == 5, attempt.output
     assert f"not_finite at step {good + 10}: " in attempt.output
     last = checkpoints(start.run / "checkpoints")[-1]
     assert last.name == f"step_{good + 10:08d}"
@@ -24,7 +24,7 @@ def assert_goes_on_from_last_good(start, poisoned, seed, processes):
     for now, then in ((saved.weights, expected.weights), (saved.moments, expected.moments)):
         assert now.keys() == then.keys()
         assert [name for name, value in then.items() if not now[name].equal(value)] == []
-    resumed = start("--resume", *flags, "--epochs", "4", processes=processes, launcher=processes > 1)
+    resumed = start("--resume", *flags, "--epochs", "4", processes=processes, launcher=False)
     assert resumed.wait() == 0, resumed.output
     assert resumed.resumed_from == good + 10
     assert resumed.last_step() == 20

@@ -26,7 +26,7 @@ def assert_ended_at_a_step(attempt, processes, signalled):
 
 
 def assert_goes_on(start, assert_ended_as, step, processes):
-    resumed = start("--resume", processes=processes, launcher=processes > 1)
+    resumed = start("--resume", processes=processes, launcher=False)
     assert resumed.wait() == 0, resumed.output
     assert resumed.resumed_from == step
     assert_ended_as(start.run, processes)
@@ -71,9 +71,9 @@ def test_one_process_that_has_to_make_room_takes_the_others_along(start, assert_
     assert_goes_on(start, assert_ended_as, assert_ended_at_a_step(attempt, there, signalled), 2)
 
 
-def assert_silence_is_told(start, rank):
-    """The other rank tells where and when the stopped one was last heard of, in time."""
-    attempt = start("--distributed.silence", "5", "--epochs", "100", processes=2)
+def assert_silence_is_reported(start, rank, launcher):
+    """The other rank says, in time, where and when the stopped one gave its last sign of life."""
+    attempt = start("--distributed.silence", "5", "--epochs", "100", processes=2, launcher=launcher)
     attempt.wait_for_step(4)
     time.sleep(3.0)  # A sign of life is left every two seconds.
     there = attempt.processes()
@@ -92,7 +92,7 @@ def assert_silence_is_told(start, rank):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_stands_still_is_named_by_the_other_one(start, rank):
-    attempt, there = assert_silence_is_told(start, rank)
+    attempt, there = assert_silence_is_reported(start, rank, launcher=False)
     attempt.kill()
     assert attempt.left_of(there) == []
     if rank == 1:  # The log is rank 0's.
@@ -102,7 +102,7 @@ def test_a_rank_that_stands_still_is_named_by_the_other_one(start, rank):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_launcher_ends_all_where_a_rank_stands_still(start, rank):
-    attempt, there = assert_silence_is_told(start, rank)
+    attempt, there = assert_silence_is_reported(start, rank, launcher=True)
     assert attempt.wait() == 1
     assert attempt.left_of(there) == []
     assert re.search(r"exitcode *: 6 ", attempt.output)

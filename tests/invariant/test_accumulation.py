@@ -10,7 +10,7 @@ import torch
 
 from arcdist.checkpoint.state import gather_moments, gather_weights
 from arcdist.data import Share
-from arcdist.training.step import DynamicMemoryThreshold, StepSettings, train_step
+from arcdist.training.step import StepSettings, train_step
 
 ROWS = (range(8), range(4, 12), range(8), (11, 3, 8, 0, 9))
 """Batches that share queries, so that some prompts are kept, all are, or none is; the last divides unevenly."""
@@ -22,13 +22,7 @@ def load(session, rows):
 
 
 def step(session, batch, number):
-    settings = StepSettings(
-        number=number,
-        size_weight=0.75,
-        memory_gate=DynamicMemoryThreshold(start=-1.0),
-        reward=session.config.reward,
-        seed=0,
-    )
+    settings = StepSettings(config=session.config, number=number, size_weight=0.75, memory_threshold=-1.0)
     report = train_step(batch, session.models, session.engines, session.refinement_noise(batch, 0), settings)
     assert report.finite
     return report

@@ -9,8 +9,8 @@ import torch
 
 from arcdist.evaluation import answer, canvas_target, grade
 from arcdist.losses import cell_mean, combined_loss, consistency, hard_cell_weight, query_mean, size_loss
-from arcdist.rl import RewardTotals, advantages, shaping_reward
-from arcdist.training.step import REVERSIBILITY_WEIGHT, DynamicMemoryThreshold, StepSettings, train_step
+from arcdist.rl import advantages, shaping_reward
+from arcdist.training.step import StepSettings, train_step
 
 UNCLIPPED = ("--optim.max_grad_norm=1e9", "--refiner.rl_grad_clip=1e9")
 SIZE_WEIGHT = 0.75
@@ -20,8 +20,7 @@ REWARDED = ("--refiner.rl_delta_scale=30", "--refiner.rl_lr=1e-2")
 
 def settings(session, number=0):
     """Every query enters the memory."""
-    gate = DynamicMemoryThreshold(start=-1.0)
-    return StepSettings(number=number, size_weight=SIZE_WEIGHT, memory_gate=gate, reward=session.config.reward, seed=0)
+    return StepSettings(config=session.config, number=number, size_weight=SIZE_WEIGHT, memory_threshold=-1.0)
 
 
 def step(session, batch, number=0):
@@ -127,14 +126,13 @@ def joint_losses(session, batch, noise):
     gain = shaping_reward(
         answer(before, inputs, targets), answer(after, inputs, targets), targets.target, inputs.query
     ).reward
-    totals = RewardTotals.of(gain)
-    advantage = advantages(gain, totals.mean, totals.variance)
+    advantage = advantages(gain, gain.mean(), gain.var(correction=0))
     hard = 1.0 - grade(answer(after, inputs, targets, final), targets).cell
     size = size_loss(after.size_logits.unbind(1), targets.target_size)
     way_back = after.reconstruction_logits.gather(-1, inputs.query.clamp_min(0).unsqueeze(-1)).squeeze(-1)
     energy = hard_cell_weight(hard) * terms["total"] + SIZE_WEIGHT * size + consistency(final, target, mask)
-    energy = energy - REVERSIBILITY_WEIGHT * cell_mean(way_back, inputs.query >= 0)
-    value = combined_loss(query_mean(energy), totals.mean, reward.efe_weight, reward.reward_weight).detach()
+    energy = energy - session.config.efe.reversibility_weight * cell_mean(way_back, inputs.query >= 0)
+    value = combined_loss(query_mean(energy), gain.mean(), reward.efe_weight, reward.reward_weight).detach()
     # The mean reward is a number; what stands for it has the gradient of the expected one.
     log_likelihood = query_mean(advantage.detach() * refinement.log_prob)
     surrogate = reward.efe_weight * query_mean(energy) - reward.reward_weight * log_likelihood

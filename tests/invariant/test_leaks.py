@@ -13,7 +13,7 @@ from arcdist.data.sources import read_tasks
 from arcdist.evaluation import fit_canvas, score
 from arcdist.training.metrics import predictor_of
 from arcdist.training.prompts import keep_prompts, read_prompts
-from arcdist.training.step import DynamicMemoryThreshold, StepSettings, train_step
+from arcdist.training.step import StepSettings, train_step
 
 
 def other_colors(grid):
@@ -65,8 +65,7 @@ def batch_of(session, suffix, epoch=0):
 
 
 def step(session, batch, number=0):
-    gate = DynamicMemoryThreshold(start=-1.0)
-    settings = StepSettings(number=number, size_weight=1.0, memory_gate=gate, reward=session.config.reward, seed=0)
+    settings = StepSettings(config=session.config, number=number, size_weight=1.0, memory_threshold=-1.0)
     noise = session.refinement_noise(batch, 0)
     return train_step(batch, session.models, session.engines, noise, settings)
 

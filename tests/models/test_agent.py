@@ -1,17 +1,18 @@
 """The agent of both kinds: what its output is, what it depends on, what it must not depend on, who learns."""
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from arcdist.config import AgentConfig
 from arcdist.data import QueryInputs
 from arcdist.models import AgentOutput, ARCPromptGuidedAgent, predicted_size
 from arcdist.models.agent import RULES, SizeHead, size_candidates
 from arcdist.models.cores import one_hot_colors
 
-E = 4
+CONDITIONING_DIM = 4
 
 
 @pytest.fixture
@@ -72,13 +73,13 @@ def test_candidates_stay_on_the_canvas(sized):
     assert candidates(inputs, 12)["as the query"] == [[12, 1]]
 
 
-def build(max_grid_size: int = 30) -> SizeHead:
+def size_head(max_grid_size: int = 30) -> SizeHead:
     torch.manual_seed(0)
-    return SizeHead(condition_dim=E, max_grid_size=max_grid_size)
+    return SizeHead(conditioning_dim=CONDITIONING_DIM, max_grid_size=max_grid_size)
 
 
-def condition(queries: int) -> Tensor:
-    return torch.randn(queries, E, generator=torch.Generator().manual_seed(0))
+def conditioning(queries: int) -> Tensor:
+    return torch.randn(queries, CONDITIONING_DIM, generator=torch.Generator().manual_seed(0))
 
 
 def trust(head: SizeHead, rule: int) -> SizeHead:
@@ -90,18 +91,18 @@ def trust(head: SizeHead, rule: int) -> SizeHead:
 
 
 def test_log_probabilities_of_every_side(mixed):
-    logits = build()(condition(3), mixed)
+    logits = size_head()(conditioning(3), mixed)
     assert logits.shape == (3, 2, 30)
     torch.testing.assert_close(logits.exp().sum(-1), torch.ones(3, 2))
     assert logits.isfinite().all()
 
 
 def test_the_mixture_by_a_slow_loop(mixed):
-    head = build()
-    logits = head(condition(3), mixed)
+    head = size_head()
+    logits = head(conditioning(3), mixed)
     sizes = size_candidates(mixed, 30)
     numbers = torch.cat([sizes, mixed.working_area[None]]).movedim(0, 1).flatten(1) / 30
-    hidden = torch.nn.functional.silu(head.hidden(torch.cat([condition(3), numbers], dim=-1)))
+    hidden = torch.nn.functional.silu(head.hidden(torch.cat([conditioning(3), numbers], dim=-1)))
     for query in range(3):
         for axis in (0, 1):
             gates = head.gates(hidden)[query, 5 * axis : 5 * axis + 5].softmax(-1)
@@ -113,14 +114,14 @@ def test_the_mixture_by_a_slow_loop(mixed):
 
 @pytest.mark.parametrize("rule", range(len(RULES)))
 def test_each_rule_can_be_trusted(rule, mixed):
-    logits = trust(build(), rule)(condition(3), mixed)
+    logits = trust(size_head(), rule)(conditioning(3), mixed)
     assert torch.equal(logits.argmax(-1) + 1, size_candidates(mixed, 30)[rule])
     assert logits.amax(-1).min() > -1e-3
 
 
 def test_every_size_keeps_a_probability_and_a_gradient(mixed):
-    head = trust(build(), 0)
-    logits = head(condition(3), mixed)
+    head = trust(size_head(), 0)
+    logits = head(conditioning(3), mixed)
     assert logits.min() > -20  # -ln of the floor is 14
     (-logits[:, :, 29].sum()).backward()  # nobody's rule
     for name, parameter in head.named_parameters():
@@ -129,11 +130,11 @@ def test_every_size_keeps_a_probability_and_a_gradient(mixed):
 
 
 def test_queries_and_padding_change_nothing(mixed, mixed_queries, collate, enlarged):
-    head = build()
-    expected = head(condition(3), mixed)
-    torch.testing.assert_close(head(condition(3), enlarged(mixed, margin=4, pairs=3)), expected, rtol=0, atol=1e-6)
+    head = size_head()
+    expected = head(conditioning(3), mixed)
+    torch.testing.assert_close(head(conditioning(3), enlarged(mixed, margin=4, pairs=3)), expected, rtol=0, atol=1e-6)
     for row, query in enumerate(mixed_queries):
-        alone = head(condition(3)[row : row + 1], collate(query).inputs)
+        alone = head(conditioning(3)[row : row + 1], collate(query).inputs)
         torch.testing.assert_close(alone[0], expected[row], rtol=0, atol=1e-6)
 
 
@@ -174,10 +175,10 @@ def kind(request):
 
 @pytest.fixture
 def agent(kind, shaken):
-    return shaken(build_of_agent(kind))
+    return shaken(build(kind))
 
 
-def build_of_agent(kind, **options):
+def build(kind, **options):
     torch.manual_seed(0)
     settings = {"hidden_dim": 16, "prompt_dim": P, "max_steps": T, "num_tasks": 3}
     return ARCPromptGuidedAgent(kind, **settings | options)
@@ -234,7 +235,7 @@ def test_other_numbers_of_colours_steps_and_sides(kind, mixed, colors):
             for name in ("query", "context_inputs", "context_outputs")
         },
     )
-    output = build_of_agent(kind, num_colors=colors, max_steps=1, max_grid_size=9)(few, prompts(3))
+    output = build(kind, num_colors=colors, max_steps=1, max_grid_size=9)(few, prompts(3))
     assert output.forward_logits.shape == (1, 3, 7, 8, colors)
     assert output.obs_probs.shape == (colors, colors)
     assert output.size_logits.shape == (3, 2, 9)
@@ -268,7 +269,7 @@ def test_colours_are_float32_log_probabilities_inside_autocast(agent, mixed):
 
 
 def test_states_begin_as_colours(kind):
-    assert torch.equal(build_of_agent(kind).emission.observation.argmax(-1), torch.arange(10))
+    assert torch.equal(build(kind).emission.observation.argmax(-1), torch.arange(10))
 
 
 def test_a_query_alone_is_answered_as_in_a_batch(agent, mixed, mixed_queries, collate):
@@ -288,7 +289,7 @@ def test_padding_changes_nothing(agent, mixed, enlarged):
 
 
 def test_padding_changes_no_gradient(kind, shaken, mixed, enlarged):
-    agent = shaken(build_of_agent(kind))
+    agent = shaken(build(kind))
 
     def gradients(inputs: QueryInputs) -> dict[str, Tensor]:
         agent.zero_grad()
@@ -317,7 +318,7 @@ def test_every_parameter_learns(agent, mixed):
 
 
 def test_an_untrained_agent_learns_in_both_directions_and_sizes(kind, mixed):
-    agent = build_of_agent(kind)
+    agent = build(kind)
     all_losses(agent(mixed, prompts(3))).backward()
     assert (agent.directions.grad.abs().sum(-1) > 0).all()
     for part in (agent.core, agent.emission, agent.origin, agent.size_head, agent.from_prompt):
@@ -333,7 +334,7 @@ def test_the_prompt_s_gradient_flows_query_by_query(agent, mixed):
 
 
 @pytest.mark.parametrize("name", [*PER_CELL, "size_logits"])
-def test_the_prompt_and_the_symmetry_are_heard(agent, mixed, name):
+def test_the_prompt_and_the_symmetry_matter(agent, mixed, name):
     first = getattr(agent(mixed, prompts(3)), name)
     assert differs(first, getattr(agent(mixed, prompts(3, seed=1)), name))
     turned = replace(mixed, dihedral=torch.tensor([0, 3, 7]))
@@ -344,7 +345,7 @@ def test_the_prompt_and_the_symmetry_are_heard(agent, mixed, name):
 
 
 def test_each_task_has_a_vector_and_an_unknown_one_zeros(shaken, mixed):
-    agent = shaken(build_of_agent("recursive"))
+    agent = shaken(build("recursive"))
     known = replace(mixed, task_index=torch.tensor([0, 1, 2]))
     swapped = replace(mixed, task_index=torch.tensor([1, 1, -1]))
     first, second = agent(known, prompts(3)), agent(swapped, prompts(3))
@@ -358,7 +359,7 @@ def test_each_task_has_a_vector_and_an_unknown_one_zeros(shaken, mixed):
 
 
 def test_an_unknown_task_teaches_no_task_vector(shaken, mixed):
-    agent = shaken(build_of_agent("recursive"))
+    agent = shaken(build("recursive"))
     all_losses(agent(mixed, prompts(3))).backward()
     assert mixed.task_index.tolist() == [0, 1, -1]
     assert [bool(row.any()) for row in agent.task_vectors.weight.grad] == [False, True, True, False]
@@ -368,7 +369,7 @@ def test_an_unknown_task_teaches_no_task_vector(shaken, mixed):
 
 @pytest.mark.parametrize(("kind", "options"), [("recursive", {"task_vectors": False}), ("conv", {})])
 def test_without_task_vectors_tasks_are_alike(kind, options, shaken, mixed):
-    agent = shaken(build_of_agent(kind, **options))
+    agent = shaken(build(kind, **options))
     assert agent.task_vectors is None
     other = replace(mixed, task_index=torch.tensor([2, 0, 1]))
     assert torch.equal(agent(mixed, prompts(3)).forward_logits, agent(other, prompts(3)).forward_logits)
@@ -455,5 +456,13 @@ def test_the_way_back_is_aligned_with_the_way_ahead(agent, mixed):
 
 
 def test_a_seed_gives_the_same_weights(kind):
-    first, second = build_of_agent(kind).state_dict(), build_of_agent(kind).state_dict()
+    first, second = build(kind).state_dict(), build(kind).state_dict()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_takes_the_keys_of_its_section():
+    section = AgentConfig(kind="conv", max_grid_size=20, hidden_dim=16, max_steps=2, task_vectors=False, ema_decay=0.5)
+    agent = ARCPromptGuidedAgent(**asdict(section), prompt_dim=8, num_tasks=3)
+    assert agent.ema_decay == 0.5
+    assert agent.max_steps == 2
+    assert agent.from_prompt.weight.shape == (16, 8)

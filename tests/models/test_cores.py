@@ -1,4 +1,4 @@
-"""The recursive core: weight-shared steps, positions from both ends, global mixing, attention to the context."""
+"""The context encoder and both cores: what they read, what they must not read, what a step does."""
 
 from dataclasses import replace
 
@@ -7,13 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from arcdist.models import ARCPromptGuidedAgent
-from arcdist.models.cores import ContextEncoder, ConvCore, one_hot_colors
+from arcdist.models.cores import ContextEncoder, ConvCore, cells_within, one_hot_colors
 
 
 @pytest.fixture
 def encoder(shaken):
     torch.manual_seed(0)
-    return shaken(ContextEncoder(num_colors=10, max_grid_size=30, hidden_dim=32, condition_dim=6, heads=2))
+    return shaken(ContextEncoder(num_colors=10, max_grid_size=30, hidden_dim=32, heads=2))
 
 
 def tokens(context, row):
@@ -28,10 +28,15 @@ def test_one_hot_colours_by_hand():
     assert cells.dtype == torch.float32
 
 
+def test_cells_within_sizes_by_hand():
+    cells = cells_within(torch.tensor([[1, 2], [2, 1], [9, 9]]), 2, 3)
+    assert cells.int().tolist() == [[[1, 1, 0], [0, 0, 0]], [[1, 0, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 1]]]
+
+
 def test_a_token_for_each_row_and_column_that_a_pair_has(encoder, mixed):
     context = encoder(mixed)
     assert context.keys.shape == context.values.shape == (3, 2, 3 * (7 + 8), 16)
-    assert context.summary.shape == (3, 6)
+    assert context.summary.shape == (3, 32)
     mask = context.token_mask.reshape(3, 3, 15)  # 7 rows and 8 columns of each pair
     # Rows and columns of the larger of input and output: 3 x 3 | 4 x 8, 2 x 4, 4 x 4 | 5 x 2, 6 x 3, and absent pairs.
     sizes = [[(3, 3), (0, 0), (0, 0)], [(4, 8), (2, 4), (4, 4)], [(5, 2), (6, 3), (0, 0)]]
@@ -99,117 +104,111 @@ def test_the_query_is_no_part_of_the_context(encoder, mixed):
         assert torch.equal(getattr(encoder(mixed), name), getattr(encoder(other), name))
 
 
-D, T = 12, 3
+CONV_DIM, RECURSIVE_DIM, T = 12, 16, 3
 
 
 @pytest.fixture
-def core(shaken):
+def conv_core(shaken):
     torch.manual_seed(0)
-    return shaken(ConvCore(num_colors=10, hidden_dim=D, condition_dim=4, max_steps=T))
+    return shaken(ConvCore(num_colors=10, hidden_dim=CONV_DIM, max_steps=T))
 
 
-def start(core, grid, condition=None, area=None):
-    area = torch.ones_like(grid, dtype=torch.bool) if area is None else area
-    condition = torch.zeros(len(grid), 4) if condition is None else condition
-    return core.start(one_hot_colors(grid, 10), torch.tensor([[9, 9]] * len(grid)), condition, None, area)
-
-
-def belief(grid):
+def no_belief(grid):
     return torch.zeros(*grid.shape, 10)
 
 
+def start_conv(core, grid, conditioning=None, area=None):
+    area = torch.ones_like(grid, dtype=torch.bool) if area is None else area
+    conditioning = torch.zeros(len(grid), CONV_DIM) if conditioning is None else conditioning
+    return core.start(one_hot_colors(grid, 10), torch.tensor([[9, 9]] * len(grid)), conditioning, None, area)
+
+
 def test_the_encoder_widens_as_the_seed_s_did():
-    core = ConvCore(num_colors=10, hidden_dim=256, condition_dim=256, max_steps=5)
+    core = ConvCore(num_colors=10, hidden_dim=256, max_steps=5)
     assert (core.first.out_channels, core.second.out_channels) == (128, 256)
     assert len(core.heads) == 5
 
 
-def test_step_t_is_read_by_head_t(core):
+def test_step_t_is_read_by_head_t(conv_core):
     grid = torch.zeros(1, 4, 4, dtype=torch.long)
-    first = [state for trajectory in [start(core, grid)] for state in [trajectory.step(belief(grid)) for _ in range(T)]]
+    trajectory = start_conv(conv_core, grid)
+    first = [trajectory.step(no_belief(grid)) for _ in range(T)]
     with torch.no_grad():
-        core.heads[1].bias += 1.0
-    trajectory = start(core, grid)
-    second = [trajectory.step(belief(grid)) for _ in range(T)]
+        conv_core.heads[1].bias += 1.0
+    trajectory = start_conv(conv_core, grid)
+    second = [trajectory.step(no_belief(grid)) for _ in range(T)]
     assert [torch.equal(a, b) for a, b in zip(first, second, strict=True)] == [True, False, True]
     with pytest.raises(IndexError):
-        trajectory.step(belief(grid))
+        trajectory.step(no_belief(grid))
 
 
-def test_a_state_sees_three_cells_in_each_direction(core):
+def test_a_state_sees_three_cells_in_each_direction(conv_core):
     grid = torch.zeros(1, 9, 9, dtype=torch.long)
     changed = grid.clone()
     changed[0, 4, 4] = 6
-    difference = (start(core, grid).step(belief(grid)) - start(core, changed).step(belief(grid))).abs().amax(-1)[0]
+    states = [start_conv(conv_core, each).step(no_belief(each)) for each in (grid, changed)]
+    difference = (states[0] - states[1]).abs().amax(-1)[0]
     rows, columns = torch.nonzero(difference > 1e-6, as_tuple=True)
     assert (rows.min().item(), rows.max().item(), columns.min().item(), columns.max().item()) == (1, 7, 1, 7)
 
 
-def test_cells_beyond_the_working_area_are_zero_and_unread(core):
+def test_cells_beyond_the_working_area_are_zero_and_unread(conv_core):
     area = torch.zeros(1, 5, 5, dtype=torch.bool)
     area[0, :3, :2] = True
     grid = torch.randint(0, 10, (1, 5, 5), generator=torch.Generator().manual_seed(0))
     other = torch.where(area, grid, (grid + 1) % 10)
-    state = start(core, grid, area=area).step(belief(grid))
+    state = start_conv(conv_core, grid, area=area).step(no_belief(grid))
     assert not state[~area].any()
     assert state[area].abs().max() > 0
     wild = torch.where(area[..., None], 0.0, 5.0).expand(1, 5, 5, 10)
-    torch.testing.assert_close(start(core, other, area=area).step(wild), state, rtol=0, atol=1e-6)
-    torch.testing.assert_close(start(core, grid[:, :3, :2]).step(belief(grid)[:, :3, :2]), state[:, :3, :2])
+    torch.testing.assert_close(start_conv(conv_core, other, area=area).step(wild), state, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        start_conv(conv_core, grid[:, :3, :2]).step(no_belief(grid)[:, :3, :2]), state[:, :3, :2]
+    )
 
 
-def test_condition_and_belief_are_fused(core):
+def test_conditioning_and_belief_are_fused(conv_core):
     grid = torch.zeros(2, 3, 3, dtype=torch.long)
-    first = start(core, grid).step(belief(grid))
-    condition = torch.tensor([[0.0] * 4, [1.0] * 4])
-    second = start(core, grid, condition).step(belief(grid))
+    first = start_conv(conv_core, grid).step(no_belief(grid))
+    conditioning = torch.tensor([[0.0] * CONV_DIM, [1.0] * CONV_DIM])
+    second = start_conv(conv_core, grid, conditioning).step(no_belief(grid))
     assert torch.equal(first[0], second[0])
     assert (first[1] - second[1]).abs().max() > 1e-3
-    sure = belief(grid)
+    sure = no_belief(grid)
     sure[0, 1, 1, 5] = 1.0
-    third = start(core, grid).step(sure)
+    third = start_conv(conv_core, grid).step(sure)
     assert (first[0] - third[0]).abs().max() > 1e-3
     assert torch.equal(first[1], third[1])
 
 
 def test_the_conv_agent_reads_neither_context_nor_sizes(mixed, shaken):
     torch.manual_seed(0)
-    agent = shaken(ARCPromptGuidedAgent("conv", hidden_dim=D, prompt_dim=4, max_steps=T))
+    agent = shaken(ARCPromptGuidedAgent("conv", hidden_dim=CONV_DIM, prompt_dim=4, max_steps=T))
     assert agent.read_context(mixed) is None
     assert agent.context_encoder is None
     assert agent.task_vectors is None
 
 
-D_of_recursive = 16
-
-
 @pytest.fixture
 def agent(shaken):
     torch.manual_seed(0)
-    return shaken(ARCPromptGuidedAgent("recursive", hidden_dim=D_of_recursive, prompt_dim=8, max_steps=2))
+    return shaken(ARCPromptGuidedAgent("recursive", hidden_dim=RECURSIVE_DIM, prompt_dim=8, max_steps=2))
 
 
 @pytest.fixture
-def start_of_recursive(agent, mixed):
+def start_recursive(agent, mixed):
     """Starts a trajectory of the first query's core: a 3 x 3 grid, seen as one of `size` on its working area."""
 
-    def begin(inputs=mixed, size=None, condition=None):
-        height, width = inputs.query.shape[1:]
-        rows = torch.arange(height)[:, None] < inputs.working_area[:, 0, None, None]
-        area = rows & (torch.arange(width) < inputs.working_area[:, 1, None, None])
+    def begin(inputs=mixed, size=None, conditioning=None):
         return agent.core.start(
             one_hot_colors(inputs.query, 10),
             inputs.query_size if size is None else size,
-            torch.zeros(len(inputs.query), D_of_recursive) if condition is None else condition,
+            torch.zeros(len(inputs.query), RECURSIVE_DIM) if conditioning is None else conditioning,
             agent.read_context(inputs),
-            area,
+            cells_within(inputs.working_area, *inputs.query.shape[1:]),
         )
 
     return begin
-
-
-def belief_of_recursive(inputs):
-    return torch.zeros(*inputs.query.shape, 10)
 
 
 def changed(first, second):
@@ -219,7 +218,7 @@ def changed(first, second):
 
 def test_steps_share_their_weights():
     shallow, deep = (
-        ARCPromptGuidedAgent("recursive", hidden_dim=D_of_recursive, prompt_dim=8, max_steps=steps) for steps in (1, 9)
+        ARCPromptGuidedAgent("recursive", hidden_dim=RECURSIVE_DIM, prompt_dim=8, max_steps=steps) for steps in (1, 9)
     )
     assert {name: value.shape for name, value in shallow.state_dict().items()} == {
         name: value.shape for name, value in deep.state_dict().items()
@@ -230,33 +229,33 @@ def test_more_steps_go_on_from_fewer(mixed, shaken):
     def plan(steps):
         torch.manual_seed(0)
         agent = shaken(
-            ARCPromptGuidedAgent("recursive", hidden_dim=D_of_recursive, prompt_dim=8, max_steps=steps, num_tasks=3)
+            ARCPromptGuidedAgent("recursive", hidden_dim=RECURSIVE_DIM, prompt_dim=8, max_steps=steps, num_tasks=3)
         )
         return agent(mixed, torch.ones(3, 8)).forward_logits
 
     assert torch.equal(plan(5)[:2], plan(2))
 
 
-def test_a_step_re_reads_what_is_believed(start_of_recursive, mixed):
-    certain = belief_of_recursive(mixed)
+def test_a_step_re_reads_what_is_believed(start_recursive, mixed):
+    certain = no_belief(mixed.query)
     certain[0, 1, 1, 7] = 1.0
-    assert changed(start_of_recursive().step(belief_of_recursive(mixed)), start_of_recursive().step(certain)) == [
+    assert changed(start_recursive().step(no_belief(mixed.query)), start_recursive().step(certain)) == [
         True,
         False,
         False,
     ]
 
 
-def test_a_step_goes_on_from_the_state_before(start_of_recursive, mixed):
-    trajectory = start_of_recursive()
-    first, second = trajectory.step(belief_of_recursive(mixed)).clone(), trajectory.step(belief_of_recursive(mixed))
+def test_a_step_goes_on_from_the_state_before(start_recursive, mixed):
+    trajectory = start_recursive()
+    first, second = trajectory.step(no_belief(mixed.query)).clone(), trajectory.step(no_belief(mixed.query))
     assert changed(first, second) == [True, True, True]
     assert torch.equal(second, trajectory.state)
 
 
-def test_one_step_reaches_every_cell_of_the_working_area(start_of_recursive, mixed):
-    start_belief = belief_of_recursive(mixed).requires_grad_()
-    state = start_of_recursive().step(start_belief)
+def test_one_step_reaches_every_cell_of_the_working_area(start_recursive, mixed):
+    start_belief = no_belief(mixed.query).requires_grad_()
+    state = start_recursive().step(start_belief)
     state[1, 0, 0].cos().sum().backward()
     reached = start_belief.grad.abs().sum(-1) > 0
     assert reached[1, 0, :8].any()  # its row, its column, and cells of neither
@@ -266,21 +265,21 @@ def test_one_step_reaches_every_cell_of_the_working_area(start_of_recursive, mix
     assert not reached[[0, 2]].any()
 
 
-def test_no_cell_beyond_the_working_area_is_read(start_of_recursive, mixed):
-    beyond = belief_of_recursive(mixed)
+def test_no_cell_beyond_the_working_area_is_read(start_recursive, mixed):
+    beyond = no_belief(mixed.query)
     beyond[0, 3:, :, 5] = 1.0
     beyond[0, :, 3:, 5] = 1.0
-    trajectory, other = start_of_recursive(), start_of_recursive()
+    trajectory, other = start_recursive(), start_recursive()
     for _ in range(2):
-        state, other_state = trajectory.step(belief_of_recursive(mixed)), other.step(beyond)
+        state, other_state = trajectory.step(no_belief(mixed.query)), other.step(beyond)
     assert torch.equal(state[0, :3, :3], other_state[0, :3, :3])
 
 
-def test_the_grid_its_place_and_its_size_are_seen(start_of_recursive, mixed):
-    first = start_of_recursive().step(belief_of_recursive(mixed))
+def test_the_grid_its_place_and_its_size_are_seen(start_recursive, mixed):
+    first = start_recursive().step(no_belief(mixed.query))
     recolored = mixed.query.clone()
     recolored[0, 0, 0] = (recolored[0, 0, 0] + 1) % 10
-    assert changed(first, start_of_recursive(replace(mixed, query=recolored)).step(belief_of_recursive(mixed))) == [
+    assert changed(first, start_recursive(replace(mixed, query=recolored)).step(no_belief(mixed.query))) == [
         True,
         False,
         False,
@@ -288,40 +287,40 @@ def test_the_grid_its_place_and_its_size_are_seen(start_of_recursive, mixed):
     size = mixed.query_size.clone()
     size[1, 0] += 1
     size[2, 1] += 1
-    assert changed(first, start_of_recursive(size=size).step(belief_of_recursive(mixed))) == [False, True, True]
+    assert changed(first, start_recursive(size=size).step(no_belief(mixed.query))) == [False, True, True]
 
 
-def test_equal_cells_are_told_apart_by_their_place(start_of_recursive, mixed):
+def test_equal_cells_are_told_apart_by_their_place(start_recursive, mixed):
     flat = replace(mixed, query=torch.where(mixed.query >= 0, 3, -1))
-    state = start_of_recursive(flat).step(belief_of_recursive(mixed))[1, :4, :8].flatten(0, 1)
+    state = start_recursive(flat).step(no_belief(mixed.query))[1, :4, :8].flatten(0, 1)
     distances = torch.cdist(state, state) + torch.eye(len(state))
     assert distances.min() > 1e-3
 
 
-def test_the_condition_modulates_each_query_on_its_own(start_of_recursive, mixed):
-    condition = torch.zeros(3, D_of_recursive)
-    condition[2] = 1.0
+def test_the_conditioning_modulates_each_query_on_its_own(start_recursive, mixed):
+    conditioning = torch.zeros(3, RECURSIVE_DIM)
+    conditioning[2] = 1.0
     first, second = (
-        start_of_recursive().step(belief_of_recursive(mixed)),
-        start_of_recursive(condition=condition).step(belief_of_recursive(mixed)),
+        start_recursive().step(no_belief(mixed.query)),
+        start_recursive(conditioning=conditioning).step(no_belief(mixed.query)),
     )
     assert changed(first, second) == [False, False, True]
 
 
-def test_the_context_is_attended_to(agent, start_of_recursive, mixed):
+def test_the_context_is_attended_to(agent, start_recursive, mixed):
     outputs = mixed.context_outputs.clone()
     outputs[1, 2, 0, 0] = (outputs[1, 2, 0, 0] + 1) % 10
-    other = start_of_recursive(replace(mixed, context_outputs=outputs))
-    # By attention alone: the context's summary goes into the condition, which is the same here.
-    assert changed(start_of_recursive().step(belief_of_recursive(mixed)), other.step(belief_of_recursive(mixed))) == [
+    other = start_recursive(replace(mixed, context_outputs=outputs))
+    # By attention alone: the context's summary goes into the conditioning, which is the same here.
+    assert changed(start_recursive().step(no_belief(mixed.query)), other.step(no_belief(mixed.query))) == [
         False,
         True,
         False,
     ]
 
 
-def test_a_fresh_trajectory_starts_at_zero_and_leaves_the_core_alone(start_of_recursive, mixed):
-    trajectory = start_of_recursive()
+def test_a_fresh_trajectory_starts_at_zero_and_leaves_the_core_alone(start_recursive, mixed):
+    trajectory = start_recursive()
     assert not trajectory.state.any()
-    before = trajectory.step(belief_of_recursive(mixed)).clone()
-    assert torch.equal(start_of_recursive().step(belief_of_recursive(mixed)), before)
+    before = trajectory.step(no_belief(mixed.query)).clone()
+    assert torch.equal(start_recursive().step(no_belief(mixed.query)), before)

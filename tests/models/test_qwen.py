@@ -1,4 +1,4 @@
-"""A prompt serves `every` batches, without gradient, and is then computed anew."""
+"""Qwen's prompt, the cache that keeps it for `every` batches, and the operations that reading takes."""
 
 from collections.abc import Callable
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from arcdist.errors import ArcdistError, ConfigError, PlatformError
-from arcdist.models import qwen_source as qwen_body
+from arcdist.models import qwen_source
 from arcdist.models.qwen_source import TINY, UNSHARDED, Sharding, embedded_config, load_body, random_body
 
 
@@ -194,7 +194,7 @@ def test_random_weights_of_a_folder_need_no_weights(model_folder: Path, caplog: 
     assert own.vocab_size == 14
     (model_folder / "tokenizer.json").unlink()
     body, tokenizer = load_body(str(model_folder), "random", torch.float32)
-    assert "as it has no tokenizer" in caplog.text
+    assert f"arcdist's own tokenizer ({model_folder} has none)" in caplog.text
     assert tokenizer.decode(TOKENS[0].numpy()) == "I3\nO"
     assert body.config.hidden_size == 32
 
@@ -202,7 +202,10 @@ def test_random_weights_of_a_folder_need_no_weights(model_folder: Path, caplog: 
 def test_tiny_says_that_it_is_untrained(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     load_body(TINY, "pretrained", torch.float32)
-    assert caplog.messages == ["embedded:tiny has untrained, random weights: it reads grids, but knows no language."]
+    assert caplog.messages == [
+        "embedded:tiny has untrained, random weights: it knows no language, and reads the tokens of "
+        "arcdist's own tokenizer (qwen.model is embedded:tiny)."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -298,7 +301,7 @@ def test_hub_model_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("empty_hub_cache")
 def test_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qwen_body, "_HUB_TIMEOUT", 0.2)
+    monkeypatch.setattr(qwen_source, "HUB_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(PlatformError, match="ReadTimeout") as raised:

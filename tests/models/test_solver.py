@@ -1,4 +1,4 @@
-"""The solver: what it proposes from its memory, how far it is trusted, who learns."""
+"""The solver: what its memory holds, what it proposes from it, how far it is trusted, who learns."""
 
 import copy
 
@@ -13,16 +13,16 @@ from torch.nn import functional as F
 from arcdist.models import PermanentSolver, Proposal
 from arcdist.models.solver import SolvedMemory, color_map, query_keys
 
-D, G = 4, 3
+FEATURE_DIM, SIDE = 4, 3
 
 
-def build(capacity=4):
-    return SolvedMemory(capacity=capacity, feature_dim=D, max_grid_size=G, num_colors=10)
+def build_memory(capacity=4):
+    return SolvedMemory(capacity=capacity, feature_dim=FEATURE_DIM, max_grid_size=SIDE, num_colors=10)
 
 
 def feature(query_id):
     """A direction of each query's own."""
-    return torch.randn(D, generator=torch.Generator().manual_seed(sum(query_id.encode())))
+    return torch.randn(FEATURE_DIM, generator=torch.Generator().manual_seed(sum(query_id.encode())))
 
 
 def outcome(query_id):
@@ -57,7 +57,7 @@ def held(memory, names):
     return found
 
 
-def recall(memory, ids, *, k=2, height=G, width=G):
+def recall(memory, ids, *, k=2, height=SIDE, width=SIDE):
     features = torch.stack([feature(each) for each in ids])
     return memory.recall(features, query_keys(ids), k=k, height=height, width=width)
 
@@ -79,7 +79,7 @@ def test_keys_are_stable_distinct_and_positive():
 
 
 def test_an_entry_is_kept_whole():
-    memory = build()
+    memory = build_memory()
     memory.add(
         keys=query_keys(["x"]),
         features=torch.tensor([[3.0, 0.0, 4.0, 0.0]], requires_grad=True),
@@ -98,11 +98,11 @@ def test_an_entry_is_kept_whole():
 
 
 def test_no_more_than_the_largest_side_is_kept():
-    memory = build()
+    memory = build_memory()
     grid = torch.arange(20).reshape(1, 4, 5) % 10
     memory.add(
         keys=query_keys(["x"]),
-        features=torch.ones(1, D),
+        features=torch.ones(1, FEATURE_DIM),
         queries=grid,
         outcomes=grid,
         exact=torch.tensor([True]),
@@ -112,10 +112,10 @@ def test_no_more_than_the_largest_side_is_kept():
 
 
 def test_nothing_to_add():
-    memory = build()
+    memory = build_memory()
     memory.add(
         keys=query_keys([]),
-        features=torch.zeros(0, D),
+        features=torch.zeros(0, FEATURE_DIM),
         queries=torch.zeros(0, 2, 2, dtype=torch.long),
         outcomes=torch.zeros(0, 2, 2, dtype=torch.long),
         exact=torch.zeros(0, dtype=torch.bool),
@@ -125,7 +125,7 @@ def test_nothing_to_add():
 
 
 def test_a_query_solved_again_replaces_its_own_entry():
-    memory = build()
+    memory = build_memory()
     add(memory, ["a", "b"], step=1)
     memory.add(
         keys=query_keys(["a"]),
@@ -143,7 +143,7 @@ def test_a_query_solved_again_replaces_its_own_entry():
 
 
 def test_the_oldest_unsolved_goes_first_then_for_a_success_the_oldest():
-    memory = build(capacity=3)
+    memory = build_memory(capacity=3)
     add(memory, ["a"], exact=True, step=1)
     add(memory, ["b"], exact=False, step=2)
     add(memory, ["c"], exact=False, step=3)
@@ -159,7 +159,7 @@ def test_the_oldest_unsolved_goes_first_then_for_a_success_the_oldest():
 
 
 def test_solving_again_makes_an_entry_recent():
-    memory = build(capacity=2)
+    memory = build_memory(capacity=2)
     add(memory, ["a"], step=1)
     add(memory, ["b"], step=2)
     add(memory, ["a"], step=3)
@@ -168,28 +168,28 @@ def test_solving_again_makes_an_entry_recent():
 
 
 def test_a_memory_may_fill_up_in_the_middle_of_a_batch():
-    memory = build(capacity=3)
+    memory = build_memory(capacity=3)
     add(memory, ["a", "b"], exact=False, step=1)
     add(memory, ["c", "d", "e"], step=2)
     assert held(memory, "abcde") == {"c", "d", "e"}
 
 
 def test_a_batch_larger_than_the_memory_leaves_its_last_queries():
-    memory = build(capacity=2)
+    memory = build_memory(capacity=2)
     add(memory, ["a", "b", "c"], exact=False, step=1)
     assert len(memory) == 2
     assert held(memory, "abc") == {"b", "c"}
 
 
 def test_successes_of_one_batch_do_not_push_out_each_other():
-    memory = build(capacity=2)
+    memory = build_memory(capacity=2)
     add(memory, ["a", "b"], exact=[True, False], step=1)
     add(memory, ["c", "d"], step=2)
     assert held(memory, "abcd") == {"c", "d"}
 
 
 def test_failures_do_not_push_out_successes_older_than_a_failure_that_is_held():
-    memory = build(capacity=2)
+    memory = build_memory(capacity=2)
     add(memory, ["a", "b"], exact=[True, False], step=1)
     add(memory, ["c", "d"], exact=False, step=2)
     assert held(memory, "abcd") == {"a", "d"}
@@ -204,7 +204,7 @@ def test_failures_do_not_push_out_successes_older_than_a_failure_that_is_held():
     ),
 )
 def test_against_a_slow_memory(capacity, batches):
-    memory, slow = build(capacity), {}
+    memory, slow = build_memory(capacity), {}
     for step, batch in enumerate(batches):
         if batch:
             add(memory, [name for name, _ in batch], exact=[exact for _, exact in batch], step=step)
@@ -224,7 +224,7 @@ def test_against_a_slow_memory(capacity, batches):
 
 
 def test_recall_is_the_cosine_s_top_k_by_a_slow_loop():
-    memory = build(capacity=8)
+    memory = build_memory(capacity=8)
     names = list("abcdef")
     add(memory, names)
     recalled = recall(memory, ["a", "new", "f"], k=3, height=2, width=3)
@@ -244,7 +244,7 @@ def test_recall_is_the_cosine_s_top_k_by_a_slow_loop():
 
 
 def test_a_query_never_recalls_itself():
-    memory = build()
+    memory = build_memory()
     add(memory, ["a"])
     alone = recall(memory, ["a"], k=1)
     assert not alone.found.any()
@@ -257,26 +257,26 @@ def test_a_query_never_recalls_itself():
 
 
 def test_an_empty_memory_finds_nothing():
-    recalled = recall(build(), ["a", "b"], k=3)
+    recalled = recall(build_memory(), ["a", "b"], k=3)
     assert not recalled.found.any()
     assert not recalled.similarity.any()
-    assert recalled.outcomes.shape == (2, 3, G, G)
+    assert recalled.outcomes.shape == (2, 3, SIDE, SIDE)
 
 
 def test_a_canvas_beyond_the_largest_side_is_cut():
-    memory = build()
+    memory = build_memory()
     add(memory, ["a"])
-    assert recall(memory, ["b"], k=1, height=9, width=2).outcomes.shape == (1, 1, G, 2)
+    assert recall(memory, ["b"], k=1, height=9, width=2).outcomes.shape == (1, 1, SIDE, 2)
 
 
 def test_a_checkpoint_holds_the_slots_in_use_and_no_pickled_object(tmp_path):
-    memory = build(capacity=1000)
+    memory = build_memory(capacity=1000)
     assert all(len(value) == 0 for value in memory.state_dict().values())
     add(memory, ["a", "b", "c"], exact=[True, False, True], step=4)
     state = memory.state_dict()
     assert {name: tuple(value.shape) for name, value in state.items()} == {
-        "features": (3, D),
-        "outcomes": (3, G, G),
+        "features": (3, FEATURE_DIM),
+        "outcomes": (3, SIDE, SIDE),
         "color_maps": (3, 10, 10),
         "keys": (3,),
         "exact": (3,),
@@ -286,7 +286,7 @@ def test_a_checkpoint_holds_the_slots_in_use_and_no_pickled_object(tmp_path):
     path = tmp_path / "memory.safetensors"  # a format that knows tensors only
     save_file({name: value.contiguous() for name, value in state.items()}, path)
 
-    loaded = build(capacity=3)
+    loaded = build_memory(capacity=3)
     loaded.load_state_dict(load_file(path))
     assert len(loaded) == 3
     assert held(loaded, "abc") == {"a", "b", "c"}
@@ -301,7 +301,7 @@ def test_a_checkpoint_holds_the_slots_in_use_and_no_pickled_object(tmp_path):
 
 
 def test_loading_replaces_what_was_held():
-    memory, other = build(), build()
+    memory, other = build_memory(), build_memory()
     add(memory, ["a", "b", "c"])
     add(other, ["d"])
     memory.load_state_dict(other.state_dict())
@@ -313,7 +313,7 @@ def test_loading_replaces_what_was_held():
 
 
 def test_a_memory_that_is_too_large_is_refused():
-    large, small = build(capacity=4), build(capacity=2)
+    large, small = build_memory(capacity=4), build_memory(capacity=2)
     add(large, ["a", "b", "c"])
     add(small, ["d"])
     with pytest.raises(RuntimeError, match=r"keys holds 3 solved problems, over solver\.capacity = 2"):
@@ -322,31 +322,31 @@ def test_a_memory_that_is_too_large_is_refused():
 
 
 def test_missing_and_unknown_tensors_are_named():
-    memory = build()
-    state = build().state_dict()
+    memory = build_memory()
+    state = build_memory().state_dict()
     del state["age"]
     with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "age"'):
         memory.load_state_dict(state)
     with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "color"'):
-        memory.load_state_dict(build().state_dict() | {"color": torch.zeros(1)})
+        memory.load_state_dict(build_memory().state_dict() | {"color": torch.zeros(1)})
 
 
-D_of_solver = 8
+SOLVER_DIM = 8
 IDS = ("a:train:0", "b:train:0", "unknown:train:0")
 
 
-def build_of_solver(shaken=None, **options):
+def build_solver(shaken=None, **options):
     torch.manual_seed(0)
-    solver = PermanentSolver(**{"capacity": 16, "feature_dim": D_of_solver, "top_k": 3} | options)
+    solver = PermanentSolver(**{"capacity": 16, "feature_dim": SOLVER_DIM, "top_k": 3} | options)
     return solver if shaken is None else shaken(solver)
 
 
 def features(queries: int = 3, seed: int = 0) -> Tensor:
-    return torch.randn(queries, D_of_solver, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(queries, SOLVER_DIM, generator=torch.Generator().manual_seed(seed))
 
 
 def fill(solver: PermanentSolver, count: int = 5, *, side: int = 4) -> None:
-    """SolvedQueries problems m0, m1, ... with random features, queries and outcomes."""
+    """Solved problems m0, m1, ... with random features, queries and outcomes."""
     generator = torch.Generator().manual_seed(3)
     solver.remember(
         ids=[f"m{index}" for index in range(count)],
@@ -367,7 +367,7 @@ def trust_null(solver: PermanentSolver, weight: float) -> None:
 
 
 def test_candidates_are_log_probabilities(shaken, mixed):
-    solver = build_of_solver(shaken)
+    solver = build_solver(shaken)
     for count in (0, 1, 5):
         fill(solver, count)
         proposal = solver(features(), mixed, IDS)
@@ -377,7 +377,7 @@ def test_candidates_are_log_probabilities(shaken, mixed):
 
 
 def test_an_empty_memory_proposes_the_query(shaken, mixed):
-    proposal = build_of_solver(shaken)(features(), mixed, IDS)
+    proposal = build_solver(shaken)(features(), mixed, IDS)
     inside = mixed.query >= 0
     assert torch.equal(proposal.candidate.argmax(-1)[inside], mixed.query[inside])
     assert proposal.candidate.amax(-1)[inside].exp().min() > 0.998
@@ -385,7 +385,7 @@ def test_an_empty_memory_proposes_the_query(shaken, mixed):
 
 
 def test_an_empty_memory_still_teaches_whom_to_trust(mixed):
-    solver = build_of_solver()
+    solver = build_solver()
     agent = torch.randn(3, 7, 8, 10, generator=torch.Generator().manual_seed(0)).requires_grad_()
     weighed = solver(features(), mixed, IDS).weigh(agent)
     weighed[mixed.query >= 0].gather(-1, mixed.query[mixed.query >= 0][:, None]).sum().backward()
@@ -395,7 +395,7 @@ def test_an_empty_memory_still_teaches_whom_to_trust(mixed):
 
 
 def test_every_parameter_learns_from_a_filled_memory(shaken, mixed):
-    solver = build_of_solver(shaken)
+    solver = build_solver(shaken)
     fill(solver)
     proposal = solver(features(), mixed, IDS)
     (proposal.candidate[mixed.query >= 0].cos().sum() + proposal.confidence_logit.sum()).backward()
@@ -406,12 +406,12 @@ def test_every_parameter_learns_from_a_filled_memory(shaken, mixed):
 
 
 def test_an_untrained_solver_is_hardly_trusted(mixed):
-    solver = build_of_solver()
+    solver = build_solver()
     assert 0.02 < solver(features(), mixed, IDS).confidence_logit.sigmoid().mean() < 0.1
 
 
 def test_the_candidate_by_a_slow_loop(shaken, mixed):
-    solver = build_of_solver(shaken)
+    solver = build_solver(shaken)
     fill(solver)
     proposal = solver(features(), mixed, IDS)
     own, memory = torch.nn.functional.normalize(features(), dim=-1), solver.memory
@@ -444,7 +444,7 @@ def test_the_candidate_by_a_slow_loop(shaken, mixed):
 
 
 def test_a_like_problem_s_outcome_is_proposed(mixed):
-    solver = build_of_solver(top_k=1)
+    solver = build_solver(top_k=1)
     fill(solver)
     trust_null(solver, 50.0)
     with torch.no_grad():
@@ -456,7 +456,7 @@ def test_a_like_problem_s_outcome_is_proposed(mixed):
 
 
 def test_a_like_problem_s_colour_map_is_applied_to_the_query(mixed):
-    solver = build_of_solver(top_k=1)
+    solver = build_solver(top_k=1)
     recolor = torch.tensor([0, 5, 1, 2, 9, 4, 3, 8, 7, 6])
     colors = torch.arange(10).reshape(1, 2, 5)
     solver.remember(
@@ -472,7 +472,7 @@ def test_a_like_problem_s_colour_map_is_applied_to_the_query(mixed):
 
 
 def test_what_a_query_left_itself_changes_no_bit_of_its_proposal(shaken, mixed):
-    solver = build_of_solver(shaken)
+    solver = build_solver(shaken)
     fill(solver, 2)
     first = solver(features(), mixed, IDS)
     for outcome in (3, 8):
@@ -492,7 +492,7 @@ def test_what_a_query_left_itself_changes_no_bit_of_its_proposal(shaken, mixed):
 
 
 def test_the_length_of_the_features_does_not_matter(shaken, mixed):
-    solver = build_of_solver(shaken)
+    solver = build_solver(shaken)
     fill(solver)
     first, second = solver(features(), mixed, IDS), solver(16.0 * features(), mixed, IDS)
     torch.testing.assert_close(second.candidate, first.candidate)
@@ -500,7 +500,7 @@ def test_the_length_of_the_features_does_not_matter(shaken, mixed):
 
 
 def test_batch_and_padding_change_nothing(shaken, mixed, mixed_queries, collate, enlarged):
-    solver = build_of_solver(shaken)
+    solver = build_solver(shaken)
     fill(solver)
     expected = solver(features(), mixed, IDS)
     large = solver(features(), enlarged(mixed, margin=2, pairs=1), IDS)
@@ -537,7 +537,7 @@ def test_weighing_is_finite_where_the_confidence_is_certain(logit, trusted):
 
 
 def test_float32_inside_autocast(shaken, mixed):
-    solver = build_of_solver(shaken)
+    solver = build_solver(shaken)
     fill(solver)
     agent = torch.randn(3, 7, 8, 10, generator=torch.Generator().manual_seed(0)).bfloat16()
     expected = solver(features(), mixed, IDS)
@@ -551,14 +551,14 @@ def test_float32_inside_autocast(shaken, mixed):
 
 
 def test_statistics_of_an_empty_memory():
-    assert build_of_solver().statistics() == {"problems": 0.0, "exact": 0.0, "clusters": 0.0}
+    assert build_solver().statistics() == {"problems": 0.0, "exact": 0.0, "clusters": 0.0}
 
 
 def test_statistics_count_clusters_of_like_problems():
-    solver = build_of_solver()
+    solver = build_solver()
     # Two bundles of directions and one on its own, which is no cluster.
-    east, north, west = torch.eye(D_of_solver)[0], torch.eye(D_of_solver)[1], -torch.eye(D_of_solver)[0]
-    nudge = 0.05 * torch.eye(D_of_solver)[2]
+    east, north, west = torch.eye(SOLVER_DIM)[0], torch.eye(SOLVER_DIM)[1], -torch.eye(SOLVER_DIM)[0]
+    nudge = 0.05 * torch.eye(SOLVER_DIM)[2]
     directions = torch.stack([east, east + nudge, 3.0 * east, north, north - nudge, west])
     grid = torch.zeros(6, 1, 1, dtype=torch.long)
     solver.remember(
@@ -573,9 +573,9 @@ def test_statistics_count_clusters_of_like_problems():
 
 
 def test_a_state_dict_takes_parameters_and_memory_along(shaken, mixed):
-    solver = build_of_solver(shaken)
+    solver = build_solver(shaken)
     fill(solver)
-    other = build_of_solver()
+    other = build_solver()
     other.load_state_dict(solver.state_dict())
     first, second = (each(features(), mixed, IDS) for each in (solver, other))
     assert torch.equal(first.candidate, second.candidate)

@@ -21,10 +21,12 @@ IDENTITY: dict[str, Any] = {
 
 
 def made_record(
-    name: str,
+    name: str = "mine",
     *,
+    place: str | None = None,
     group: str | None = None,
     exact: Sequence[Mapping[str, bool]] = (),
+    validations: Sequence[Validation] = (),
     best: int | None = None,
     epochs: Sequence[Mapping[str, Any]] = (),
     steps: Sequence[Mapping[str, Any]] = (),
@@ -34,33 +36,36 @@ def made_record(
     """A run of that name.
 
     Args:
-        name: also its id, its place and, where none is given, its group.
+        name: also its id and, by default, its place and its group.
+        place: that it was read from.
         group: of the same recipe and data.
-        exact: whether each query was answered exactly, a validation an epoch.
-        best: the epoch that was best; the last one where none is given.
+        exact: whether each query was answered exactly, for the validation of each epoch.
+        validations: in place of `exact`.
+        best: the epoch that was best, by default the last one.
         epochs: records of `metrics.json`, without their numbers.
         steps: objects of `steps.jsonl`.
         config: by dotted key.
         identity: fields that differ from those above.
     """
-    validations = tuple(
-        Validation(
-            epoch=epoch,
-            step=10 * (epoch + 1),
-            results={query: QueryResult(exact=solved, cell=1.0, confidence=0.5) for query, solved in answers.items()},
-            shown=(),
-        )
+    made = [
+        made_validation(epoch, {query: float(solved) for query, solved in answers.items()})
         for epoch, answers in enumerate(exact)
-    )
+    ]
     return RunRecord(
-        place=name,
+        place=name if place is None else place,
         identity=Identity(id=name, name=name, group=group or name, **{**IDENTITY, **identity}),
         config=dict(config or {}),
         steps=tuple(steps),
         epochs=tuple({"epoch": number, **epoch} for number, epoch in enumerate(epochs)),
         best={"epoch": len(exact) - 1 if best is None else best} if exact else {},
-        validations=validations,
+        validations=(*made, *validations),
     )
+
+
+def made_validation(epoch: int, cells: Mapping[str, float]) -> Validation:
+    """A validation from the share of right cells of each query; 1 is exact."""
+    results = {query: QueryResult(exact=cell == 1.0, cell=cell, confidence=0.5) for query, cell in cells.items()}
+    return Validation(epoch=epoch, step=10 * (epoch + 1), results=results, shown=())
 
 
 def answers(pattern: str, first: int = 0) -> dict[str, bool]:

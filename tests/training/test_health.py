@@ -1,3 +1,5 @@
+"""When the red flags of a run rise and clear, and what ends it."""
+
 import json
 import logging
 import math
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcdist.errors import HealthError, NotFiniteError
-from arcdist.training.health import GradientMonitor, RunHealth, mann_whitney_z
+from arcdist.training.health import RunHealth, mann_whitney_z
 
 GOOD = {"reward": 0.1, "accuracy_delta": 0.01, "gradient_norms": {"qwen": 0.3, "agent": 1.0}}
 EVERY = 50
@@ -39,25 +41,32 @@ def test_z_changes_sign_with_the_order(earlier, later):
 
 
 def test_first_step_needs_a_gradient_in_every_group():
-    monitor = GradientMonitor()
-    monitor.require_flow({"lora": 1e-12, "control_mlp": 0.1})
-    with pytest.raises(HealthError, match="lora, solver") as raised:
-        monitor.require_flow({"lora": 0.0, "control_mlp": 0.1, "solver": 0.0})
+    health = RunHealth()
+    health.require_gradients({"lora": 1e-12, "control_mlp": 0.1})
+    assert health.flags == []
+    with pytest.raises(HealthError, match=r"^group_without_gradient: lora, solver\. ") as raised:
+        health.require_gradients({"lora": 0.0, "control_mlp": 0.1, "solver": 0.0})
     assert raised.value.exit_code == 5
+    assert health.flags == ["group_without_gradient"]
 
 
-def test_gradient_is_missed_after_a_hundred_batches_without_it():
-    monitor = GradientMonitor()
-    assert monitor.observe(50, {"qwen": 0.1, "agent": 1.0}) == {}
-    assert monitor.observe(149, {"qwen": 0.0, "agent": 1.0}) == {}
-    assert monitor.observe(150, {"qwen": 0.0, "agent": 1.0}) == {"qwen": 100}
-    assert monitor.observe(151, {"qwen": 0.2, "agent": 1.0}) == {}
+def with_norms(health, step, **norms):
+    return health.observe(step, loss=1.0 / step, **{**GOOD, "gradient_norms": norms})
+
+
+def test_gradient_is_missed_after_a_hundred_batches_without_it(caplog):
+    health = RunHealth()
+    assert with_norms(health, 50, qwen=0.1, agent=1.0) == []
+    assert with_norms(health, 149, qwen=0.0, agent=1.0) == []
+    assert with_norms(health, 150, qwen=0.0, agent=1.0) == ["qwen_gradient_zero"]
+    assert "zero for 100 batches. Lower --qwen.every below 100." in caplog.text
+    assert with_norms(health, 151, qwen=0.2, agent=1.0) == []
 
 
 def test_gradient_that_never_came_is_counted_from_the_start_of_the_run():
-    monitor = GradientMonitor(start_step=1000)
-    assert monitor.observe(1099, {"qwen": 0.0}) == {}
-    assert monitor.observe(1100, {"qwen": 0.0}) == {"qwen": 100}
+    health = RunHealth(start_step=1000)
+    assert with_norms(health, 1099, qwen=0.0) == []
+    assert with_norms(health, 1100, qwen=0.0) == ["qwen_gradient_zero"]
 
 
 def test_a_learning_run_has_no_flag():
@@ -155,13 +164,6 @@ def test_steps_in_a_row_that_were_not_finite_are_counted():
         RunHealth().require_finite(12, {"loss": math.nan}, skipped=10)
 
 
-def test_a_group_without_gradient_stops_the_run_and_is_a_flag():
-    health = RunHealth()
-    with pytest.raises(HealthError, match="group_without_gradient: solver"):
-        health.require_gradients({"agent": 1.0, "solver": 0.0})
-    assert health.flags == ["group_without_gradient"]
-
-
 def resumed(health):
     """A fresh judge that goes on from the state of another, by way of JSON."""
     other = RunHealth()
@@ -219,8 +221,8 @@ def test_flags_of_a_kind_of_their_own_are_kept_too():
 
 
 def test_a_gradient_is_missed_since_the_step_it_was_last_seen_in_another_run():
-    monitor, other = GradientMonitor(), GradientMonitor()
-    monitor.observe(70, {"qwen": 0.1})
-    other.load_state(json.loads(json.dumps(monitor.state())))
-    assert other.observe(169, {"qwen": 0.0}) == {}
-    assert other.observe(170, {"qwen": 0.0}) == {"qwen": 100}
+    health = RunHealth()
+    with_norms(health, 70, qwen=0.1)
+    other = resumed(health)
+    assert with_norms(other, 169, qwen=0.0) == []
+    assert with_norms(other, 170, qwen=0.0) == ["qwen_gradient_zero"]

@@ -12,7 +12,7 @@ import torch
 from shared.loops import read_metrics, read_steps, signal_in_step, spoil_steps
 from shared.measured import without_measured
 
-from arcdist.checkpoint import saver
+from arcdist.checkpoint import store
 from arcdist.checkpoint.state import gather_moments, gather_weights
 from arcdist.checkpoint.store import checkpoints, load_checkpoint, save_checkpoint
 from arcdist.distributed import Heartbeat
@@ -496,7 +496,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on_or_end
             raise SaveError("The disk is full.")
         save_checkpoint(folder, snapshot)
 
-    monkeypatch.setattr(saver, "save_checkpoint", refuse_some)
+    monkeypatch.setattr(store, "save_checkpoint", refuse_some)
     with caplog.at_level(logging.ERROR, logger="arcdist"):
         if on_save_error == "continue":
             assert loop.run()
@@ -508,7 +508,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on_or_end
     saved = [int(folder.name.removeprefix("step_")) for folder in checkpoints(tmp_path / "checkpoints")]
     if on_save_error == "continue":
         assert saved == [1, 3, 4, 5, 6, 7, 8]
-        assert told == ["NOT SAVED: The disk is full. Training goes on."]
+        assert told == ["NOT SAVED: The disk is full. Training continues."]
     else:
         # All processes learn of it with step 3 or, where it was still being written then, with step 4.
         assert set(saved) <= {1, 3}
@@ -521,7 +521,7 @@ def test_a_run_does_not_end_well_without_its_last_checkpoint(undrawn, make_loop,
     def refuse(folder, snapshot):
         raise SaveError("The disk is full.")
 
-    monkeypatch.setattr(saver, "save_checkpoint", refuse)
+    monkeypatch.setattr(store, "save_checkpoint", refuse)
     with pytest.raises(SaveError, match="The disk is full"):
         loop.run()
     assert loop.state.step == 2

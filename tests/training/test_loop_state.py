@@ -1,29 +1,65 @@
-""""""
+"""What a run counts: means over an interval, time, and where it is; all of it through JSON and back."""
 
 import json
+import time
 from contextlib import suppress
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from arcdist.config import load_config
-from arcdist.training import loop_state as cost
-from arcdist.training.loop_state import Cost, Interval, LoopState
+from arcdist.config.schema import CurriculumConfig
+from arcdist.errors import ConfigError
+from arcdist.training.loop_state import Cost, DynamicMemoryThreshold, Interval, LoopState, SizeWarmupCurriculum
 from arcdist.training.step import StepReport
 
 
-def report(loss, queries=1, tokens=1, **norms):
+@pytest.mark.parametrize(("epoch", "weight"), [(0, 1.0), (0.75, 0.875), (1.5, 0.75), (3, 0.5), (7, 0.5)])
+def test_size_weight_falls_linearly_over_three_epochs(epoch, weight):
+    assert SizeWarmupCurriculum().weight(epoch) == pytest.approx(weight, abs=1e-12)
+
+
+def test_size_weight_without_warm_up_is_its_end():
+    assert SizeWarmupCurriculum(start=2.0, end=0.25, epochs=0).weight(0) == 0.25
+
+
+def test_threshold_is_the_gate_times_the_average():
+    threshold = DynamicMemoryThreshold()
+    assert threshold.threshold == pytest.approx(0.22)
+    threshold.update(0.7)
+    assert threshold.threshold == pytest.approx(1.1 * 0.25)
+    threshold.update(0.25)
+    assert threshold.threshold == pytest.approx(1.1 * 0.25)
+
+
+def test_threshold_continues_from_its_state():
+    first, second = DynamicMemoryThreshold(), DynamicMemoryThreshold()
+    first.update(0.9)
+    second.load_state(first.state())
+    for threshold in (first, second):
+        threshold.update(0.3)
+    assert second.threshold == first.threshold
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [({"size_warmup_epochs": -1}, "size_warmup_epochs"), ({"memory_threshold_alpha": 0.0}, "memory_threshold_alpha")],
+)
+def test_impossible_curriculum_is_refused(changes, key):
+    with pytest.raises(ConfigError, match=f"curriculum.{key} is .*: choose"):
+        CurriculumConfig(**changes)
+
+
+def report(loss, queries=1, tokens=1, cell=0.0, **norms):
     return StepReport(
-        metrics={"loss": loss},
+        metrics={"loss": loss, "train/cell": cell},
         group_norms=norms,
         queries=queries,
         tokens=tokens,
         finite=True,
-        not_finite_on=(),
-        stop=False,
-        preempted=False,
-        save_failed=False,
+        signals=(),
     )
 
 
@@ -33,6 +69,7 @@ def test_means_maxima_and_pace_by_hand():
     interval.add(report(5.0, queries=2, tokens=50, lora=0.5, agent=1.0), seconds=1.0)
     assert interval.means() == pytest.approx(
         {
+            "train/cell": 0.0,
             "loss": 3.0,  # Of the queries: (4 x 2 + 2 x 5) / 6.
             "grad_norm/lora": 0.25,
             "grad_norm/agent": 2.0,
@@ -71,38 +108,38 @@ STEPS = st.lists(
 
 @given(before=STEPS, after=STEPS)
 def test_one_that_goes_on_from_its_state_is_the_same_to_the_last_bit(before, after):
-    whole, first, second = Interval(), Interval(), Interval()
+    whole, first = Interval(), Interval()
     for step in before:
         whole.add(report(**step), seconds=0.1)
         first.add(report(**step), seconds=0.1)
-    second.load_state(json.loads(json.dumps(first.state())))
+    second = Interval(**json.loads(json.dumps(asdict(first))))
     for step in after:
         whole.add(report(**step), seconds=0.1)
         second.add(report(**step), seconds=0.1)
     assert second.means() == whole.means()
-    assert second.largest_norms == whole.largest_norms
-    assert second.steps == whole.steps
-    assert second.state() == whole.state()
+    assert second == whole
 
 
 def test_a_state_is_no_part_of_what_it_was_taken_of():
     interval = Interval()
     interval.add(report(1.0, agent=2.0), seconds=0.5)
-    state = interval.state()
+    state = asdict(interval)
     assert state == {
         "steps": 1,
         "queries": 1,
         "tokens": 1,
         "seconds": 0.5,
-        "sums": {"loss": 1.0},
+        "sums": {"loss": 1.0, "train/cell": 0.0},
         "norm_sums": {"grad_norm/agent": 2.0},
         "largest_norms": {"agent": 2.0},
     }
-    other = Interval()
-    other.load_state(state)
-    for each in (interval, other):
+    for each in (interval, Interval(**state)):
         each.add(report(5.0, agent=7.0, lora=1.0), seconds=0.5)
-    assert (state["steps"], state["sums"], state["largest_norms"]) == (1, {"loss": 1.0}, {"agent": 2.0})
+    assert (state["steps"], state["sums"], state["largest_norms"]) == (
+        1,
+        {"loss": 1.0, "train/cell": 0.0},
+        {"agent": 2.0},
+    )
 
 
 @pytest.fixture
@@ -110,7 +147,7 @@ def clock(monkeypatch):
     class Clock:
         now = 100.0
 
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: Clock.now)
+    monkeypatch.setattr(time, "perf_counter", lambda: Clock.now)
     return Clock
 
 
@@ -143,8 +180,8 @@ def test_a_resumed_run_counts_on_with_the_processes_that_it_has_then(clock):
     resumed = Cost(processes=1)
     resumed.load_state(state)
     clock.now += 1800
-    assert resumed.seconds == 5400.0
-    assert resumed.device_hours == pytest.approx(4.5)
+    assert resumed.record()["time/elapsed_s"] == 5400.0
+    assert resumed.record()["time/device_hours"] == pytest.approx(4.5)
 
 
 FLAGS = (
@@ -157,25 +194,11 @@ def make_state():
     return LoopState(load_config(FLAGS).config, steps_per_epoch=4, processes=2)
 
 
-def report_of_loop_state(cell):
-    return StepReport(
-        metrics={"loss": 2.0, "train/cell": cell},
-        group_norms={"agent": 1.0},
-        queries=4,
-        tokens=100,
-        finite=True,
-        not_finite_on=(),
-        stop=False,
-        preempted=False,
-        save_failed=False,
-    )
-
-
 def make_steps(state, cells):
     for cell in cells:
         state.step += 1
         state.batch += 1
-        state.take_in(report_of_loop_state(cell), seconds=0.5)
+        state.add(report(2.0, queries=4, tokens=100, cell=cell, agent=1.0), seconds=0.5)
 
 
 def test_where_epochs_and_the_run_end_and_what_the_size_loss_weighs():

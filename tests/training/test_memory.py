@@ -1,4 +1,4 @@
-""""""
+"""What an out-of-memory error names, and the record of the GPU's allocations that a flag turns on."""
 
 import re
 from pathlib import Path
@@ -32,8 +32,11 @@ def cuda(monkeypatch):
     return asked
 
 
-def run_out(folder):
-    with explained_out_of_memory(Config(), folder):
+RECORDING = Config(train=TrainConfig(memory_history=True))
+
+
+def run_out(folder, config=RECORDING):
+    with explained_out_of_memory(config, folder):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
 
 
@@ -60,14 +63,14 @@ def test_each_process_has_a_file_of_its_own(cuda, tmp_path, monkeypatch):
 
 
 def test_a_run_that_fits_leaves_nothing_and_records_no_longer(cuda, tmp_path):
-    with explained_out_of_memory(Config(), tmp_path):
+    with explained_out_of_memory(RECORDING, tmp_path):
         pass
     assert [entry[1] for entry in cuda] == ["all", None]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_error_leaves_no_snapshot_either(cuda, tmp_path):
-    with pytest.raises(KeyError), explained_out_of_memory(Config(), tmp_path):
+    with pytest.raises(KeyError), explained_out_of_memory(RECORDING, tmp_path):
         raise KeyError("a")
     assert [entry[1] for entry in cuda] == ["all", None]
     assert list(tmp_path.iterdir()) == []
@@ -80,13 +83,20 @@ def test_a_snapshot_that_cannot_be_written_hides_no_message(cuda, tmp_path):
     assert str(raised.value).endswith("--dry_run shows the peak of the longest batch.")
 
 
-def test_an_allocator_that_remembers_nothing_is_left_alone(cuda, tmp_path, monkeypatch):
+def test_an_allocator_without_a_history_is_left_alone(cuda, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("cudaMallocAsync does not yet support recordHistory")
 
     monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", refuse)
     with pytest.raises(OutOfMemoryError, match=r"longest batch\.$"):
         run_out(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_flag_nothing_is_recorded(cuda, tmp_path):
+    with pytest.raises(OutOfMemoryError, match=r"longest batch\.$"):
+        run_out(tmp_path, Config())
+    assert cuda == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -112,7 +122,7 @@ def gpu_tensor():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.\nGPU 0 has ...")
 
 
-def knobs(config):
+def named_settings(config):
     """What the message ranks, in its order."""
     with pytest.raises(OutOfMemoryError) as raised, explained_out_of_memory(config):
         gpu_tensor()
@@ -121,7 +131,7 @@ def knobs(config):
 
 
 @pytest.mark.parametrize("allocate", [cpu_tensor, python_object, gpu_tensor])
-def test_running_out_of_memory_names_the_knobs(allocate):
+def test_running_out_of_memory_names_the_named_settings(allocate):
     config = Config(train=TrainConfig(batch_size=24))
     with pytest.raises(OutOfMemoryError) as raised, explained_out_of_memory(config):
         allocate()
@@ -133,8 +143,8 @@ def test_running_out_of_memory_names_the_knobs(allocate):
     assert raised.value.__cause__ is not None
 
 
-def test_what_each_knob_saves_is_told():
-    first, second, third = knobs(Config(train=TrainConfig(batch_size=24)))
+def test_what_each_setting_saves_is_named():
+    first, second, third = named_settings(Config(train=TrainConfig(batch_size=24)))
     assert first == (
         "--train.accumulation 2 (now 1), or half of --batch_size (now 24): activations of 12 queries at a time in "
         "place of 24"
@@ -148,11 +158,11 @@ def test_what_each_knob_saves_is_told():
     )
 
 
-def test_a_knob_that_is_turned_already_makes_room_for_the_next():
+def test_a_setting_that_is_changed_already_makes_room_for_the_next():
     config = Config(
         train=TrainConfig(batch_size=1, precision="bf16"), qwen=QwenConfig(gradient_checkpointing=True, dtype="float32")
     )
-    assert [knob.partition(" (")[0].partition(":")[0] for knob in knobs(config)] == [
+    assert [each.partition(" (")[0].partition(":")[0] for each in named_settings(config)] == [
         "--data.max_side 20",
         "--qwen.dtype bfloat16",
         "a smaller --agent.hidden_dim",
@@ -161,11 +171,11 @@ def test_a_knob_that_is_turned_already_makes_room_for_the_next():
 
 def test_the_queries_at_a_time_are_those_of_a_pass_of_a_process(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    first, *_ = knobs(Config(train=TrainConfig(batch_size=24, accumulation=2)))
+    first, *_ = named_settings(Config(train=TrainConfig(batch_size=24, accumulation=2)))
     assert first.startswith("--train.accumulation 4 (now 2), ")
     assert first.endswith(": activations of 2 queries at a time in place of 3")
     # Six queries in five passes: more than six passes cannot be.
-    first, *_ = knobs(Config(train=TrainConfig(batch_size=24, accumulation=5)))
+    first, *_ = named_settings(Config(train=TrainConfig(batch_size=24, accumulation=5)))
     assert first.startswith("--train.accumulation 6 (now 5), ")
     assert first.endswith(": activations of 1 queries at a time in place of 2")
 
@@ -183,7 +193,7 @@ def test_there_are_always_three(batch_size, precision, checkpointing, dtype, max
         qwen=QwenConfig(gradient_checkpointing=checkpointing, dtype=dtype),
         data=DataConfig(max_side=max_side),
     )
-    assert len(set(knobs(config))) == 3
+    assert len(set(named_settings(config))) == 3
 
 
 def test_other_errors_pass_unchanged():

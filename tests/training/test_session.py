@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcdist.data import OUTSIDE
-from arcdist.errors import DataError
+from arcdist.errors import ConfigError, DataError
 from arcdist.training.session import build_engines, warmup_cosine
 
 
@@ -232,3 +232,34 @@ def test_the_averaged_agent_begins_as_the_agent(build_tiny):
     for one, other in zip(models.agent.parameters(), models.averaged_agent.module.parameters(), strict=True):
         assert one is not other
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "flag", ["output.validate_every", "output.save_every", "output.log_every", "distributed.timeout"]
+)
+def test_what_drives_collectives_must_be_the_same_on_every_process(build_tiny, monkeypatch, flag):
+    said = record_first_process(build_tiny, monkeypatch)
+    monkeypatch.setattr("arcdist.distributed.collectives.broadcast_text", lambda text: said[0])
+    theirs = json.loads(said[0])[flag]
+    with pytest.raises(ConfigError, match=rf"would not train what rank 0 trains: {flag} is 77, there {theirs}\. Start"):
+        build_tiny(f"--{flag}=77")
+
+
+def test_paths_and_threads_may_differ_between_processes(build_tiny, monkeypatch):
+    said = iter(record_first_process(build_tiny, monkeypatch))
+    monkeypatch.setattr("arcdist.distributed.collectives.broadcast_text", lambda text: next(said))
+    build_tiny("--output_dir=elsewhere", "--train.cpu_threads=2")
+    assert list(said) == []
+
+
+def record_first_process(build_tiny, monkeypatch):
+    """What process 0 broadcasts while it builds a tiny run."""
+    said = []
+
+    def broadcast(text):
+        said.append(text)
+        return text
+
+    monkeypatch.setattr("arcdist.distributed.collectives.broadcast_text", broadcast)
+    build_tiny()
+    return said

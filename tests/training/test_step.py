@@ -9,65 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcdist.checkpoint.state import gather_moments, gather_weights
-from arcdist.config.schema import CurriculumConfig
 from arcdist.data import OUTSIDE
-from arcdist.errors import ConfigError
 from arcdist.models import PermanentSolver
-from arcdist.training.step import (
-    DynamicMemoryThreshold,
-    SizeWarmupCurriculum,
-    SolvedQueries,
-    StepSettings,
-    remember,
-    train_step,
-)
-
-
-@pytest.mark.parametrize(("epoch", "weight"), [(0, 1.0), (0.75, 0.875), (1.5, 0.75), (3, 0.5), (7, 0.5)])
-def test_size_weight_falls_linearly_over_three_epochs(epoch, weight):
-    assert SizeWarmupCurriculum().weight(epoch) == pytest.approx(weight, abs=1e-12)
-
-
-def test_size_weight_without_warm_up_is_its_end():
-    assert SizeWarmupCurriculum(start=2.0, end=0.25, epochs=0).weight(0) == 0.25
-
-
-def test_threshold_is_the_gate_times_the_average():
-    threshold = DynamicMemoryThreshold()
-    assert threshold.threshold == pytest.approx(0.22)
-    threshold.update(0.7)
-    assert threshold.threshold == pytest.approx(1.1 * 0.25)
-    threshold.update(0.25)
-    assert threshold.threshold == pytest.approx(1.1 * 0.25)
-
-
-def test_memory_admits_what_exceeds_the_threshold():
-    admitted = DynamicMemoryThreshold(start=0.5, gate=1.0).admits(torch.tensor([0.4, 0.5, 0.6, 1.0]))
-    assert admitted.tolist() == [False, False, True, True]
-
-
-def test_an_exact_grid_is_admitted_when_the_threshold_exceeds_one():
-    threshold = DynamicMemoryThreshold(start=0.95)
-    assert threshold.threshold > 1.0
-    assert threshold.admits(torch.tensor([0.99, 1.0])).tolist() == [False, True]
-
-
-def test_threshold_continues_from_its_state():
-    first, second = DynamicMemoryThreshold(), DynamicMemoryThreshold()
-    first.update(0.9)
-    second.load_state(first.state())
-    for threshold in (first, second):
-        threshold.update(0.3)
-    assert second.threshold == first.threshold
+from arcdist.training.step import SolvedQueries, StepSettings, admits, remember, train_step
 
 
 @pytest.mark.parametrize(
-    ("changes", "key"),
-    [({"size_warmup_epochs": -1}, "size_warmup_epochs"), ({"memory_threshold_alpha": 0.0}, "memory_threshold_alpha")],
+    ("threshold", "expected"),
+    [(0.5, [False, False, True, True]), (1.045, [False, False, False, True])],  # Above 1 exact grids alone.
 )
-def test_impossible_curriculum_is_refused(changes, key):
-    with pytest.raises(ConfigError, match=f"curriculum.{key} is .*: choose"):
-        CurriculumConfig(**changes)
+def test_memory_admits_what_exceeds_the_threshold_and_every_exact_grid(threshold, expected):
+    assert admits(torch.tensor([0.4, 0.5, 0.6, 1.0]), threshold).tolist() == expected
 
 
 PROMPT, SIDE, QUERIES = 8, 6, 7
@@ -188,18 +140,12 @@ def test_shares_may_have_canvases_of_their_own():
 
 
 ALL, NONE = -1.0, 10.0
-"""Averages of the memory's gate that admit every query, and none but exact ones."""
+"""Thresholds of the memory that admit every query, and none but exact ones."""
 
 
-def step(session, batch, number=0, size_weight=1.0, average=NONE, stop=False):
-    gate = DynamicMemoryThreshold(start=average)
+def step(session, batch, number=0, size_weight=1.0, threshold=NONE, stop=False):
     settings = StepSettings(
-        number=number,
-        size_weight=size_weight,
-        memory_gate=gate,
-        reward=session.config.reward,
-        seed=session.config.train.seed,
-        stop=stop,
+        config=session.config, number=number, size_weight=size_weight, memory_threshold=threshold, stop=stop
     )
     noise = session.refinement_noise(batch, 0)
     return train_step(batch, session.models, session.engines, noise, settings)
@@ -239,10 +185,8 @@ def test_the_report_has_the_documented_numbers(build_tiny):
     assert metrics["imbalance"] == 1.0  # alone
     assert report.queries == 4
     assert report.tokens == sum(session.training.queries["length"][:4])
-    efe = session.config.efe
-    lambdas = (efe.lambda_risk, efe.lambda_amb, efe.lambda_step, efe.lambda_cons, efe.lambda_bi, efe.lambda_z)
-    weighted = zip((*lambdas, efe.lambda_prompt), terms, strict=False)
-    assert metrics["efe/total"] == pytest.approx(sum(weight * metrics[f"efe/{name}"] for weight, name in weighted))
+    weights = session.models.efe.weights
+    assert metrics["efe/total"] == pytest.approx(sum(weights[name] * metrics[f"efe/{name}"] for name in weights))
     assert metrics["efe/step"] == session.config.agent.max_steps
     assert metrics["mask_ratio"] == pytest.approx(1.0 - metrics["train/cell"])
     assert all(0.0 <= metrics[name] <= 1.0 for name in ("train/exact", "train/cell", "solver/confidence"))
@@ -260,7 +204,7 @@ def test_the_weight_of_the_size_loss_enters_the_loss_times_the_share_of_the_efe(
 def test_a_step_moves_every_part(build_tiny):
     session = build_tiny()
     before = weights(session)
-    step(session, first_batch(session), average=ALL)
+    step(session, first_batch(session), threshold=ALL)
     after = weights(session)
     moved = {name for name in before if before[name].shape != after[name].shape or (before[name] != after[name]).any()}
     for prefix in ("qwen.body.", "qwen.prompt_projection.", "qwen.control_mlp.", "grid.agent.", "grid.solver."):
@@ -290,9 +234,9 @@ def test_bf16_leaves_no_matrix_of_the_core_without_a_gradient(build_tiny):
 def test_only_what_the_gate_admits_enters_the_memory(build_tiny):
     session = build_tiny()
     batch = first_batch(session)
-    report = step(session, batch, average=NONE)
+    report = step(session, batch, threshold=NONE)
     assert len(session.models.solver.memory) == round(report.metrics["train/exact"] * len(batch))
-    step(session, batch, number=1, average=ALL)
+    step(session, batch, number=1, threshold=ALL)
     assert len(session.models.solver.memory) == len(batch)
     assert (session.models.solver.memory.age[: len(batch)] == 1).all()
 
@@ -333,11 +277,11 @@ def test_a_number_that_is_not_finite_changes_nothing_at_all(build_tiny, earlier_
     session = build_tiny(*flags)
     batch = first_batch(session)
     for number in range(earlier_steps):
-        assert step(session, batch, number, average=ALL).finite
+        assert step(session, batch, number, threshold=ALL).finite
     before, rates = weights(session), session.engines.learning_rates()
     # Another batch: the prompts of the first may be kept.
     other = first_batch(session, range(4, 8))
-    report = step(session, poisoned(other, bad_pass), number=earlier_steps, average=ALL)
+    report = step(session, poisoned(other, bad_pass), number=earlier_steps, threshold=ALL)
     assert not report.finite
     assert report.not_finite_on == (0,)
     assert torch.tensor(report.metrics["loss"]).isnan()
@@ -359,7 +303,7 @@ def test_all_step_or_none_does(build_tiny, place, value):
     part, _, name = place.partition(".")
     parameter = getattr(session.models, part).get_parameter(name)
     handle = parameter.register_hook(lambda gradient: gradient * value)
-    report = step(session, first_batch(session), average=ALL)
+    report = step(session, first_batch(session), threshold=ALL)
     handle.remove()
     assert torch.tensor(report.metrics["loss"]).isfinite()
     assert not report.finite

@@ -49,5 +49,5 @@ def test_it_tells_sizes_memory_pace_and_time_and_writes_nothing(dry_run, build_t
 def test_running_out_of_memory_is_told_as_in_a_run(dry_run, tmp_path):
     width = 2**50
     with pytest.raises(OutOfMemoryError, match="--dry_run shows the peak"):
-        dry_run(f"--qwen.prompt_dim={width}", f"--refiner.rl_prompt_dim={width}", f"--refiner.rl_ctrl_dim={width}")
+        dry_run(f"--qwen.prompt_dim={width}")
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,6 @@
-"""Whole runs through the real `accelerate launch`, and how two of them compare.
+"""Whole runs under the real `accelerate launch`, and how two of them compare.
 
-A run is made once, whichever tests and test processes ask for it: each costs its processes the import of everything.
+A run is made once, whichever tests and test processes ask for it.
 """
 
 import importlib.util
@@ -10,7 +10,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 from shared.measured import MEASURED
+from shared.ranks import SECONDS, Ranks, environment_of_runs, folder_of_session, launcher
 from shared.small_run import SMALL_RUN
 from torch import Tensor
 
@@ -37,21 +37,18 @@ distributed: {{replica_check_every: 1}}
 output: {{log_every: 1, save_every: 100, validate_every: 4}}
 """
 
-SECONDS = 300
-"""No run takes as long, even beside others."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A run that has ended."""
 
     codes: list[int]
-    """Of the launchers, one a machine."""
+    """Exit codes of its ranks; if it had its own launcher, that one's, or one of each machine."""
     out: str
     err: str
     """What all of them wrote, with their processes."""
     ended: float
-    """When the last launcher was gone."""
+    """When all had ended."""
     where: str
 
     @property
@@ -123,6 +120,76 @@ def free_port() -> int:
         return port
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the tests of each launcher file together, in one test process: they share its processes."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            values = item.callspec.params if hasattr(item, "callspec") else {}
+            config = values.get("several", [values.get("config", "cpu")])[0]
+            item.add_marker(pytest.mark.xdist_group(f"launched {config}"))
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test session, the same for all processes that it is spread over."""
+    return folder_of_session(tmp_path_factory, "launched")
+
+
+@pytest.fixture(scope="session")
+def launched(shared_folder: Path, ranks: Callable[[str, int], Ranks]) -> Callable[..., Run]:
+    """Give the run that a launcher file, a number of processes and flags make, from this session if it has been made.
+
+    `config` is the name of a file in `accelerate_configs/` or a path; `program` one of `programs/` here, in place of
+    `launch/train.py`; `environment` is set besides. With `killed_after`, a run and a step, it continues in a copy of
+    that run's folder, as one leaves it that is killed before its next checkpoint.
+
+    Runs of one launcher file and number of processes share one `accelerate launch`. With `own_launcher` a run has its
+    own, so that it shows what that does when a process fails; with `machines` it has several, all on this machine.
+    """
+
+    def launch(
+        config: str,
+        processes: int,
+        *flags: str,
+        program: str | None = None,
+        own_launcher: bool = False,
+        machines: int = 1,
+        environment: tuple[tuple[str, str], ...] = (),
+        killed_after: tuple[Run, int] | None = None,
+    ) -> Run:
+        if "zero" in config and importlib.util.find_spec("deepspeed") is None:
+            pytest.skip("DeepSpeed is not installed.")
+        asked = repr((config, processes, flags, program, own_launcher, machines, environment, killed_after))
+        name = f"{Path(config).stem}_{processes}_{blake2b(asked.encode(), digest_size=4).hexdigest()}"
+        folder = shared_folder / name
+        with FileLock(shared_folder / f"{name}.lock"):
+            if not (folder / "ended.json").exists():
+                (folder / "notes").mkdir(parents=True, exist_ok=True)
+                (folder / "tiny.yaml").write_text(TINY_RUN)
+                if killed_after:
+                    copy_as_of(*killed_after, folder / "run")
+                command = [
+                    str(PROGRAMS / f"{program}.py" if program else TRAIN),
+                    *("--config", str(folder / "tiny.yaml"), "--output_dir", str(folder / "run"), *flags),
+                    *(("--resume",) if killed_after else ()),
+                ]
+                more = {"NOTES": str(folder / "notes"), **dict(environment)}
+                if own_launcher or machines > 1:
+                    port = free_port()
+                    launchers = [
+                        launcher(config, *flags_of_machine(machine, machines, port), "--num_processes", str(processes))
+                        for machine in range(machines)
+                    ]
+                    run_to_the_end([[*start, *command] for start in launchers], folder, more)
+                else:
+                    out, err = folder / "out", folder / "err"
+                    codes = ranks(config, processes).start(command, folder, out, err, more).wait()
+                    note_end(folder, codes, out.read_text(), err.read_text())
+            return Run(**json.loads((folder / "ended.json").read_text()))
+
+    return launch
+
+
 def flags_of_machine(machine: int, machines: int, port: int) -> tuple[str, ...]:
     if machines == 1:
         return ()
@@ -133,65 +200,8 @@ def flags_of_machine(machine: int, machines: int, port: int) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of this test session, the same for all processes that it is spread over."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "launched"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def launched(shared_folder: Path) -> Callable[..., Run]:
-    """Give the run that a launcher file, a number of processes and flags make, from this session where it has been.
-
-    `config` is the name of a file in `accelerate_configs/` or a path; `program` one of `programs/` here, in place of
-    `launch/train.py`; `machines` launchers, all on this machine, share the `processes`; `environment` is set besides.
-    With `killed_after`, a run and a step, it goes on in a copy of that run's folder, as one leaves it that is killed
-    before its next checkpoint.
-    """
-
-    def launch(
-        config: str,
-        processes: int,
-        *flags: str,
-        program: str | None = None,
-        machines: int = 1,
-        environment: tuple[tuple[str, str], ...] = (),
-        killed_after: tuple[Run, int] | None = None,
-    ) -> Run:
-        if "zero" in config and importlib.util.find_spec("deepspeed") is None:
-            pytest.skip("DeepSpeed is not installed.")
-        asked = repr((config, processes, flags, program, machines, environment, killed_after))
-        name = f"{Path(config).stem}_{processes}_{blake2b(asked.encode(), digest_size=4).hexdigest()}"
-        folder = shared_folder / name
-        with FileLock(shared_folder / f"{name}.lock"):
-            if not (folder / "ended.json").exists():
-                (folder / "notes").mkdir(parents=True, exist_ok=True)
-                (folder / "tiny.yaml").write_text(TINY_RUN)
-                if killed_after:
-                    copy_as_of(*killed_after, folder / "run")
-                file = config if config.endswith(".yaml") else str(CHECKOUT / "accelerate_configs" / f"{config}.yaml")
-                port = free_port()
-                commands = [
-                    [
-                        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", file),
-                        *("--num_processes", str(processes), *flags_of_machine(machine, machines, port)),
-                        str(PROGRAMS / f"{program}.py" if program else TRAIN),
-                        *("--config", str(folder / "tiny.yaml"), "--output_dir", str(folder / "run"), *flags),
-                        *(("--resume",) if killed_after else ()),
-                    ]
-                    for machine in range(machines)
-                ]
-                run_to_the_end(commands, folder, dict(environment))
-            return Run(**json.loads((folder / "ended.json").read_text()))
-
-    return launch
-
-
-@pytest.fixture(scope="session")
 def run_commands(shared_folder: Path) -> Callable[..., Run]:
-    """Run a command of one's own to its end, in the surroundings of the others."""
+    """Run any command to its end, in the surroundings of the others."""
 
     def run(name: str, command: list[str], environment: dict[str, str]) -> Run:
         folder = shared_folder / name
@@ -204,7 +214,7 @@ def run_commands(shared_folder: Path) -> Callable[..., Run]:
 
 def copy_as_of(run: Run, step: int, folder: Path) -> None:
     """Copy a run's folder without the checkpoints after a step; its other files know of what came later."""
-    assert run.codes == [0] * len(run.codes), run.err
+    assert set(run.codes) == {0}, run.err
     shutil.copytree(run.folder, folder)
     for checkpoint in (folder / "checkpoints").glob("step_*"):
         if int(checkpoint.name.removeprefix("step_")) > step:
@@ -214,14 +224,7 @@ def copy_as_of(run: Run, step: int, folder: Path) -> None:
 
 def run_to_the_end(commands: list[list[str]], folder: Path, environment: dict[str, str]) -> None:
     """Start a command a machine, and leave in `ended.json` how they ended."""
-    surroundings = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "DS_"))},
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "NOTES": str(folder / "notes"),
-        "HF_DATASETS_CACHE": str(folder.parent / "huggingface"),
-        **environment,
-    }
+    surroundings = environment_of_runs(folder.parent / "huggingface", **environment)
     texts = [[folder / f"{stream}_{machine}" for stream in ("out", "err")] for machine in range(len(commands))]
     launchers = []
     for command, (out, err) in zip(commands, texts, strict=True):
@@ -234,11 +237,13 @@ def run_to_the_end(commands: list[list[str]], folder: Path, environment: dict[st
             # Asked in this way, a launcher stops its processes, which are in sessions of their own.
             launcher.terminate()
             launcher.wait()
-    ended = time.time()
     out, err = ("".join(files[index].read_text() for files in texts) for index in range(2))
-    (folder / "ended.json").write_text(
-        json.dumps(asdict(Run(codes=codes, out=out, err=err, ended=ended, where=str(folder))))
-    )
+    note_end(folder, codes, out, err)
+
+
+def note_end(folder: Path, codes: list[int], out: str, err: str) -> None:
+    run = Run(codes=codes, out=out, err=err, ended=time.time(), where=str(folder))
+    (folder / "ended.json").write_text(json.dumps(asdict(run)))
 
 
 def assert_close(record: dict[str, Any], expected: dict[str, Any], tolerance: float, *, but: set[str]) -> None:
@@ -259,8 +264,8 @@ def assert_same_trajectory() -> Callable[..., None]:
     """
 
     def compare(run: Run, expected: Run, *, tolerance: float = 1e-5, of_weights: float = 1e-4) -> None:
-        assert run.codes == [0] * len(run.codes), run.err
-        assert expected.codes == [0], expected.err
+        assert set(run.codes) == {0}, run.err
+        assert set(expected.codes) == {0}, expected.err
         for record, other in zip(run.steps(), expected.steps(), strict=True):
             # How level the work is depends on who shares it.
             assert_close(record, other, tolerance, but={*MEASURED, "imbalance"})

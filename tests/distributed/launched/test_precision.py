@@ -20,7 +20,7 @@ def single(launched):
 @pytest.mark.parametrize("config", SEVERAL)
 def test_bf16_on_several_processes_is_that_of_one(launched, single, config):
     several = launched(config, 2, *BF16, *CALM)
-    assert several.codes == single.codes == [0], several.err
+    assert {*several.codes, *single.codes} == {0}, several.err
     for record, other in zip(several.steps(), single.steps(), strict=True):
         assert all(math.isfinite(value) for name, value in record.items() if name != "flags")
         for name in ("loss", "efe/total", "size_loss", "solver_loss", "grad_norm/agent", "grad_norm/qwen"):

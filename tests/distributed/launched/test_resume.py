@@ -31,7 +31,7 @@ def resumed(launched):
 
 
 def assert_same_to_the_last_bit(run, expected):
-    assert run.codes == expected.codes == [0], run.err
+    assert {*run.codes, *expected.codes} == {0}, run.err
     assert [record["step"] for record in run.steps()] == list(range(1, STEPS + 1))
     assert without_measured(run.steps()) == without_measured(expected.steps())
     assert without_measured(run.epochs()) == without_measured(expected.epochs())
@@ -78,7 +78,7 @@ def test_on_other_processes_it_is_the_same_but_for_rounding(whole, resumed, name
     # Amid the first epoch, between epochs, amid the second.
     for step, (config, processes) in zip((2, 4, 6), others, strict=True):
         run = resumed(run, step, config, processes)
-        assert run.codes == [0], run.err
+        assert set(run.codes) == {0}, run.err
         notes = run.noted()
         assert len(notes) == processes
         for rank_notes in notes:

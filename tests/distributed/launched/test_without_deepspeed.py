@@ -38,18 +38,16 @@ def uninstalled(tmp_path_factory):
     return (("PYTHONPATH", str(folder)),)
 
 
+def test_nobody_finds_deepspeed_there(run_commands, uninstalled):
+    looking = "from accelerate.utils import is_deepspeed_available as found; print(bool(found()))"
+    run = run_commands("looking", [sys.executable, "-c", looking], dict(uninstalled))
+    assert (run.codes, run.out, run.err) == ([0], "False\n", "")
+
+
 @pytest.mark.parametrize(("config", "processes"), [("cpu", 1), ("cpu_2proc", 2)])
-def test_without_deepspeed_training_is_the_same(
-    launched, run_commands, uninstalled, assert_same_trajectory, config, processes
-):
-    seen = run_commands(
-        f"seen_{config}",
-        [sys.executable, "-c", "from accelerate.utils import is_deepspeed_available as seen; print(bool(seen()))"],
-        dict(uninstalled),
-    )
-    assert (seen.codes, seen.out, seen.err) == ([0], "False\n", "")
+def test_without_deepspeed_training_is_the_same(launched, uninstalled, assert_same_trajectory, config, processes):
     assert_same_trajectory(
-        launched(config, processes, program="noting", environment=uninstalled),
+        launched(config, processes, program="noting", own_launcher=True, environment=uninstalled),
         launched(config, processes, program="noting"),
         tolerance=0.0,
         of_weights=0.0,

