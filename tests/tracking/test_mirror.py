@@ -12,6 +12,7 @@ from arcdist.analysis.record import read_run_folder
 from arcdist.config import load_config
 from arcdist.errors import PlatformError
 from arcdist.tracking import tensorboard, wandb
+from arcdist.tracking.metrics import Row
 from arcdist.tracking.mirror import Mirror, Mirrors, open_mirrors
 
 
@@ -39,14 +40,8 @@ class Listed(Mirror):
     def open(self):
         self._note("open")
 
-    def catch_up(self, steps, epochs, validations):
-        self._note("catch_up", steps, epochs, validations)
-
-    def log_step(self, record, *, ends_epoch):
-        self._note("log_step", record, ends_epoch)
-
-    def log_epoch(self, step, record, validation, plot):
-        self._note("log_epoch", step, record, validation, plot)
+    def log(self, row):
+        self._note("log", row)
 
     def log_best(self, folder):
         self._note("log_best", folder)
@@ -69,22 +64,36 @@ def log_all(mirrors, folder):
     mirrors.log_best(folder)
 
 
-def test_all_is_told_in_its_order_in_one_thread_and_as_it_is_stored(tmp_path):
+def test_all_is_shown_in_order_in_one_thread_and_as_it_is_stored(tmp_path):
     mirror = Listed()
     mirrors = Mirrors([mirror])
     log_all(mirrors, tmp_path)
     mirrors.close(3)
+    plot = tmp_path / "plot.png"
+    numbers = {"step": 2, "epoch": 0, "loss": None, "flags": ["loss_flat"], "val/exact": None}
     assert mirror.told == [
         ("open",),
-        ("catch_up", [{"step": 1, "epoch": 0}], [], []),
-        ("log_step", {"step": 2, "epoch": 0, "loss": None, "flags": ["loss_flat"]}, True),
-        ("log_epoch", 2, {"epoch": 0, "val/exact": None}, None, tmp_path / "plot.png"),
+        ("log", Row(step=1, numbers={"step": 1, "epoch": 0})),
+        ("log", Row(step=2, numbers=numbers, ends_epoch=True, plot=plot)),
         ("log_best", tmp_path),
         ("close", 3),
     ]
     (thread,) = mirror.threads
     assert thread.daemon
     assert thread is not threading.current_thread()
+
+
+def test_a_step_that_ends_its_epoch_waits_for_the_epoch_s_record():
+    mirror = Listed()
+    mirrors = Mirrors([mirror])
+    mirrors.log_step({"step": 1}, ends_epoch=True)  # whose epoch is never logged
+    mirrors.log_step({"step": 2}, ends_epoch=True)
+    mirrors.log_epoch(3, {"epoch": 0}, None, None)  # of another step
+    mirrors.log_step({"step": 4}, ends_epoch=True)  # it is logged with its epoch after a resume
+    mirrors.close(0)
+    assert [(row.step, row.ends_epoch) for name, *rows in mirror.told for row in rows if name == "log"] == [
+        (1, False), (2, False), (3, True)
+    ]  # fmt: skip
 
 
 def test_a_record_that_training_changes_afterwards_is_told_as_it_was():
@@ -94,10 +103,10 @@ def test_a_record_that_training_changes_afterwards_is_told_as_it_was():
     mirrors.log_step(record, ends_epoch=False)
     record["epoch"] = 1
     mirrors.close(0)
-    assert ("log_step", {"step": 2, "epoch": 0}, False) in mirror.told
+    assert ("log", Row(step=2, numbers={"step": 2, "epoch": 0})) in mirror.told
 
 
-@pytest.mark.parametrize("place", ["open", "catch_up", "log_step", "log_epoch", "log_best", "close"])
+@pytest.mark.parametrize("place", ["open", "log", "log_best", "close"])
 def test_a_failure_is_one_warning_and_ends_that_mirror_only(tmp_path, caplog, place):
     failing, other = Listed(fails_at=place), Listed()
     mirrors = Mirrors([failing, other])
@@ -109,10 +118,10 @@ def test_a_failure_is_one_warning_and_ends_that_mirror_only(tmp_path, caplog, pl
         "The run folder has everything: read it."
     ]
     assert failing.told[-1] == ("kill",)
-    assert [name for name, *_ in other.told].count("log_epoch") == 2
+    assert [name for name, *_ in other.told].count("log") == 4
 
 
-@pytest.mark.parametrize("place", ["open", "log_step", "close"])
+@pytest.mark.parametrize("place", ["open", "log", "close"])
 def test_one_that_hangs_is_killed_in_time(tmp_path, caplog, place):
     hanging = Listed(hangs_at=place)
     mirrors = Mirrors([hanging])
