@@ -228,7 +228,7 @@ def test_one_that_does_not_write_goes_on_without_a_file(tmp_path):
 
 
 class Disk:
-    """A disk that is full while it is told to be: everything but what is written in memory fails."""
+    """A disk that is full while `is_full`: every opening of a file to write fails."""
 
     def __init__(self, monkeypatch):
         self.is_full = False
@@ -256,9 +256,9 @@ def test_a_full_disk_ends_no_run_and_loses_no_number(tmp_path, disk, caplog):
     assert tracker.log_epoch({"epoch": 0, "val/exact": 0.5})
     tracker.log_validation(Validation(epoch=0, step=3, results={}, shown=()))
     assert [record["step"] for record in lines(tmp_path / "steps.jsonl")] == [1]
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 3  # once a file
-    assert told[0].startswith(f"NOT WRITTEN: {tmp_path / 'steps.jsonl'} (No space left on device).")
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 3  # once a file
+    assert messages[0].startswith(f"NOT WRITTEN: {tmp_path / 'steps.jsonl'} (No space left on device).")
 
     disk.is_full = False
     tracker.log_step({"step": 4, "epoch": 1})

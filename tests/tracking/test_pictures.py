@@ -1,4 +1,4 @@
-"""Queries as pictures of palette colours: every cell in its colour, and what is wrong stands out."""
+"""Queries as pictures of palette colours: every cell in its colour, and what is wrong is marked."""
 
 import io
 
@@ -54,7 +54,7 @@ def test_each_cell_has_its_colour_also_in_the_file(grid, step):
     assert colors_of(Image.open(io.BytesIO(png(picture))), shapes) == expected
 
 
-def test_what_is_wrong_stands_out_and_what_neither_grid_has_is_paper():
+def test_what_is_wrong_is_marked_and_what_neither_grid_has_is_paper():
     assert difference(((1, 2), (3, 4)), ((1, 2), (3, 5))) == [[RIGHT, RIGHT], [RIGHT, WRONG]]
     # A row more in the one, a column more in the other.
     assert difference(((1,), (3,)), ((1, 2),)) == [[RIGHT, WRONG], [WRONG, PAPER]]
