@@ -1,14 +1,11 @@
 """Where a run's numbers, lines and pictures go. Nothing flows back from here into training."""
 
 from arcdist.tracking.console import MovingPace, PhaseLines, ProgressBar, epoch_table, log_table, no_log, open_log
-from arcdist.tracking.grids import ARC_COLORS, draw_grids, query_figure
 from arcdist.tracking.metrics import Record, TrainingMetricsTracker
 from arcdist.tracking.mirror import Mirrors, check_mirrors, open_mirrors
-from arcdist.tracking.plots import panel_figure, plot_metrics
 from arcdist.tracking.run_folder import discard_run_folder, make_run_folder
 
 __all__ = [
-    "ARC_COLORS",
     "Mirrors",
     "MovingPace",
     "PhaseLines",
@@ -24,7 +21,4 @@ __all__ = [
     "no_log",
     "open_log",
     "open_mirrors",
-    "panel_figure",
-    "plot_metrics",
-    "query_figure",
 ]

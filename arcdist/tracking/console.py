@@ -1,4 +1,4 @@
-"""The table that a run ends with: its scores beside the floor, and where its files lie."""
+"""What a run shows while it trains: log lines, phases, progress, and the table that it ends with."""
 
 import importlib.util
 import io
@@ -37,49 +37,33 @@ from arcdist.cli import standard_error
 from arcdist.errors import ArcdistError
 from arcdist.formatting import percent
 
-_STEPS = 20
-
-
-class MovingPace:
-    """Queries and tokens a second over the last 20 steps, their waits for data included."""
-
-    def __init__(self) -> None:
-        self._steps: deque[tuple[int, int, float]] = deque(maxlen=_STEPS)
-
-    def add(self, queries: int, tokens: int, seconds: float) -> None:
-        """Take in a step and what it took."""
-        self._steps.append((queries, tokens, seconds))
-
-    @property
-    def seconds(self) -> float:
-        """What the last step took."""
-        return self._steps[-1][2]
-
-    def __str__(self) -> str:
-        """As it is shown; nothing before the first step."""
-        queries, tokens, seconds = (sum(step[part] for step in self._steps) for part in range(3))
-        return f"{_short(queries / seconds)} pairs/s, {_short(tokens / seconds)} tok/s" if seconds else ""
-
-
-def _short(number: float) -> str:
-    """In four characters or so."""
-    if number >= 999_500:
-        return f"{number / 1e6:.1f}M"
-    if number >= 9_995:
-        return f"{number / 1e3:.0f}k"
-    return f"{number:.0f}" if number >= 9.95 else f"{number:.1f}"
-
-
-_logger = logging.getLogger("arcdist")
 _FILE_ONLY = {"file_only": True}
 _FILE_WIDTH = 100
+_PACE_STEPS = 20
+_FIRST_SECONDS, _AGAIN_SECONDS = 10.0, 30.0
+"""When a phase that lasts is reported, and how often after that."""
+_BESIDE_THE_BAR = 88
+"""Columns of the terminal that the texts take."""
+_WIDE = 110
+"""From this number of columns there is room for the elapsed time as well."""
+_ESTIMATE_SECONDS = 600.0
+"""What the remaining time is estimated from: a step of a large model may take a minute."""
+_SCORES = (
+    ("exact grids", "val/exact", "floor/copy_exact"),
+    ("cells", "val/cell", "floor/copy_cell"),
+    ("grid sizes", "val/size", ""),
+    ("exact grids in training", "train/exact", ""),
+)
+_GAIN = ("cells gained by refinement", "val/accuracy_delta")
+
+_logger = logging.getLogger("arcdist")
 
 
 @cache
 def shared_console() -> Console:
     """The console on stderr that log lines, progress bar and tables share, so that none overwrites another.
 
-    What a notebook runs as `!command` is given a terminal that cannot move its cursor: it is none.
+    A `!command` in a notebook gets a terminal that cannot move its cursor, which counts as none.
     """
     below_a_notebook = "JPY_PARENT_PID" in os.environ
     return Console(file=standard_error, force_terminal=False if below_a_notebook else None)
@@ -89,8 +73,8 @@ def shared_console() -> Console:
 def open_log(run_dir: Path, quiet: bool = False) -> Iterator[logging.Logger]:
     """Send what arcdist logs to `run_dir/training.log` and to the console while the block runs.
 
-    On a terminal lines are coloured and stay above the progress bar; elsewhere they are plain. `quiet` keeps the
-    console to warnings. An error that leaves the block is noted in the file: the caller shows it on the console.
+    On a terminal lines are coloured and stay above the progress bar; elsewhere they are plain. `quiet` limits the
+    console to warnings. An error that leaves the block is written to the file: the caller shows it on the console.
     """
     file = _LogFile(run_dir / "training.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -124,7 +108,7 @@ def open_log(run_dir: Path, quiet: bool = False) -> Iterator[logging.Logger]:
 
 @contextmanager
 def no_log() -> Iterator[None]:
-    """Keep what arcdist logs to itself while the block runs: process 0 says the same."""
+    """Drop what arcdist logs while the block runs: process 0 logs the same."""
     propagate, silence = _logger.propagate, logging.NullHandler()
     _logger.propagate = False
     _logger.addHandler(silence)
@@ -143,7 +127,7 @@ def log_table(table: RenderableType, quiet: bool = False) -> None:
 
 
 def table_text(table: RenderableType) -> str:
-    """A table as lines of plain text, as they stand in a file."""
+    """A table as lines of plain text, for a file."""
     text = io.StringIO()
     Console(file=text, width=_FILE_WIDTH, color_system=None).print(table)
     return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
@@ -165,42 +149,65 @@ def _console_handler() -> logging.Handler:
     return plain
 
 
-FIRST_SECONDS = 10.0
-"""A phase that takes no longer is not worth a line."""
-AGAIN_SECONDS = 30.0
+class MovingPace:
+    """Queries and tokens a second over the last 20 steps, with their waits for data."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[int, int, float]] = deque(maxlen=_PACE_STEPS)
+
+    def add(self, queries: int, tokens: int, seconds: float) -> None:
+        """Add a step."""
+        self._steps.append((queries, tokens, seconds))
+
+    @property
+    def seconds(self) -> float:
+        """The duration of the last step."""
+        return self._steps[-1][2]
+
+    def __str__(self) -> str:
+        """The pace as it is shown; empty before the first step."""
+        if not self._steps:
+            return ""
+        queries, tokens, seconds = map(sum, zip(*self._steps, strict=True))
+        return f"{_short(queries / seconds)} pairs/s, {_short(tokens / seconds)} tok/s"
 
 
-def is_long(doing: str, seconds: float) -> bool:
-    """Whether a phase has lasted long enough to be told. Steps are counted by the progress bar."""
-    return doing != "training" and seconds >= FIRST_SECONDS
+def _short(number: float) -> str:
+    """In about four characters."""
+    if number >= 999_500:
+        return f"{number / 1e6:.1f}M"
+    if number >= 9_995:
+        return f"{number / 1e3:.0f}k"
+    return f"{number:.0f}" if number >= 9.95 else f"{number:.1f}"
 
 
 class PhaseLines:
     """Prints a line such as `validating: 40 s` when a phase has lasted 10 s, and again every 30 s.
 
-    Called now and then, from any thread, with what is being done and for how many seconds.
+    Called repeatedly, from any thread, with the name of the phase and the seconds that it has lasted.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or shared_console()
         self._doing = ""
-        self._due = FIRST_SECONDS
+        self._due = _FIRST_SECONDS
 
     def __call__(self, doing: str, seconds: float) -> None:
         """Print what is due."""
-        if doing != self._doing or seconds < FIRST_SECONDS:
-            self._doing, self._due = doing, FIRST_SECONDS
-        if is_long(doing, seconds) and seconds >= self._due:
-            self._due = seconds + AGAIN_SECONDS
-            self._console.print(f"{doing}: {seconds:.0f} s", markup=False, highlight=False, soft_wrap=True)
+        if doing != self._doing or seconds < _FIRST_SECONDS:
+            self._doing, self._due = doing, _FIRST_SECONDS
+        if _is_long(doing, seconds) and seconds >= self._due:
+            self._due = seconds + _AGAIN_SECONDS
+            _print_line(self._console, f"{doing}: {seconds:.0f} s")
 
 
-_BESIDE_THE_BAR = 88
-"""Columns of the terminal that the texts take."""
-_WIDE = 110
-"""From how many columns on there is room for the time taken as well."""
-_PACE_SECONDS = 600.0
-"""What the time left is judged by: a step of a large model may take a minute."""
+def _is_long(doing: str, seconds: float) -> bool:
+    """Whether a phase is reported; the progress bar counts the steps of training."""
+    return doing != "training" and seconds >= _FIRST_SECONDS
+
+
+def _print_line(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_line(done: int, total: int, elapsed: float, label: str, note: str, *, before: int = 0) -> str:
@@ -236,7 +243,7 @@ class ProgressBar:
         self._bar: Progress | None = None
         if _can_draw(self._console) and not quiet:
             self._bar = Progress(*_columns(self._console.width), console=self._console)
-            self._bar.speed_estimate_period = _PACE_SECONDS
+            self._bar.speed_estimate_period = _ESTIMATE_SECONDS
             self._task = self._bar.add_task("", total=total, completed=done, note="")
 
     def __enter__(self) -> "ProgressBar":
@@ -252,7 +259,7 @@ class ProgressBar:
             self._bar.stop()
 
     def advance(self, steps: int = 1, *, label: str | None = None, note: str | None = None) -> None:
-        """Count `steps` more (0 changes the texts only); `label` stands before the bar, `note` after it."""
+        """Count `steps` more (0 changes the texts only); `label` is shown before the bar, `note` after it."""
         self._done += steps
         self._label = self._label if label is None else label
         self._note = self._note if note is None else note
@@ -262,9 +269,9 @@ class ProgressBar:
             self._print_when_due(steps)
 
     def tell_phase(self, doing: str, seconds: float) -> None:
-        """Show what is being done besides training, and for how long, once that takes long; from any thread."""
+        """Show a phase other than training, and its seconds, once it takes long; from any thread."""
         if self._bar is not None:
-            label = f"{doing} {seconds:.0f} s" if is_long(doing, seconds) else self._label
+            label = f"{doing} {seconds:.0f} s" if _is_long(doing, seconds) else self._label
             self._bar.update(self._task, description=label)
         elif not self.quiet:
             self._phase_lines(doing, seconds)
@@ -276,13 +283,13 @@ class ProgressBar:
             self._printed = now
             elapsed = now - self._start
             line = progress_line(self._done, self.total, elapsed, self._label, self._note, before=self._before)
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            _print_line(self._console, line)
 
 
 def _can_draw(console: Console) -> bool:
-    """Whether a bar can be drawn over itself: in a notebook by widgets, where there are any, of its own process.
+    """Whether a bar can be drawn over itself: on a terminal, or with widgets in a notebook's own process.
 
-    The processes that `accelerate.notebook_launcher` forks have none; what they print arrives.
+    The processes that `accelerate.notebook_launcher` forks have no widgets, but what they print is shown.
     """
     if console.is_jupyter:
         return multiprocessing.parent_process() is None and importlib.util.find_spec("ipywidgets") is not None
@@ -290,7 +297,7 @@ def _can_draw(console: Console) -> bool:
 
 
 def _columns(width: int) -> list[ProgressColumn]:
-    """What stands beside each other. Where the terminal is narrow, the note gives way, and nothing else is cut."""
+    """The parts of the bar. On a narrow terminal the note is shortened, and nothing else is cut."""
     room = width - _BESIDE_THE_BAR - (8 if width >= _WIDE else 0)
 
     def whole() -> Column:
@@ -308,12 +315,12 @@ def _columns(width: int) -> list[ProgressColumn]:
 
 
 class _NoteColumn(ProgressColumn):
-    def render(self, task: Task) -> "_Parts":
-        return _Parts(task.fields["note"])
+    def render(self, task: Task) -> "_Note":
+        return _Note(task.fields["note"])
 
 
-class _Parts:
-    """As many of the parts of a text, which commas separate, as there is room for."""
+class _Note:
+    """As many of a text's parts, which are separated by commas, as there is room for."""
 
     def __init__(self, text: str) -> None:
         self._parts = text.split(", ")
@@ -328,15 +335,6 @@ class _Parts:
         yield Text(", ".join(shown), no_wrap=True)
 
 
-_SCORES = (
-    ("exact grids", "val/exact", "floor/copy_exact"),
-    ("cells", "val/cell", "floor/copy_cell"),
-    ("grid sizes", "val/size", None),
-    ("exact grids in training", "train/exact", None),
-)
-_GAIN = ("cells gained by refinement", "val/accuracy_delta")
-
-
 def epoch_table(epoch: Mapping[str, Any], best: Mapping[str, Any], outputs: Mapping[str, Path]) -> RenderableType:
     """Scores of an epoch, of the best one and of copying the input, in percent; below, each output and its path.
 
@@ -348,13 +346,13 @@ def epoch_table(epoch: Mapping[str, Any], best: Mapping[str, Any], outputs: Mapp
     scores.add_column(f"best: epoch {best['epoch']}" if best else "best", justify="right", style="bold")
     scores.add_column("copying the input", justify="right")
     for name, key, floor in _SCORES:
-        scores.add_row(name, *(percent(value) for value in (epoch.get(key), best.get(key), epoch.get(floor or ""))))
+        scores.add_row(name, *(percent(value) for value in (epoch.get(key), best.get(key), epoch.get(floor))))
     name, key = _GAIN
     scores.add_row(name, *(percent(value, sign="+") for value in (epoch.get(key), best.get(key), None)))
 
-    places = Table.grid(padding=(0, 2))
-    places.add_column()
-    places.add_column(overflow="fold")
+    paths = Table.grid(padding=(0, 2))
+    paths.add_column()
+    paths.add_column(overflow="fold")
     for name, path in outputs.items():
-        places.add_row(name, str(path))
-    return Group(scores, places)
+        paths.add_row(name, str(path))
+    return Group(scores, paths)

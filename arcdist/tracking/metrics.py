@@ -69,6 +69,7 @@ class Row:
     numbers: Mapping[str, Any]
     ends_epoch: bool = False
     validation: Validation | None = None
+    plot: Path | None = None
 
 
 EPOCH = "epoch/"
@@ -82,12 +83,13 @@ def make_row(
     step: Mapping[str, Any] | None,
     epoch: Mapping[str, Any] | None = None,
     validation: Validation | None = None,
+    plot: Path | None = None,
 ) -> Row:
     """The row of training step `number`, from the records of the step and of the epoch that ends with it."""
     numbers = dict(step or {})
     for name, value in (epoch or {}).items():
         numbers[name if name == "epoch" or name.startswith(EPOCH_ONLY) else EPOCH + name] = value
-    return Row(step=number, numbers=numbers, ends_epoch=epoch is not None, validation=validation)
+    return Row(step=number, numbers=numbers, ends_epoch=epoch is not None, validation=validation, plot=plot)
 
 
 def make_rows(

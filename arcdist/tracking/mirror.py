@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from arcdist.config import Config
-from arcdist.tracking.metrics import Record, Validation, finite
+from arcdist.tracking.metrics import Record, Row, Validation, finite, make_row, make_rows
 from arcdist.tracking.run_folder import Identity
 from arcdist.tracking.tensorboard import TensorBoardMirror, require_tensorboard
 from arcdist.tracking.wandb import WandbMirror, wandb_mode
@@ -39,14 +39,8 @@ class Mirror(Protocol):
     def open(self) -> None:
         """Begin, or continue where an earlier process of the run ended."""
 
-    def catch_up(self, steps: Sequence[Record], epochs: Sequence[Record], validations: Sequence[Validation]) -> None:
-        """Show the records that are in the run folder."""
-
-    def log_step(self, record: Record, *, ends_epoch: bool) -> None:
-        """Show a logged step."""
-
-    def log_epoch(self, step: int, record: Record, validation: Validation | None, plot: Path | None) -> None:
-        """Show an epoch that ended with `step`."""
+    def log(self, row: Row) -> None:
+        """Show a training step, with the epoch that ends with it; what is shown already may come again."""
 
     def log_best(self, folder: Path) -> None:
         """Keep a new best checkpoint."""
@@ -68,6 +62,8 @@ class Mirrors:
         """Open the mirrors, each in its own daemon thread, so that none waits for another."""
         self._workers = [_Worker(mirror) for mirror in mirrors]
         self._close_seconds = close_seconds
+        self._waiting: dict[str, Any] | None = None
+        """The record of a step that ends its epoch, which shares a row with the epoch's record."""
 
     def __bool__(self) -> bool:
         """Whether there is any."""
@@ -81,17 +77,26 @@ class Mirrors:
         `validations` reads those of the folder: training need not wait for that.
         """
         steps, epochs = list(steps), list(epochs)
-        self._do(lambda mirror: mirror.catch_up(steps, epochs, validations()))
+
+        def log_all(mirror: Mirror) -> None:
+            for row in make_rows(steps, epochs, validations()):
+                mirror.log(row)
+
+        self._do(log_all)
 
     def log_step(self, record: Record, *, ends_epoch: bool) -> None:
-        """Show a logged step; one that `ends_epoch` is followed by `log_epoch` of the same step."""
-        step = finite(record)
-        self._do(lambda mirror: mirror.log_step(step, ends_epoch=ends_epoch))
+        """Show a logged step; one that `ends_epoch` is shown with `log_epoch` of the same step, or after a resume."""
+        self._log_waiting()
+        self._waiting = finite(record)
+        if not ends_epoch:
+            self._log_waiting()
 
     def log_epoch(self, step: int, record: Record, validation: Validation | None, plot: Path | None) -> None:
         """Show the record of the epoch that ended with `step`, its validation and the metrics plot."""
-        epoch = finite(record)
-        self._do(lambda mirror: mirror.log_epoch(step, epoch, validation, plot))
+        if self._waiting is not None and self._waiting["step"] != step:
+            self._log_waiting()
+        waiting, self._waiting = self._waiting, None
+        self._log(make_row(step, waiting, finite(record), validation, plot))
 
     def log_best(self, folder: Path) -> None:
         """Keep the best checkpoint, if the mirror can."""
@@ -105,6 +110,14 @@ class Mirrors:
         for worker in self._workers:
             worker.join(deadline)
         self._workers = []
+
+    def _log_waiting(self) -> None:
+        record, self._waiting = self._waiting, None
+        if record is not None:
+            self._log(make_row(record["step"], record))
+
+    def _log(self, row: Row) -> None:
+        self._do(lambda mirror: mirror.log(row))
 
     def _do(self, call: Callable[[Mirror], None]) -> None:
         for worker in self._workers:

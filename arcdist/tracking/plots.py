@@ -1,4 +1,4 @@
-"""How a run went, in panels of curves: four of them as one picture, or any of the eight alone.
+"""A run in panels of curves: four of them as one picture, or any of the eight alone.
 
 Matplotlib is used through figure objects only, which need no display and leave no global state.
 """
@@ -13,27 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from arcdist.config.schema import EFE_TERMS
 from arcdist.files import replacing
 
-# Okabe & Ito's palette (2008), told apart with every kind of colour vision; its yellow is too pale for white paper.
-BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-)
-TERM_COLORS = {
-    "risk": BLUE,
-    "ambiguity": SKY,
-    "step": BLACK,
-    "consistency": VERMILION,
-    "bidirectional": GREEN,
-    "z_learning": ORANGE,
-    "prompt": PURPLE,
-}
+# Okabe & Ito's palette (2008), distinguishable with every kind of colour vision, without its pale yellow.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 _MOST_MARKED_POINTS = 25
 _LEGEND_ROW = 16.0
 """Points of height that a row of a legend takes above its panel."""
@@ -54,24 +39,24 @@ class Curves:
 
 
 Panel: TypeAlias = Callable[[Axes, Curves], None]
-"""Draws on axes of its own: title, curves, legend."""
+"""Draws title, curves and legend on its axes."""
 
 
 def plot_metrics(metrics: Mapping[str, Any], steps: Records, path: Path) -> None:
     """Draw training loss, validation accuracy, perfect-grid rate and loss components as a PNG of 1200 x 800 pixels.
 
     `metrics` is the content of `metrics.json`, `steps` the objects of `steps.jsonl`. Losses are drawn over the logged
-    steps, or over the epochs where fewer than two steps were logged. Values that are missing or null are left out.
+    steps, or over the epochs if there are fewer than two. Values that are missing or null are left out.
     """
     run = Curves(epochs=metrics["epochs"], best=metrics["best"], steps=steps)
     figure = Figure(figsize=(12, 8), dpi=100)
     panels = (draw_loss, draw_accuracy, draw_exact, draw_terms)
     for axes, panel in zip(figure.subplots(2, 2).flat, panels, strict=True):
         panel(axes, run)
-    # A layout engine draws all of it a second time, for the same margins.
+    # A layout engine would draw everything twice for the same margins.
     figure.subplots_adjust(left=0.055, right=0.985, bottom=0.06, top=0.91, wspace=0.14, hspace=0.43)
     with replacing(path) as partial:
-        # Training waits for it: a file half as large again takes a tenth of the time less.
+        # Training waits for it: weak compression saves a tenth of the time.
         figure.savefig(partial, format="png", pil_kwargs={"compress_level": 1})
 
 
@@ -90,7 +75,7 @@ def draw_loss(axes: Axes, run: Curves) -> None:
 
 
 def draw_accuracy(axes: Axes, run: Curves) -> None:
-    """Right cells, sizes and grids of each validation, and the cells that copying the input gets right."""
+    """Right cells, sizes and grids of each validation, and the right cells of copying the input."""
     for key, label, color in (
         ("val/cell", "cells", BLUE),
         ("val/size", "grid sizes", GREEN),
@@ -121,19 +106,19 @@ def draw_exact(axes: Axes, run: Curves) -> None:
 
 
 def draw_terms(axes: Axes, run: Curves) -> None:
-    """The seven terms of the EFE loss, as running means."""
+    """The terms of the EFE loss, as running means."""
     records, over, _, window = _losses(run)
-    for term, color in TERM_COLORS.items():
-        _draw_noisy(axes, records, over, f"efe/{term}", term, color)
+    for term, key in EFE_TERMS.items():
+        _draw_noisy(axes, records, over, f"efe/{term}", term, key.metadata["color"])
     axes.set_yscale("symlog", linthresh=0.01)
-    # Plain numbers: powers of ten would be set as mathematics, which takes a fifth of the drawing.
+    # Plain numbers: powers of ten would be set as mathematics, a fifth of the drawing's time.
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylim(bottom=0.0)
     _finish(axes, "Loss components (unweighted EFE terms)", f"{over}{window}", columns=4)
 
 
 def draw_reward(axes: Axes, run: Curves) -> None:
-    """The mean reward of the refinements, and 0, where they neither help nor harm."""
+    """The mean reward of the refinements, and 0, which is no gain."""
     _draw_noisy(axes, run.steps, "step", "reward/mean", "mean reward", PURPLE, pale=PURPLE)
     if axes.get_lines():
         axes.axhline(0.0, color=BLACK, linestyle="--", linewidth=1.2, label="no gain")
@@ -149,14 +134,14 @@ def draw_gradient(axes: Axes, run: Curves) -> None:
 
 
 def draw_pace(axes: Axes, run: Curves) -> None:
-    """Training queries a second, validation and saving left out."""
+    """Training queries a second, without validation and saving."""
     _draw_noisy(axes, run.steps, "step", "pairs_per_s", "queries a second", ORANGE, pale=ORANGE)
     axes.set_ylim(bottom=0.0)
     _finish(axes, "Pace", "step")
 
 
 def draw_learning_rates(axes: Axes, run: Curves) -> None:
-    """The learning rates, those that are the same throughout as one line."""
+    """The learning rates; equal ones share a line."""
     names = sorted({name for step in run.steps for name in step if name.startswith("lr/")})
     lines: dict[tuple[tuple[float, ...], ...], list[str]] = {}
     for name in names:
@@ -175,7 +160,7 @@ def draw_learning_rates(axes: Axes, run: Curves) -> None:
 
 
 def _losses(run: Curves) -> tuple[Records, str, str, str]:
-    """Records with losses, what they lie over, the key of the combined one, and what a running mean is over."""
+    """Records with losses, their x axis, the key of the combined loss, and a note on the running mean."""
     if len(run.steps) < 2:
         return run.epochs, "epoch", "train/loss", ""
     width = len(_series(run.steps, "step", "loss")[0]) // 20
@@ -183,7 +168,7 @@ def _losses(run: Curves) -> tuple[Records, str, str, str]:
 
 
 def _finish(axes: Axes, title: str, unit: str, *, columns: int = 2) -> None:
-    """Title, legend and axes; the legend stands above the panel, where it hides no curve."""
+    """Title, legend and axes; the legend is above the panel, where it hides no curve."""
     axes.set_xlabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.grid(color="#DDDDDD", linewidth=0.8)
@@ -221,7 +206,7 @@ def _draw_line(
 def _draw_noisy(
     axes: Axes, records: Records, over: str, key: str, label: str, color: str, *, pale: str | None = None
 ) -> None:
-    """The running mean over a twentieth of the values where that is two at least; beneath it in `pale`, the values."""
+    """The running mean over a twentieth of the values, if that is at least two; beneath it, in `pale`, the values."""
     x, y = _series(records, over, key)
     width = len(x) // 20
     if width < 2:

@@ -1,13 +1,12 @@
 """The run in TensorBoard: the numbers of steps and epochs, and the shown queries, in `tensorboard/` of its folder."""
 
-from collections.abc import Sequence
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from arcdist.errors import PlatformError
-from arcdist.tracking.metrics import Record, Row, Validation, make_row, make_rows
+from arcdist.tracking.metrics import Row
 from arcdist.tracking.run_folder import Identity
 
 _RGB = 3
@@ -52,33 +51,8 @@ class TensorBoardMirror:
             path.unlink()
         self._writer = SummaryWriter(str(self._folder), flush_secs=10)
 
-    def catch_up(self, steps: Sequence[Record], epochs: Sequence[Record], validations: Sequence[Validation]) -> None:
-        """Write the records that are in the run folder."""
-        for row in make_rows(steps, epochs, validations):
-            self._write(row)
-
-    def log_step(self, record: Record, *, ends_epoch: bool) -> None:  # noqa: ARG002
-        """Write a logged step."""
-        self._write(make_row(int(record["step"]), record))  # type: ignore[arg-type]
-
-    def log_epoch(self, step: int, record: Record, validation: Validation | None, plot: Path | None) -> None:  # noqa: ARG002
-        """Write the numbers of an epoch and the shown queries of its validation; TensorBoard plots by itself."""
-        self._write(make_row(step, None, record, validation))
-
-    def log_best(self, folder: Path) -> None:
-        """TensorBoard keeps no checkpoints."""
-
-    def close(self, exit_code: int) -> None:  # noqa: ARG002
-        """Write the rest."""
-        self._writer.close()
-
-    def interrupt(self) -> None:
-        """It waits for the disk alone."""
-
-    def kill(self) -> None:
-        """Its threads end with the process."""
-
-    def _write(self, row: Row) -> None:
+    def log(self, row: Row) -> None:
+        """Write the numbers of a step and of the epoch that ends with it, and the shown queries of its validation."""
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
         from arcdist.tracking.pictures import png, query_picture
@@ -99,3 +73,16 @@ class TensorBoardMirror:
         when = None if elapsed is None else self._started + elapsed
         # One event for the whole step: with one a number, writing a long run again would take minutes.
         self._writer.file_writer.add_summary(Summary(value=values), row.step, when)
+
+    def log_best(self, folder: Path) -> None:
+        """TensorBoard keeps no checkpoints."""
+
+    def close(self, exit_code: int) -> None:  # noqa: ARG002
+        """Write the rest."""
+        self._writer.close()
+
+    def interrupt(self) -> None:
+        """It waits for the disk alone."""
+
+    def kill(self) -> None:
+        """Its threads end with the process."""

@@ -23,11 +23,9 @@ from arcdist.errors import ArcdistError, ConfigError, DataError, PlatformError
 from arcdist.tracking.metrics import (
     EPOCH,
     EPOCH_ONLY,
-    Record,
     Row,
     Validation,
     best_epoch,
-    make_row,
     make_rows,
     parse_validation,
     read_numbers,
@@ -107,8 +105,6 @@ class WandbMirror:
         self._before = 0
         self._last = 0
         """The last step that was to be logged."""
-        self._waiting: Mapping[str, Any] | None = None
-        """The record of a step that ends its epoch, which shares a row with the epoch's record."""
 
     @property
     def remedy(self) -> str:
@@ -123,24 +119,16 @@ class WandbMirror:
         except WandbError as error:
             self._go_offline(error)
 
-    def catch_up(self, steps: Sequence[Record], epochs: Sequence[Record], validations: Sequence[Validation]) -> None:
-        """Log the records of the run folder that W&B lacks."""
-        for row in make_rows(steps, epochs, validations):
-            self._log(row)
-
-    def log_step(self, record: Record, *, ends_epoch: bool) -> None:
-        """Log a step; one that ends its epoch waits for the epoch's record."""
-        self._log_waiting()
-        self._waiting = record
-        if not ends_epoch:
-            self._log_waiting()
-
-    def log_epoch(self, step: int, record: Record, validation: Validation | None, plot: Path | None) -> None:
-        """Log an epoch with its validation and the plot."""
-        if self._waiting is not None and self._waiting["step"] != step:
-            self._log_waiting()
-        waiting, self._waiting = self._waiting, None
-        self._log(make_row(step, waiting, record, validation), plot)
+    def log(self, row: Row) -> None:
+        """Log the row of a step, unless W&B has it."""
+        if row.step >= self._before and row.step not in self._has:
+            try:
+                self._ask("log", **{**asdict(row), "plot": str(row.plot) if row.plot else None})
+            except WandbError as error:
+                self._go_offline(error)
+                self.log(row)
+            self._has.add(row.step)
+        self._last = max(self._last, row.step)
 
     def log_best(self, folder: Path) -> None:
         """Upload a checkpoint as the best so far."""
@@ -150,8 +138,7 @@ class WandbMirror:
             _logger.warning("W&B lacks the best checkpoint so far (%s): it is in %s.", error, folder)
 
     def close(self, exit_code: int) -> None:
-        """Send the rest, and end the run; a step whose epoch has not ended is sent with it after a resume."""
-        self._waiting = None
+        """Send the rest, and end the run."""
         try:
             self._ask("finish", exit_code=exit_code)
         finally:
@@ -168,21 +155,6 @@ class WandbMirror:
         """End W&B's process for good."""
         self._killed.set()
         self.interrupt()
-
-    def _log_waiting(self) -> None:
-        if self._waiting is not None:
-            record, self._waiting = self._waiting, None
-            self._log(make_row(record["step"], record))
-
-    def _log(self, row: Row, plot: Path | None = None) -> None:
-        if row.step >= self._before and row.step not in self._has:
-            try:
-                self._ask("log", **asdict(row), plot=str(plot) if plot else None)
-            except WandbError as error:
-                self._go_offline(error)
-                self._log(row, plot)
-            self._has.add(row.step)
-        self._last = max(self._last, row.step)
 
     def _begin(self, mode: Mode) -> None:
         if self._killed.is_set():
@@ -216,7 +188,7 @@ class WandbMirror:
         steps, metrics = read_numbers(self._folder)
         for row in make_rows(steps, metrics["epochs"], read_validations(self._folder)):
             if row.step <= self._last:
-                self._log(row)
+                self.log(row)
 
     def _ask(self, order: str, **values: Any) -> Any:
         if self._process is None:
@@ -281,8 +253,11 @@ def read_wandb_run(path: str, *, seconds: int = 20) -> WandbRun:
         run = wandb.Api(timeout=seconds).run(path)
         rows = sorted(run.scan_history(), key=lambda row: int(row["_step"]))
         files = {row[name]["path"] for row in rows for name in (QUERIES, SHOWN) if row.get(name)}
+        tables = {}
         with tempfile.TemporaryDirectory() as folder:
-            tables = {file: json.load(run.file(file).download(root=folder, replace=True)) for file in files}
+            for file in files:
+                with run.file(file).download(root=folder, replace=True) as content:
+                    tables[file] = json.load(content)
         return parse_wandb_run(path, dict(run.config), rows, tables)
     except ArcdistError:
         raise

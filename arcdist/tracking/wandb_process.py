@@ -173,6 +173,7 @@ class RunWriter:
             config={**config, RUN: about},
             settings=_settings(init_seconds, finish_seconds),
         )
+        self._run.define_metric("epoch")
         for beginning in (EPOCH, *EPOCH_ONLY):
             self._run.define_metric(f"{beginning}*", step_metric="epoch", step_sync=False)
         self._run.define_metric(about[BEST_METRIC], step_metric="epoch", step_sync=False, summary="max")

@@ -1,7 +1,6 @@
-"""Runs that are kept for W&B as well: one run a job, each step once, and no outage that anybody waits for."""
+"""Runs that are kept for W&B as well: one run a job, each step once, and no outage that stalls training."""
 
 import json
-import re
 import signal
 import threading
 import time
@@ -11,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arcdist.tracking.wandb_reader import read_wandb_folder
 from PIL import Image
 from shared.measured import without_measured
+from shared.wandb_files import read_wandb_files, wandb_files
 
-from arcdist.analysis.compare import compare, numbers
-from arcdist.analysis.record import RunRecord, read_run_folder
+from arcdist.analysis.record import read_run_folder
 
 pytestmark = pytest.mark.slow
 
@@ -24,9 +22,9 @@ KEPT = ("--tracking.wandb", "offline", "--output.validate_every", "1")
 STEPS = list(range(1, 16))
 
 
-def assert_each_step_stands_once(kept: RunRecord, run: Path) -> None:
+def assert_each_step_is_there_once(run: Path) -> None:
     """W&B's files hold what the run folder holds."""
-    folder = read_run_folder(run)
+    folder, kept = read_run_folder(run), read_wandb_files(run)
     assert kept.identity == folder.identity
     assert dict(kept.config) == dict(folder.config)
     assert [step["step"] for step in kept.steps] == STEPS
@@ -41,12 +39,7 @@ def assert_each_step_stands_once(kept: RunRecord, run: Path) -> None:
     }
 
 
-def without_place(content: Any) -> Any:
-    return json.loads(re.sub(r'"place": "[^"]*"', '"place": ""', json.dumps(content)))
-
-
-def test_comparing_folders_and_comparing_what_w_and_b_has_of_them_give_the_same_numbers(start, shared):
-    """Two runs, one of which was interrupted and resumed."""
+def test_a_run_that_is_stopped_and_resumed_is_one_run_with_each_step_once(start):
     stopped = start(*KEPT, launcher=False)
     stopped.wait_for_step(7)
     stopped.launcher.send_signal(signal.SIGTERM)
@@ -54,16 +47,8 @@ def test_comparing_folders_and_comparing_what_w_and_b_has_of_them_give_the_same_
     resumed = start(*KEPT, "--resume", launcher=False)
     assert resumed.wait() == 0, resumed.output
     assert 7 <= resumed.resumed_from < 15
-    other = start(*KEPT, "--optim.agent_lr", "0.001", "--output_dir", str(start.place / "other"), launcher=False)
-    assert other.wait() == 0, other.output
-
-    runs = [start.run, start.place / "other"]
-    kept = [read_wandb_folder(run / "wandb") for run in runs]
-    assert len(list((start.run / "wandb").glob("offline-run-*"))) == 2
-    for record, run in zip(kept, runs, strict=True):
-        assert_each_step_stands_once(record, run)
-    of_folders, of_kept = (numbers(compare(records)) for records in (list(map(read_run_folder, runs)), kept))
-    assert without_place(of_kept) == without_place(of_folders)
+    assert len(wandb_files(start.run)) == 2
+    assert_each_step_is_there_once(start.run)
 
 
 def test_a_run_that_is_killed_and_resumed_is_one_run_with_each_step_once(start):
@@ -78,14 +63,14 @@ def test_a_run_that_is_killed_and_resumed_is_one_run_with_each_step_once(start):
         assert plot.size == (1200, 800)
     resumed = start(*KEPT, "--resume", launcher=False)
     assert resumed.wait() == 0, resumed.output
-    assert_each_step_stands_once(read_wandb_folder(start.run / "wandb"), start.run)
+    assert_each_step_is_there_once(start.run)
 
 
 def test_of_two_processes_one_keeps_one_run(start):
     attempt = start(*KEPT, processes=2)
     assert attempt.wait() == 0, attempt.output
     assert len(list(start.place.rglob("*.wandb"))) == 1
-    assert_each_step_stands_once(read_wandb_folder(start.run / "wandb"), start.run)
+    assert_each_step_is_there_once(start.run)
     assert attempt.output.count("wandb sync") == 1
 
 
@@ -132,7 +117,7 @@ def test_a_server_that_is_out_of_order_costs_neither_the_run_nor_a_number(start,
     assert time.monotonic() - trained < 45  # validation and the last checkpoint included
     assert "Traceback" not in attempt.output
     assert "wandb sync" in attempt.output
-    assert_each_step_stands_once(read_wandb_folder(start.run / "wandb"), start.run)
+    assert_each_step_is_there_once(start.run)
     # A step has not waited for the server: of all the time, next to nothing went into keeping numbers.
     last = read_run_folder(start.run).steps[-1]
     assert last["time/tracking_s"] < 0.5 * last["time/elapsed_s"]

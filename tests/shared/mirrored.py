@@ -20,7 +20,7 @@ def without_accounts(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
         monkeypatch.delenv(name)
     for name in ("HOME", "NETRC", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(name, str(home / name.lower()))
-    # Whatever goes wrong, no test asks a server on the network.
+    # Even if something goes wrong, no test asks a server on the network.
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
 
 
@@ -54,7 +54,7 @@ def children() -> list[psutil.Process]:
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait for what another process does.
+    """Wait for another process.
 
     Raises:
         TimeoutError: it does not.

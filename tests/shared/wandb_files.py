@@ -42,7 +42,8 @@ def _nested(row: dict[str, Any]) -> dict[str, Any]:
 
 def read_wandb_files(folder: Path) -> WandbRun:
     """The run in `folder` from all that W&B has written there: what `wandb sync` would upload."""
-    config = next(record["run"]["config"] for record in inspect(wandb_files(folder)[0]) if record["type"] == "run")
+    records = (record for file in wandb_files(folder) for record in inspect(file))
+    config = next(record["run"]["config"] for record in records if record["type"] == "run")
     tables = {
         path.relative_to(files).as_posix(): json.loads(path.read_bytes())
         for files in (folder / "wandb").glob("*run-*/files")

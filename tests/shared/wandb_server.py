@@ -109,7 +109,7 @@ class WandbServer:
 @contextmanager
 def wandb_server() -> Iterator[WandbServer]:
     """A server that works until its `mode` is changed."""
-    told = WandbServer()
+    state = WandbServer()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -120,21 +120,21 @@ def wandb_server() -> Iterator[WandbServer]:
 
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if told.mode == "hangs":
-                told.released.wait(60)
-            if told.mode in ("hangs", "hangs up"):
+            if state.mode == "hangs":
+                state.released.wait(60)
+            if state.mode in ("hangs", "hangs up"):
                 self.close_connection = True
                 return
             data: dict[str, Any] = {}
-            if told.mode == "works" and "/graphql" in self.path:
+            if state.mode == "works" and "/graphql" in self.path:
                 asked = json.loads(body)
-                data = {"data": told.answer(asked["query"], asked.get("variables") or {})}
-            elif told.mode == "works" and self.path.endswith("/file_stream"):
-                told.stream(json.loads(body).get("files") or {})
+                data = {"data": state.answer(asked["query"], asked.get("variables") or {})}
+            elif state.mode == "works" and self.path.endswith("/file_stream"):
+                state.stream(json.loads(body).get("files") or {})
             content = json.dumps(data).encode()
             if self.path.startswith("/download/"):
-                content = told.files[self.path.removeprefix("/download/")]
-            self.send_response(404 if "/otel/" in self.path else self.codes.get(told.mode, 200))
+                content = state.files[self.path.removeprefix("/download/")]
+            self.send_response(404 if "/otel/" in self.path else self.codes.get(state.mode, 200))
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -150,13 +150,13 @@ def wandb_server() -> Iterator[WandbServer]:
             """That W&B hangs up is no error here."""
 
     server = Server(("127.0.0.1", 0), Handler)
-    told.url = f"http://127.0.0.1:{server.server_port}"
+    state.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield told
+        yield state
     finally:
-        told.released.set()
+        state.released.set()
         server.shutdown()
         server.server_close()
         thread.join()

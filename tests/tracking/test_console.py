@@ -1,4 +1,4 @@
-""""""
+"""Log lines, phases, progress and the last table, on terminals, in files and in notebooks."""
 
 import importlib.util
 import io
@@ -13,8 +13,7 @@ from rich.table import Table
 
 from arcdist.errors import ConfigError
 from arcdist.tracking import MovingPace, PhaseLines, ProgressBar, epoch_table, log_table, no_log, open_log
-from arcdist.tracking import console as log
-from arcdist.tracking import console as progress
+from arcdist.tracking import console as console_module
 from arcdist.tracking.console import progress_line
 
 
@@ -28,7 +27,7 @@ from arcdist.tracking.console import progress_line
         (19_990, 1_999_000, "10k pairs/s, 1.0M tok/s"),
     ],
 )
-def test_the_pace_is_told_in_few_characters(queries, tokens, shown):
+def test_the_pace_is_shown_in_few_characters(queries, tokens, shown):
     pace = MovingPace()
     assert str(pace) == ""
     pace.add(queries, tokens, 2.0)
@@ -55,7 +54,7 @@ def test_only_the_last_twenty_steps_count():
 @pytest.fixture
 def terminal(monkeypatch):
     screen = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
-    monkeypatch.setattr(log, "shared_console", lambda: screen)
+    monkeypatch.setattr(console_module, "shared_console", lambda: screen)
     return screen.file
 
 
@@ -126,15 +125,15 @@ def test_without_a_log_nothing_is_said_and_all_is_as_before_afterwards(capsys, c
         logging.getLogger("arcdist.training.loop").warning("what process 0 says as well")
     assert (logger.propagate, list(logger.handlers), logger.level) == before
     with pytest.raises(ConfigError), no_log():
-        raise ConfigError("told by whoever calls")
+        raise ConfigError("reported by the caller")
     assert (logger.propagate, list(logger.handlers), logger.level) == before
     assert capsys.readouterr() == ("", "")
     assert caplog.records == []
 
 
 @pytest.fixture
-def told():
-    """Have phases told, as (what, seconds); returns the lines."""
+def reported():
+    """Report phases, as (what, seconds); returns the lines."""
     screen = io.StringIO()
     lines = PhaseLines(Console(file=screen))
 
@@ -146,17 +145,19 @@ def told():
     return tell
 
 
-def test_a_long_phase_is_told_after_ten_seconds_and_again_every_thirty(told):
-    lines = told(*(("loading weights", float(second)) for second in range(101)))
+def test_a_long_phase_is_reported_after_ten_seconds_and_again_every_thirty(reported):
+    lines = reported(*(("loading weights", float(second)) for second in range(101)))
     assert lines == [f"loading weights: {second} s" for second in (10, 40, 70, 100)]
 
 
-def test_short_phases_and_training_are_not(told):
-    assert told(*(("validating", second / 2) for second in range(20)), ("training", 600.0), ("validating", 9.9)) == []
+def test_short_phases_and_training_are_not(reported):
+    assert (
+        reported(*(("validating", second / 2) for second in range(20)), ("training", 600.0), ("validating", 9.9)) == []
+    )
 
 
-def test_each_phase_is_told_anew(told):
-    assert told(
+def test_each_phase_is_reported_by_itself(reported):
+    assert reported(
         ("reading tasks", 12.0), ("loading weights", 11.0), ("loading weights", 12.0), ("saving", 0.4),
         ("validating", 45.0), ("validating", 3.0), ("validating", 14.0),
     ) == ["reading tasks: 12 s", "loading weights: 11 s", "validating: 45 s", "validating: 14 s"]  # fmt: skip
@@ -231,7 +232,7 @@ def set_clock(bar, clock):
 
 
 def last_shown(width, *, label, note, done=120, total=4567, phase=None):
-    """What stands on a terminal of that width when two steps of 1.7 s each have been taken."""
+    """What a terminal of that width shows when two steps of 1.7 s each have been taken."""
     screen, clock = io.StringIO(), 0.0
     console = Console(file=screen, force_terminal=True, width=width, color_system=None, legacy_windows=False)
     bar = ProgressBar(total, done=done - 2, console=console)
@@ -307,15 +308,15 @@ def test_a_notebook_shows_the_bar_where_it_has_widgets_and_has_not_forked(monkey
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: object() if forked else None)
     notebook = Console(file=io.StringIO(), force_jupyter=True)
     assert not notebook.is_terminal
-    assert progress._can_draw(notebook) is shows_bar
+    assert console_module._can_draw(notebook) is shows_bar
 
 
 def test_what_a_notebook_starts_has_no_terminal(monkeypatch):
     monkeypatch.setenv("JPY_PARENT_PID", "1")
-    assert log.shared_console.__wrapped__().is_terminal is False
+    assert console_module.shared_console.__wrapped__().is_terminal is False
     monkeypatch.delenv("JPY_PARENT_PID")
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich's own way to say that there is one
-    assert log.shared_console.__wrapped__().is_terminal is True
+    assert console_module.shared_console.__wrapped__().is_terminal is True
 
 
 def rows(renderable):

@@ -1,7 +1,9 @@
-"""Mirrors that hang, fail or are slow: training hands its records over and goes on."""
+"""Mirrors that hang, fail or are slow: training hands its records over and continues."""
 
 import logging
 import math
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,19 +13,19 @@ from shared.made_runs import make_run
 from arcdist.analysis.record import read_run_folder
 from arcdist.config import load_config
 from arcdist.errors import PlatformError
-from arcdist.tracking import tensorboard
-from arcdist.tracking import wandb_run as wandb_mode
+from arcdist.tracking import tensorboard, wandb
+from arcdist.tracking.metrics import Row
 from arcdist.tracking.mirror import Mirror, Mirrors, open_mirrors
 
 
 class Listed(Mirror):
-    """Notes what it is told, and fails or hangs where it is told to."""
+    """Keeps its calls, and fails or hangs at one of them."""
 
     name = "The list"
     remedy = "read it"
 
     def __init__(self, *, fails_at=None, hangs_at=None):
-        self.told = []
+        self.calls = []
         self.threads = set()
         self.released = threading.Event()
         self._fails_at, self._hangs_at = fails_at, hangs_at
@@ -35,19 +37,13 @@ class Listed(Mirror):
             raise ConnectionError("released")
         if name == self._fails_at:
             raise OSError(28, "No space left on device")
-        self.told.append((name, *values))
+        self.calls.append((name, *values))
 
     def open(self):
         self._note("open")
 
-    def catch_up(self, steps, epochs, validations):
-        self._note("catch_up", steps, epochs, validations)
-
-    def log_step(self, record, *, ends_epoch):
-        self._note("log_step", record, ends_epoch)
-
-    def log_epoch(self, step, record, validation, plot):
-        self._note("log_epoch", step, record, validation, plot)
+    def log(self, row):
+        self._note("log", row)
 
     def log_best(self, folder):
         self._note("log_best", folder)
@@ -56,10 +52,10 @@ class Listed(Mirror):
         self._note("close", exit_code)
 
     def interrupt(self):
-        self.told.append(("interrupt",))
+        self.calls.append(("interrupt",))
 
     def kill(self):
-        self.told.append(("kill",))
+        self.calls.append(("kill",))
         self.released.set()
 
 
@@ -70,16 +66,17 @@ def log_all(mirrors, folder):
     mirrors.log_best(folder)
 
 
-def test_all_is_told_in_its_order_in_one_thread_and_as_it_is_stored(tmp_path):
+def test_all_is_shown_in_order_in_one_thread_and_as_it_is_stored(tmp_path):
     mirror = Listed()
     mirrors = Mirrors([mirror])
     log_all(mirrors, tmp_path)
     mirrors.close(3)
-    assert mirror.told == [
+    plot = tmp_path / "plot.png"
+    numbers = {"step": 2, "epoch": 0, "loss": None, "flags": ["loss_flat"], "val/exact": None}
+    assert mirror.calls == [
         ("open",),
-        ("catch_up", [{"step": 1, "epoch": 0}], [], []),
-        ("log_step", {"step": 2, "epoch": 0, "loss": None, "flags": ["loss_flat"]}, True),
-        ("log_epoch", 2, {"epoch": 0, "val/exact": None}, None, tmp_path / "plot.png"),
+        ("log", Row(step=1, numbers={"step": 1, "epoch": 0})),
+        ("log", Row(step=2, numbers=numbers, ends_epoch=True, plot=plot)),
         ("log_best", tmp_path),
         ("close", 3),
     ]
@@ -88,17 +85,30 @@ def test_all_is_told_in_its_order_in_one_thread_and_as_it_is_stored(tmp_path):
     assert thread is not threading.current_thread()
 
 
-def test_a_record_that_training_changes_afterwards_is_told_as_it_was():
+def test_a_step_that_ends_its_epoch_waits_for_the_epoch_s_record():
+    mirror = Listed()
+    mirrors = Mirrors([mirror])
+    mirrors.log_step({"step": 1}, ends_epoch=True)  # whose epoch is never logged
+    mirrors.log_step({"step": 2}, ends_epoch=True)
+    mirrors.log_epoch(3, {"epoch": 0}, None, None)  # of another step
+    mirrors.log_step({"step": 4}, ends_epoch=True)  # it is logged with its epoch after a resume
+    mirrors.close(0)
+    assert [(row.step, row.ends_epoch) for name, *rows in mirror.calls for row in rows if name == "log"] == [
+        (1, False), (2, False), (3, True)
+    ]  # fmt: skip
+
+
+def test_a_record_that_training_changes_afterwards_is_shown_as_it_was():
     mirror = Listed()
     mirrors = Mirrors([mirror])
     record = {"step": 2, "epoch": 0}
     mirrors.log_step(record, ends_epoch=False)
     record["epoch"] = 1
     mirrors.close(0)
-    assert ("log_step", {"step": 2, "epoch": 0}, False) in mirror.told
+    assert ("log", Row(step=2, numbers={"step": 2, "epoch": 0})) in mirror.calls
 
 
-@pytest.mark.parametrize("place", ["open", "catch_up", "log_step", "log_epoch", "log_best", "close"])
+@pytest.mark.parametrize("place", ["open", "log", "log_best", "close"])
 def test_a_failure_is_one_warning_and_ends_that_mirror_only(tmp_path, caplog, place):
     failing, other = Listed(fails_at=place), Listed()
     mirrors = Mirrors([failing, other])
@@ -106,14 +116,14 @@ def test_a_failure_is_one_warning_and_ends_that_mirror_only(tmp_path, caplog, pl
     log_all(mirrors, tmp_path)
     mirrors.close(0)
     assert [entry.getMessage() for entry in caplog.records] == [
-        "The list lacks what is left of this run (OSError: [Errno 28] No space left on device). "
-        "The run folder has all: read it."
+        "The list lacks the rest of this run (OSError: [Errno 28] No space left on device). "
+        "The run folder has everything: read it."
     ]
-    assert failing.told[-1] == ("kill",)
-    assert [name for name, *_ in other.told].count("log_epoch") == 2
+    assert failing.calls[-1] == ("kill",)
+    assert [name for name, *_ in other.calls].count("log") == 4
 
 
-@pytest.mark.parametrize("place", ["open", "log_step", "close"])
+@pytest.mark.parametrize("place", ["open", "log", "close"])
 def test_one_that_hangs_is_killed_in_time(tmp_path, caplog, place):
     hanging = Listed(hangs_at=place)
     mirrors = Mirrors([hanging])
@@ -123,7 +133,7 @@ def test_one_that_hangs_is_killed_in_time(tmp_path, caplog, place):
     mirrors.close(0, seconds=0.5)
     assert 0.5 <= time.monotonic() - start < 2
     # Released, it fails, and lets go once more.
-    assert hanging.told[-3:] == [("interrupt",), ("kill",), ("kill",)]
+    assert hanging.calls[-3:] == [("interrupt",), ("kill",), ("kill",)]
     assert len([entry for entry in caplog.records if entry.levelno == logging.WARNING]) == 1
     assert "(it took too long to end)" in caplog.text
     mirrors.log_step({"step": 3, "epoch": 1}, ends_epoch=False)
@@ -140,11 +150,16 @@ def test_without_mirrors_there_is_nothing(tmp_path):
     assert threading.active_count() == before
 
 
-def test_a_package_that_is_asked_for_and_missing_is_told_at_once(tmp_path, monkeypatch):
+def test_a_package_that_is_asked_for_and_missing_is_reported_at_once(tmp_path, monkeypatch):
     identity = read_run_folder(make_run(tmp_path / "run", epochs=1)).identity
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
-    monkeypatch.setattr(wandb_mode, "find_spec", lambda name: None)
+    monkeypatch.setattr(wandb, "find_spec", lambda name: None)
     for flags, name in ((("--tracking.tensorboard", "true"), "tensorboard"), (("--tracking.wandb", "online"), "wandb")):
         config = load_config(["--recipe", "quickstart", *flags]).config
         with pytest.raises(PlatformError, match=rf"{name} is not installed: pip install 'arcdist\[{name}\]'"):
             open_mirrors(tmp_path, identity, config, best_metric="val/exact")
+
+
+def test_tracking_is_quick_to_import():
+    program = "import sys, arcdist.tracking; print({'torch', 'wandb', 'matplotlib', 'tensorboard'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"

@@ -1,10 +1,13 @@
+"""A run's curves: what they show, where they are, and what is left out."""
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from arcdist.tracking import panel_figure, plot_metrics, plots
-from arcdist.tracking.plots import BLUE, TERM_COLORS, VERMILION, Curves
+from arcdist.config.schema import EFE_TERMS
+from arcdist.tracking import plots
+from arcdist.tracking.plots import BLUE, VERMILION, Curves, panel_figure, plot_metrics
 
 
 def drawn(image, color):
@@ -15,7 +18,7 @@ def drawn(image, color):
 def epoch_record(epoch, **changes):
     return {
         "epoch": epoch, "train/loss": 1.0, "train/exact": 0.2, "val/exact": 0.05, "val/cell": 0.8, "val/size": 0.7,
-        "floor/copy_exact": 0.0, "floor/copy_cell": 0.75, **{f"efe/{term}": 0.5 for term in TERM_COLORS}, **changes,
+        "floor/copy_exact": 0.0, "floor/copy_cell": 0.75, **{f"efe/{term}": 0.5 for term in EFE_TERMS}, **changes,
     }  # fmt: skip
 
 
@@ -33,7 +36,7 @@ def test_four_panels_at_the_documented_size(tmp_path, epochs, steps):
     assert drawn(upper_left, BLUE) > 20
     assert drawn(upper_right, VERMILION) > 20
     assert drawn(lower_left, VERMILION) > 20
-    assert drawn(lower_right, TERM_COLORS["risk"]) > 20
+    assert drawn(lower_right, EFE_TERMS["risk"].metadata["color"]) > 20
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -77,7 +80,7 @@ def test_a_panel_without_numbers_says_so(panel):
 def test_neither_title_nor_legend_lies_on_the_curves_or_off_the_picture(panel):
     steps = [
         {"step": step, "loss": 1.0, "reward/mean": 0.1, "grad_norm/qwen": 0.1, "pairs_per_s": 1e5 + step}
-        | {f"efe/{term}": 1.0 for term in TERM_COLORS}
+        | {f"efe/{term}": 1.0 for term in EFE_TERMS}
         | {f"lr/{name}": float(index) for index, name in enumerate(RATES, start=1)}
         for step in range(1, 80)
     ]

@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-from arcdist.tracking.rows import strip_of
 from PIL import Image
 from shared.made_runs import make_run
 from shared.mirrored import catch_up, log_steps
@@ -13,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from arcdist.analysis.record import read_run_folder
 from arcdist.tracking.mirror import Mirrors
+from arcdist.tracking.pictures import query_picture
 from arcdist.tracking.tensorboard import TensorBoardMirror
 
 
@@ -68,4 +68,4 @@ def test_shown_queries_are_pictures(events, record):
     assert [picture.step for picture in pictures] == [40, 80, 120]
     picture = Image.open(io.BytesIO(pictures[-1].encoded_image_string))
     assert (picture.width, picture.height) == (pictures[-1].width, pictures[-1].height)
-    assert np.array_equal(np.asarray(picture.convert("RGB")), np.asarray(strip_of(shown[0]).convert("RGB")))
+    assert np.array_equal(np.asarray(picture.convert("RGB")), np.asarray(query_picture(shown[0]).convert("RGB")))

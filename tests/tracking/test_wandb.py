@@ -22,7 +22,7 @@ from arcdist.errors import ConfigError, DataError, PlatformError
 from arcdist.tracking import open_mirrors, wandb
 from arcdist.tracking.metrics import make_row, make_rows
 from arcdist.tracking.wandb import parse_wandb_run, read_wandb_run, wandb_mode
-from arcdist.tracking.wandb_process import query_table, shown_table
+from arcdist.tracking.wandb_process import query_table, shown_table, steps_in
 
 ALL = range(10, 81, 10)
 
@@ -122,7 +122,7 @@ def test_rows_that_do_not_arrive_are_in_the_folder_at_the_end(server, folder, re
     monkeypatch.setattr(wandb, "FINISH_SECONDS", 1.0 if mode == "fails" else 60.0)
     mirrors = opened(folder, record, close_seconds=5.0)
     log_steps(mirrors, record, ALL)
-    wait_until(lambda: server.config != {})
+    wait_until(lambda: 80 in steps_in(folder / "wandb", record.identity.id))
     server.mode = mode
     assert closed(mirrors) < 9
     warning = only_warning(caplog)
