@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -123,20 +124,18 @@ def give(
         ConfigError: the task has no such query.
     """
     augment = config.data.augment
-    task_rows = {trained.id: row for row, trained in enumerate(sets.training.used)}
-    # A task that a run leaves out for its size is still shown.
-    largest = max(config.agent.max_grid_size, task.longest_side)
+    make_collator = partial(
+        Collator,
+        tokenizer.grids,
+        task_rows={trained.id: row for row, trained in enumerate(sets.training.used)},
+        # A task that a run leaves out for its size is still shown.
+        max_grid_size=max(config.agent.max_grid_size, task.longest_side),
+    )
     collators = {
-        "train": Collator(
-            tokenizer.grids,
-            task_rows=task_rows,
-            seed=config.train.seed,
-            dihedral=augment.dihedral,
-            colors=augment.colors,
-            order=augment.order,
-            max_grid_size=largest,
+        "train": make_collator(
+            seed=config.train.seed, dihedral=augment.dihedral, colors=augment.colors, order=augment.order
         ),
-        "test": Collator(tokenizer.grids, task_rows=task_rows, max_grid_size=largest),
+        "test": make_collator(),
     }
     rows = {}
     if len(task.demonstrations) > 1:
@@ -150,11 +149,12 @@ def give(
         for batch in batches.values()
         for query_id, count in zip(batch.ids, batch.inputs.token_mask.sum(1).tolist(), strict=True)
     }
+    if not token_counts:
+        raise ConfigError(f"Task {task.id} has no query: it has one demonstration and no test pair.")
     if f"{kind}:{index}" not in token_counts:
-        *first, last = token_counts or [""]
-        choices = f"choose --query {' or '.join(filter(None, (', '.join(first), last)))}"
-        advice = choices if token_counts else "it has one demonstration and no test pair"
-        raise ConfigError(f"Task {task.id} has no query {kind}:{index}: {advice}.")
+        *first, last = token_counts
+        choices = f"{', '.join(first)} or {last}" if first else last
+        raise ConfigError(f"Task {task.id} has no query {kind}:{index}: choose --query {choices}.")
     query, inputs = queries[kind][index], batches[kind].inputs
     augmentation = collators[kind].draw(query, epoch)
     ids = inputs.tokens[index][inputs.token_mask[index]].numpy()
