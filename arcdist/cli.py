@@ -98,13 +98,13 @@ class _StandardError:
         except OSError as error:
             if error.errno in _PERMANENT:
                 _discard(stream)
-            if not self._has_reported and _logger.hasHandlers():
+            has_reported, self._has_reported = self._has_reported, True
+            if not has_reported and _logger.hasHandlers():
                 _logger.warning(
                     "Standard error takes nothing (%s): what it misses of the log is in this file.",
                     error.strerror or error,
                     extra={"file_only": True},
                 )
-            self._has_reported = True
 
 
 standard_error = cast(IO[str], _StandardError())

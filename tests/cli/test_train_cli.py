@@ -5,13 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from arcdist.checkpoint.export import config_of
-from arcdist.checkpoint.store import read_files, save_files
+from arcdist.checkpoint.store import load_checkpoint, save_checkpoint
 from arcdist.config import load_config
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -98,13 +99,13 @@ def test_a_run_of_a_version_with_more_keys_resumes(tmp_path, tiny_flags):
     first = train(*tiny_flags, "--output_dir", "run")
     assert first.returncode == 0, first.stderr
     config_file, newest = tmp_path / "run" / "config.yaml", tmp_path / "run" / "checkpoints" / "step_00000002"
-    document, files = yaml.safe_load(config_file.read_text()), read_files(newest)
-    state = json.loads(files["state.json"])
+    document, snapshot = yaml.safe_load(config_file.read_text()), load_checkpoint(newest)
+    state = json.loads(json.dumps(snapshot.state))
     for name, value in OLD_KEYS.items():
         section, leaf = name.split(".")
         document[section][leaf] = state["config"][name] = value
     config_file.write_text(yaml.safe_dump(document, sort_keys=False))
-    save_files(newest, {**files, "state.json": json.dumps(state).encode()})
+    save_checkpoint(newest, replace(snapshot, state=state))
     assert config_of(state) == load_config([*tiny_flags, "--output_dir", "run"]).config
 
     resumed = train("--resume", "run", "--epochs", "2")
