@@ -1,9 +1,9 @@
-# On a fresh machine: `make train`, `make test`. Each makes .venv first, where it is missing or out of date.
+# On a fresh machine: `make train`, `make test`. Each makes .venv first if it is missing or out of date.
 PYTHON ?= python3
 # More for the program behind a target: make train ARGS="--recipe qwen2.5-1.5b", make test ARGS="-m 'not slow'".
 ARGS ?=
 
-# What `accelerate launch` would choose on a machine with one device, said so that it neither warns nor starts more.
+# What `accelerate launch` would choose on a machine with one device: named, so that it neither warns nor starts more.
 ONE_PROCESS := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 BIN := .venv/bin
@@ -14,13 +14,13 @@ INSTALLED := .venv/.installed
 
 help:
 	@echo "make train        train on ARC-AGI-2, the quickstart recipe; others with ARGS=\"--recipe NAME\""
-	@echo "make test         run every test but the exhaustive ones"
-	@echo "make test-faults  kill, starve and break runs in every way there is a test for; an hour and more"
+	@echo "make test         run every test but the exhaustive ones; without the slow ones: ARGS=\"-m 'not slow'\""
+	@echo "make test-faults  kill, starve and break runs in every way that has a test; an hour and more"
 	@echo "make lint         check style and types"
-	@echo "make format       format the code and mend what can be mended automatically"
-	@echo "make audit        look the pinned versions up among known vulnerabilities; needs a network"
-	@echo "make lock         write requirements.lock anew from pyproject.toml"
-	@echo "make clean        remove .venv, builds and caches; runs/ stays"
+	@echo "make format       format the code and fix what can be fixed automatically"
+	@echo "make audit        look up the pinned versions among known vulnerabilities; needs a network"
+	@echo "make lock         write requirements.lock again from pyproject.toml"
+	@echo "make clean        remove .venv, builds and caches; runs/ is kept"
 
 train: $(INSTALLED)
 	$(BIN)/accelerate launch $(ONE_PROCESS) launch/train.py $(ARGS)
@@ -34,7 +34,7 @@ test-faults: export OMP_NUM_THREADS = 1
 test-faults: $(INSTALLED)
 	$(BIN)/pytest --numprocesses auto -m "slow or not slow" tests/faults $(ARGS)
 
-# In an environment of its own: what audits is not to be audited. --strict: what cannot be looked up is a failure.
+# In a separate environment, so that the auditor is not audited. --strict: what cannot be looked up is a failure.
 audit:
 	test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit \
 		&& build/audit/bin/python -m pip install --disable-pip-version-check pip-audit; }

@@ -1,5 +1,6 @@
 """What the tests of whole runs share: a run of seconds, and a process that is left as it was found."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -21,6 +22,17 @@ tracking: {wandb: disabled}
 """
 
 
+def pytest_configure() -> None:
+    """Collect no garbage while everything is imported; see `arcdist.cli.quick_imports`."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on, but not among what is imported by now."""
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Over several test processes: the slow tests first, and then whole files, which share their fixtures."""
@@ -34,7 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def tiny_flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Flags of a run of seconds on the CPU, whatever the recipes say; flags of one's own go after them."""
+    """Flags of a run of seconds on the CPU, with any recipe; other flags go after them."""
     file = tmp_path_factory.mktemp("config") / "tiny.yaml"
     file.write_text(TINY_RUN)
     return ("--config", str(file))
@@ -61,7 +73,7 @@ def clean_process(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
         GradientState._reset_state()
 
     threads = torch.get_num_threads()
-    # Building a session sets some of these variables and heeds others; naming them here has them put back.
+    # Building a session sets some of these variables and reads others; naming them here has them put back.
     for name in (
         *("ACCELERATE_TORCH_DEVICE", "ACCELERATE_MIXED_PRECISION", "DS_ACCELERATOR"),
         *("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_CONFIG_FILE"),
@@ -79,7 +91,7 @@ def clean_process(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
 
 @pytest.fixture
 def build_tiny(clean_process: None, tiny_flags: tuple[str, ...]) -> Callable[..., Any]:
-    """Build the session of a tiny run, with flags of one's own on top."""
+    """Build the session of a tiny run, with more flags on top."""
     from accelerate.state import AcceleratorState
 
     from arcdist.config import load_config

@@ -94,7 +94,7 @@ class Attempt:
         self.wait_until(lambda: self.last_step() >= step)
 
     def last_step(self) -> int:
-        """The last one that was logged; 0 where none was."""
+        """The last one that was logged; 0 if there is none."""
         return last_step(self.run)
 
     def rank(self, number: int) -> psutil.Process:
@@ -128,7 +128,7 @@ class Attempt:
 
 
 def last_step(run: Path) -> int:
-    """The last step of a run that was logged; 0 where none was."""
+    """The last step of a run that was logged; 0 if there is none."""
     file = run / "steps.jsonl"
     whole = file.read_bytes().rpartition(b"\n")[0].splitlines() if file.exists() else []
     return int(json.loads(whole[-1])["step"]) if whole else 0
@@ -298,8 +298,8 @@ def sweep(shared: Path) -> Callable[[str, int], list[dict[str, Any]]]:
     """Give what happened, and what was left, when a save had the fault `do` at each operation in turn."""
     with FileLock(shared / "sweep.lock"):
         if not (shared / "sweep.json").exists():
-            told = [str(word) for pair in SWEEPS for word in pair]
-            command = [sys.executable, str(PROGRAMS / "sweep.py"), *told]
+            arguments = [str(word) for pair in SWEEPS for word in pair]
+            command = [sys.executable, str(PROGRAMS / "sweep.py"), *arguments]
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
             assert done.returncode == 0, done.stderr
             (shared / "sweep.json").write_text(done.stdout)

@@ -32,7 +32,7 @@ def damage(file, how):
 
 
 def found_by(run, resume="newest"):
-    """What a run that resumes would go on from."""
+    """What a run that resumes would continue from."""
     start = find_start(str(run), resume)
     start.lock.release()
     return start

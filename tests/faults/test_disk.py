@@ -39,8 +39,8 @@ def test_a_run_that_cannot_save_says_so_and_trains_on(start, assert_ended_as, er
     attempt = start(fault=fault, launcher=False)
     assert attempt.wait() == 0, attempt.output
     (line,) = not_saved(start.run, "checkpoints/step_00000006", REASONS[error])
-    mend = "Make room, or lower --output.keep_last" if error == "ENOSPC" else "See what is wrong there"
-    assert line.endswith(f"{mend}. Training continues.")
+    advice = "Make room, or lower --output.keep_last" if error == "ENOSPC" else "See what is wrong there"
+    assert line.endswith(f"{advice}. Training continues.")
     assert [folder.name for folder in checkpoints(start.run / "checkpoints")] == [
         f"step_{step:08d}" for step in (3, 9, 12, 15)
     ]

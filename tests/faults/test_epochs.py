@@ -43,7 +43,7 @@ def test_it_does_so_over_crashes_and_other_numbers_of_processes(start, uninterru
             attempt.kill()
         else:
             assert attempt.wait() == 0, attempt.output
-        # Steps after the checkpoint that the next start goes on from are taken again.
+        # Steps after the checkpoint that the next start continues from are taken again.
         kept = kept[: attempt.resumed_from] + noted(start.notes, processes)
         for file in start.notes.iterdir():
             file.unlink()

@@ -35,9 +35,9 @@ def kill_at(attempt, seed, who):
 
 
 def assert_resumes(start, attempt, assert_ended_as, processes, *flags):
-    """Whatever was left, the run goes on from at most one interval before, and ends as if nothing had happened."""
+    """The run continues from at most one interval before, and ends as if nothing had happened."""
     killed_at = attempt.last_step()
-    # A checkpoint is written while training goes on: one under way when the process is killed is lost too.
+    # A checkpoint is written while training continues: one under way when the process is killed is lost too.
     under_way = any(start.run.glob("checkpoints/.step_*.partial"))
     resumed = start("--resume", "auto", *flags, processes=processes, launcher=False)
     assert resumed.wait() == 0, resumed.output

@@ -1,4 +1,4 @@
-"""Machines that are taken away, and processes that stand still."""
+"""Machines that are taken away, and processes that stop."""
 
 import json
 import re

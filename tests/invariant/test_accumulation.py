@@ -96,7 +96,7 @@ def test_passes_change_no_number(build_tiny, flags):
         assert others.keys() == weights.keys()
         for name, value in weights.items():
             torch.testing.assert_close(others[name], value, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-        # The order of the memory is that of the batch, whoever solved what.
+        # The order of the memory is that of the batch, whichever pass solved what.
         assert torch.equal(others["grid.solver.memory.keys"], weights["grid.solver.memory.keys"])
 
 

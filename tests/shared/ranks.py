@@ -61,7 +61,8 @@ class RunningRanks:
         give_up = time.monotonic() + seconds
         if not all(connection.poll(max(0.0, give_up - time.monotonic())) for connection in self.connections):
             self.kill()
-            raise TimeoutError(f"Of the processes {self.pids}, one had not ended after {seconds:.0f} s.")
+            codes = [connection.recv() for connection in self.connections]
+            raise TimeoutError(f"Not all of {self.pids} ended within {seconds:.0f} s; killed, they ended with {codes}.")
         return [connection.recv() for connection in self.connections]
 
     def kill(self) -> None:

@@ -63,7 +63,7 @@ class Run:
 
     @property
     def messages(self) -> list[str]:
-        """What the program has told its user."""
+        """The program's messages to its user."""
         return [line.removeprefix("train.py: ") for line in self.err.splitlines() if line.startswith("train.py: ")]
 
     @property

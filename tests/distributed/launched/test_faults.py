@@ -1,4 +1,4 @@
-"""What goes wrong on one process, and what a user does wrong: all processes end alike, and one of them tells."""
+"""What goes wrong on one process, and what a user does wrong: all processes end alike, and one of them reports it."""
 
 import json
 import re
@@ -126,7 +126,6 @@ def missing_deepspeed_file(tmp_path):
 
 MISTAKES = {
     "batch": (["--batch_size=1"], 2, "train.batch_size is 1, less than 2 processes x train.accumulation = 1 passes"),
-    "flag": (["--epoch=3"], 2, "There is no flag --epoch. Did you mean --epochs?"),
     "tasks": (["--data.source=missing"], 2, "missing"),
     "precision": (["--train.precision=fp16"], 3, "--train.precision fp16 needs a CUDA GPU, and the device is cpu"),
 }
@@ -158,9 +157,18 @@ def test_a_mistake_is_reported_once_by_rank_0(launched, name):
     assert "Traceback" not in run.err
 
 
+def assert_ended_launcher(run, code, problem):
+    assert run.codes == [1]
+    assert run.root_cause[1] == code
+    assert_reported_once(run, problem)
+    assert run.err.count("Traceback") == 1  # the launcher's own, about its processes' end
+
+
+def test_a_mistake_before_the_ranks_have_met_is_reported_once_because_the_launcher_ends_them(launched):
+    run = launched("cpu_2proc", 2, "--epoch=3", own_launcher=True)
+    assert_ended_launcher(run, 2, "There is no flag --epoch. Did you mean --epochs?")
+
+
 def test_a_missing_deepspeed_file_is_reported_once_and_ends_the_launcher(launched, missing_deepspeed_file):
     run = launched(missing_deepspeed_file, 2, own_launcher=True)
-    assert run.codes == [1]
-    assert run.root_cause[1] == 2
-    assert_reported_once(run, "deepspeed_config_file is ds_configs/zero4.json, and there is no such file")
-    assert run.err.count("Traceback") == 1  # the launcher's own, about its processes' end
+    assert_ended_launcher(run, 2, "deepspeed_config_file is ds_configs/zero4.json, and there is no such file")

@@ -24,7 +24,7 @@ def whole(launched):
 
 @pytest.fixture
 def resumed(launched):
-    """Give the run that goes on, on other processes perhaps, after a step that another run has saved."""
+    """Give the run that continues, perhaps on other processes, after a step that another run has saved."""
     return lambda run, step, config, processes: launched(
         config, processes, *SHORT, program="noting", killed_after=(run, step)
     )
@@ -52,7 +52,7 @@ def test_on_as_many_processes_it_is_the_same_to_the_last_bit(whole, resumed, con
     expected = whole(config, 2)
     run = resumed(expected, step, config, 2)
     assert_same_to_the_last_bit(run, expected)
-    # It did go on, and did nothing twice.
+    # It did continue, and did nothing twice.
     assert [len(notes) for notes in run.noted()] == [STEPS - step] * 2
     log = (run.folder / "training.log").read_text()
     place = run.folder / "checkpoints" / f"step_{step:08d}"

@@ -63,8 +63,8 @@ def test_the_launcher_itself_asks_for_deepspeed(run_commands, uninstalled):
 
 
 def test_under_another_launcher_the_program_says_what_to_install(shared_folder, run_commands, uninstalled):
-    # What `accelerate launch --config_file accelerate_configs/zero2.yaml` would have told its processes.
-    told = {
+    # What `accelerate launch --config_file accelerate_configs/zero2.yaml` sets for its processes.
+    settings = {
         "ACCELERATE_USE_DEEPSPEED": "true",
         "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds_configs/zero2.json",
         "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file",
@@ -72,7 +72,9 @@ def test_under_another_launcher_the_program_says_what_to_install(shared_folder, 
     }
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     flags = ["--recipe=overfit16", "--output_dir", str(shared_folder / "torchrun" / "run")]
-    run = run_commands("torchrun", [*torchrun, str(CHECKOUT / "launch" / "train.py"), *flags], told | dict(uninstalled))
+    run = run_commands(
+        "torchrun", [*torchrun, str(CHECKOUT / "launch" / "train.py"), *flags], settings | dict(uninstalled)
+    )
     assert run.codes == [1]
     assert run.root_cause[1] == 3
     (message,) = run.messages

@@ -1,7 +1,7 @@
 """Faults of disks and machines, put into the functions by which Python changes files.
 
-Operations are told as words, such as `write checkpoints/.step_00000003.partial/state.json`: a kind (open, write, fsync,
-rename, mkdir, unlink, rmdir) and a path in the run folder, of a renaming the one of before.
+Operations are written as words, such as `write checkpoints/.step_00000003.partial/state.json`: a kind (open, write,
+fsync, rename, mkdir, unlink, rmdir) and a path in the run folder, of a renaming the one of before.
 """
 
 import builtins

@@ -49,14 +49,14 @@ def save(run: Path, step: int, keep_last: int) -> str:
 
 
 def save_in_new_process(run: Path, step: int, keep_last: int, fault: Fault) -> int:
-    """The wait status of a process that saves: 0, or of exit code 1 where that fails; it tells `RUN.told` more."""
+    """The wait status of a process that saves: 0, or that of exit code 1 if it fails. `RUN.details` has the details."""
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1]
     faults = Faults(run, fault)
     faults.install()
     said = save(run, step, keep_last)
-    run.with_suffix(".told").write_text(json.dumps({"operations": faults.operations, "said": said}))
+    run.with_suffix(".details").write_text(json.dumps({"operations": faults.operations, "said": said}))
     os._exit(1 if said else 0)
 
 
@@ -89,19 +89,19 @@ def sweep(place: Path, do: str, keep_last: int) -> list[dict[str, Any]]:
 
     shutil.copytree(before, place / "run_0")
     save_in_new_process(place / "run_0", now, keep_last, Fault())
-    operations = json.loads((place / "run_0.told").read_text())["operations"]
+    operations = json.loads((place / "run_0.details").read_text())["operations"]
     outcomes = []
     for number, operation in enumerate(operations, start=1):
         run = place / f"run_{number}"
         shutil.copytree(before, run)
         status = save_in_new_process(run, now, keep_last, Fault(do=do, at=number))
-        told = run.with_suffix(".told")
+        details = run.with_suffix(".details")
         outcome = {
             "do": do,
             "keep_last": keep_last,
             "operation": operation,
             "status": status,
-            "said": json.loads(told.read_text())["said"] if told.exists() else "",
+            "said": json.loads(details.read_text())["said"] if details.exists() else "",
             "left": look(run),
             "resumed": look_as_resuming(run),
         }
