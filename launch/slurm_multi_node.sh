@@ -4,8 +4,8 @@
 #     hf download Qwen/Qwen2.5-1.5B
 #     sbatch launch/slurm_multi_node.sh --recipe qwen2.5-1.5b --batch_size 128
 #
-# What follows the script's name goes to launch/train.py. The checkout with its .venv, the Hugging Face cache and the
-# run folder have to lie on a file system that all nodes share. Adapt the lines below to the cluster: its partition or
+# Arguments after the script's name go to launch/train.py. The checkout with its .venv, the Hugging Face cache and the
+# run folder must be on a file system that all nodes share. Adapt the lines below to the cluster: its partition or
 # account, the numbers of nodes, GPUs and cores.
 #
 #SBATCH --job-name=arcdist
@@ -16,8 +16,8 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --mem=0
 #SBATCH --time=24:00:00
-# Two minutes before the time is up, and where the job is pre-empted: the run ends after its step, with a whole
-# checkpoint. Queued again, the job has the same number, and its run goes on from there.
+# Two minutes before the time is up, and if the job is pre-empted: the run ends after its step, with a whole
+# checkpoint. Queued again, the job has the same number, and its run continues from there.
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append

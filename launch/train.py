@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str], watch: FailureWatch) -> int:
     loaded = load_config(argv)
-    if loaded.print_config:
+    if "print_config" in loaded.switches:
         print(format_config(loaded.config, loaded.sources), end="")
         return 0
     # Imported here, so that help and mistakes in the command line need not wait for torch.

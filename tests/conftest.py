@@ -21,6 +21,17 @@ tracking: {wandb: disabled}
 """
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Over several test processes: the slow tests first, and then whole files, which share their fixtures."""
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        if not (item.get_closest_marker("xdist_group") or item.get_closest_marker("slow")):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def tiny_flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """Flags of a run of seconds on the CPU, whatever the recipes say; flags of one's own go after them."""

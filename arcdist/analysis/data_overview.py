@@ -1,12 +1,13 @@
 """The data of a configuration in numbers, on the terminal and as a picture."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import datasets
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Int
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich import box
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from arcdist.config import DataConfig
-from arcdist.data import NUM_COLORS, LeakReport, TaskSet, TaskSets, build_queries
+from arcdist.data import NUM_COLORS, LeakReport, Pair, Task, TaskSet, TaskSets, build_queries, read_task_sets
 from arcdist.errors import ConfigError, DataError
 from arcdist.files import replacing
 from arcdist.tracking.grids import ARC_COLORS, has_colors
@@ -27,111 +28,37 @@ _PAIR = (BLUE, VERMILION)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class TaskStatistics:
-    """The tasks of one source that a run uses, and how many it leaves out."""
-
-    tasks: int
-    too_large: int
-    """Left out: a side is longer than `data.max_side`."""
-    too_many: int
-    """Left out: they come after the first `data.max_tasks`."""
-    demonstrations: int
-    single: int
-    """Tasks with one demonstration, which give no training query."""
-    tests: int
-    unknown: int
-    """Test pairs without a known output."""
-    same_size: int
-    """Tasks whose outputs, as far as they are known, are as large as their inputs."""
-    sides: Int[np.ndarray, " sides"]
-    """Height and width of each grid."""
-    cells: Int[np.ndarray, " grids"]
-    """Of each grid."""
-    color_shares: Float64[np.ndarray, "10"]
-    """Share of each colour in all cells."""
-    color_tasks: Int[np.ndarray, "10"]
-    """Tasks that show each colour."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class QueryLengths:
-    """Tokens of queries, before any augmentation."""
-
-    ids: tuple[str, ...]
-    lengths: Int[np.ndarray, " queries"]
-
-    @property
-    def longest(self) -> str:
-        """Id of the longest, the first of them."""
-        return self.ids[int(self.lengths.argmax())]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Overview:
-    """All numbers of a configuration's data."""
+    """A configuration's data, counted."""
 
-    sources: dict[str, TaskStatistics]
-    """By source and split: what is trained on, then what is scored if that is another."""
-    training: QueryLengths
-    """The queries that are trained on: demonstrations held out."""
-    validation: QueryLengths
+    sets: TaskSets
+    training: datasets.Dataset
+    """The queries that are trained on: demonstrations held out. `length` is in tokens, before any augmentation."""
+    validation: datasets.Dataset
     """The queries that are scored: test pairs."""
-    scored: int
-    """Those of them whose output is known."""
     leaks: LeakReport | DataError
     """What the leak guard found, or its refusal."""
 
 
-def survey(sets: TaskSets, data: DataConfig) -> Overview:
-    """Count a configuration's data.
+def survey(data: DataConfig) -> Overview:
+    """Read and count a configuration's data.
 
     Raises:
-        DataError: there is nothing to train on, or nothing to ask in validation.
+        DataError: a source cannot be read, or there is nothing to train on or to ask in validation.
         PlatformError: the cache of prepared queries cannot be written.
     """
+    sets = read_task_sets(data)
     leaks: LeakReport | DataError
     try:
         leaks = sets.check_leaks(data.allow_overlap)
     except DataError as error:
         leaks = error
     return Overview(
-        sources={str(tasks.origin): _count_tasks(tasks, data.max_side) for tasks in sets.distinct},
-        training=_count_tokens(build_queries(sets.training.used, "train")),
-        validation=_count_tokens(build_queries(sets.validation.used, "test")),
-        scored=sets.scored_pairs,
+        sets=sets,
+        training=build_queries(sets.training.used, "train"),
+        validation=build_queries(sets.validation.used, "test"),
         leaks=leaks,
     )
-
-
-def _count_tasks(tasks: TaskSet, max_side: int) -> TaskStatistics:
-    used = tasks.used
-    too_large = sum(task.longest_side > max_side for task in tasks.tasks)
-    pairs = [task.demonstrations + task.tests for task in used]
-    grids = [[grid for pair in of_task for grid in pair.grids()] for of_task in pairs]
-    colors = np.array(
-        [np.bincount(np.concatenate([*map(np.ravel, of_task)]), minlength=NUM_COLORS) for of_task in grids]
-    )
-    all_grids = [grid for of_task in grids for grid in of_task]
-    return TaskStatistics(
-        tasks=len(used),
-        too_large=too_large,
-        too_many=len(tasks.tasks) - too_large - len(used),
-        demonstrations=sum(len(task.demonstrations) for task in used),
-        single=sum(len(task.demonstrations) == 1 for task in used),
-        tests=sum(len(task.tests) for task in used),
-        unknown=sum(pair.output is None for task in used for pair in task.tests),
-        same_size=sum(
-            all(pair.output is None or pair.input.shape == pair.output.shape for pair in of_task) for of_task in pairs
-        ),
-        sides=np.array([side for grid in all_grids for side in grid.shape]),
-        cells=np.array([grid.size for grid in all_grids]),
-        color_shares=colors.sum(axis=0) / colors.sum(),
-        color_tasks=(colors > 0).sum(axis=0),
-    )
-
-
-def _count_tokens(queries: datasets.Dataset) -> QueryLengths:
-    return QueryLengths(ids=tuple(queries["id"][:]), lengths=np.array(queries["length"][:]))
 
 
 def histogram(
@@ -147,110 +74,118 @@ def histogram(
     return width, [np.bincount(sample // width, minlength=largest // width + 1) for sample in samples]
 
 
+def _tokens(overview: Overview) -> list[Int[np.ndarray, " queries"]]:
+    return [np.array(queries["length"][:]) for queries in (overview.training, overview.validation)]
+
+
+def _pairs(task: Task) -> tuple[Pair, ...]:
+    return task.demonstrations + task.tests
+
+
+def _sides(tasks: TaskSet) -> Int[np.ndarray, "grids 2"]:
+    """Height and width of each grid."""
+    return np.array([grid.shape for task in tasks.used for pair in _pairs(task) for grid in pair.grids()])
+
+
+def _color_cells(tasks: TaskSet) -> Int[np.ndarray, "tasks 10"]:
+    """Cells of each colour in each task."""
+    cells = (np.concatenate([grid.ravel() for pair in _pairs(task) for grid in pair.grids()]) for task in tasks.used)
+    return np.array([np.bincount(of_task, minlength=NUM_COLORS) for of_task in cells])
+
+
 def show_data(console: Console, overview: Overview, data: DataConfig) -> None:
     """Print what a configuration's data comes to; a refusal of the leak guard is the caller's to raise."""
-    for part in (
-        _tasks(overview, data),
-        _queries(overview),
-        _lengths(overview),
-        _colors(overview, colored=has_colors(console)),
-        *_leaks(overview),
-    ):
-        console.print(part)
+    distinct = overview.sets.distinct
+    origins = [str(tasks.origin) for tasks in distinct]
+    columns = [_count_tasks(tasks, data) for tasks in distinct]
+    console.print(table("tasks", origins, [(name, *(column[name] for column in columns)) for name in columns[0]]))
+    console.print()
+    roles, tokens = ("training", "validation"), _tokens(overview)
+    ids = (overview.training["id"], overview.validation["id"])
+    rows = [
+        ("number", *(f"{len(kind):,}" for kind in ids)),
+        ("with a known output", f"{len(ids[0]):,}", f"{overview.sets.scored_pairs:,}"),
+        ("tokens", *(f"{lengths.sum():,}" for lengths in tokens)),
+        ("tokens of one", *map(_spread, tokens)),
+        ("the longest", *(kind[int(lengths.argmax())] for kind, lengths in zip(ids, tokens, strict=True))),
+    ]
+    console.print(table("queries", roles, rows))
+    console.print()
+    width, counts = histogram(tokens)
+    bins = [f"{start:,} to {start + width - 1:,}" for start in range(0, width * len(counts[0]), width)]
+    console.print(table("tokens of a query", roles, zip(bins, *map(_bars, counts), strict=True), justify="left"))
+    console.print()
+    console.print(table("colour: of cells, of tasks", origins, _colors(distinct, colored=has_colors(console))))
+    console.print()
+    for line in _leaks(overview):
+        console.print(line)
         console.print()
 
 
-def plain_table(first: str) -> Table:
-    """A table whose first column is not wrapped, without an edge."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(first, no_wrap=True)
-    return table
+def table(
+    first: str,
+    others: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    justify: Literal["left", "right"] = "right",
+) -> Table:
+    """A table without an edge, whose first column is not wrapped."""
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+    made.add_column(first, no_wrap=True)
+    for name in others:
+        made.add_column(name, justify=justify, overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
-def _source_table(first: str, overview: Overview) -> Table:
-    table = plain_table(first)
-    for origin in overview.sources:
-        table.add_column(origin, justify="right", overflow="fold")
-    return table
+def _count_tasks(tasks: TaskSet, data: DataConfig) -> dict[str, str]:
+    """What a run uses of a source, and how many tasks it leaves out."""
+    used, sides = tasks.used, _sides(tasks)
+    too_large = sum(task.longest_side > data.max_side for task in tasks.tasks)
+    too_many = len(tasks.tasks) - too_large - len(used)
+    same_size = sum(
+        all(pair.output is None or pair.input.shape == pair.output.shape for pair in _pairs(task)) for task in used
+    )
+    return {
+        "tasks": f"{len(used):,}",
+        f"left out by data.max_side {data.max_side}": f"{too_large:,}",
+        **({} if data.max_tasks is None else {f"left out by data.max_tasks {data.max_tasks}": f"{too_many:,}"}),
+        "demonstration pairs": f"{sum(len(task.demonstrations) for task in used):,}",
+        "tasks with one of them only": f"{sum(len(task.demonstrations) == 1 for task in used):,}",
+        "test pairs": f"{sum(len(task.tests) for task in used):,}",
+        "without a known output": f"{sum(pair.output is None for task in used for pair in task.tests):,}",
+        "outputs as large as inputs": f"{same_size:,} tasks, {same_size / len(used):.1%}",
+        "sides": _spread(sides.ravel()),
+        "cells of a grid": _spread(sides.prod(axis=1)),
+    }
 
 
-def _tasks(overview: Overview, data: DataConfig) -> RenderableType:
-    columns = []
-    for found in overview.sources.values():
-        column = {
-            "tasks": f"{found.tasks:,}",
-            f"left out by data.max_side {data.max_side}": f"{found.too_large:,}",
-            f"left out by data.max_tasks {data.max_tasks}": f"{found.too_many:,}",
-            "demonstration pairs": f"{found.demonstrations:,}",
-            "tasks with one of them only": f"{found.single:,}",
-            "test pairs": f"{found.tests:,}",
-            "without a known output": f"{found.unknown:,}",
-            "outputs as large as inputs": f"{found.same_size:,} tasks, {found.same_size / found.tasks:.1%}",
-            "sides": _spread(found.sides),
-            "cells of a grid": _spread(found.cells),
-        }
-        if data.max_tasks is None:
-            del column["left out by data.max_tasks None"]
-        columns.append(column)
-    table = _source_table("tasks", overview)
-    for name in columns[0]:
-        table.add_row(name, *(column[name] for column in columns))
-    return table
-
-
-def _queries(overview: Overview) -> RenderableType:
-    table = plain_table("queries")
-    table.add_column("training", justify="right")
-    table.add_column("validation", justify="right")
-    kinds = (overview.training, overview.validation)
-    table.add_row("number", *(f"{len(kind.ids):,}" for kind in kinds))
-    table.add_row("with a known output", f"{len(overview.training.ids):,}", f"{overview.scored:,}")
-    table.add_row("tokens", *(f"{kind.lengths.sum():,}" for kind in kinds))
-    table.add_row("tokens of one", *(_spread(kind.lengths) for kind in kinds))
-    table.add_row("the longest", *(kind.longest for kind in kinds))
-    return table
-
-
-def _spread(values: np.ndarray) -> str:
+def _spread(values: Int[np.ndarray, " _"]) -> str:
     low, median, high = (int(value) for value in np.quantile(values, (0, 0.5, 1), method="lower"))
     return f"{low:,} to {high:,}, median {median:,}"
 
 
-def _lengths(overview: Overview) -> RenderableType:
-    width, counts = histogram([overview.training.lengths, overview.validation.lengths])
-    table = plain_table("tokens of a query")
-    table.add_column("training")
-    table.add_column("validation")
+def _bars(counts: Int[np.ndarray, " bins"]) -> list[str]:
     # A single query is visible too.
-    bars = [
-        [f"{count:>6,} {'█' * max(count > 0, round(_LONGEST_BAR * count / kind.max()))}" for count in kind.tolist()]
-        for kind in counts
-    ]
-    for place, (training, validation) in enumerate(zip(*bars, strict=True)):
-        table.add_row(f"{place * width:,} to {place * width + width - 1:,}", training, validation)
-    return table
+    lengths = np.maximum(counts > 0, np.round(_LONGEST_BAR * counts / counts.max()).astype(int))
+    return [f"{count:>6,} {'█' * length}" for count, length in zip(counts.tolist(), lengths.tolist(), strict=True)]
 
 
-def _colors(overview: Overview, *, colored: bool) -> RenderableType:
-    table = _source_table("colour: of cells, of tasks", overview)
+def _colors(distinct: Sequence[TaskSet], *, colored: bool) -> Iterator[Sequence[str | Text]]:
+    cells = [_color_cells(tasks) for tasks in distinct]
     for number, color in enumerate(ARC_COLORS):
         name = Text(f"{number} ").append("  ", Style(bgcolor=color) if colored else "")
-        values = (
-            f"{found.color_shares[number]:.1%}, {found.color_tasks[number] / found.tasks:.1%}"
-            for found in overview.sources.values()
-        )
-        table.add_row(name, *values)
-    return table
+        yield name, *(f"{of[:, number].sum() / of.sum():.1%}, {(of[:, number] > 0).mean():.1%}" for of in cells)
 
 
 def _leaks(overview: Overview) -> Iterator[RenderableType]:
-    if not overview.scored:
+    if not overview.sets.scored_pairs:
         yield Text("No test pair has a known output: a run would be refused.", style="bold red")
     found = overview.leaks
     if isinstance(found, DataError):
         yield Text("Leak guard: a run would be refused.", style="bold red")
         return
-    if len(overview.sources) == 1:
+    if len(overview.sets.distinct) == 1:
         yield "Leak guard: not needed, as the test pairs of the tasks that are trained on are scored."
     elif found.shared_ids or found.shared_contents:
         yield (
@@ -272,7 +207,7 @@ def draw_data(overview: Overview, path: Path) -> None:
     figure = Figure(figsize=(12, 4.2), dpi=100, layout="constrained")
     lengths, sides, colors = figure.subplots(1, 3)
 
-    bin_width, counts = histogram([overview.training.lengths, overview.validation.lengths], most_bins=40)
+    bin_width, counts = histogram(_tokens(overview), most_bins=40)
     edges = bin_width * np.arange(len(counts[0]) + 1)
     lengths.set_title("Tokens of a query, share of the queries")
     for kind, role, color in zip(counts, ("training", "validation"), _PAIR, strict=True):
@@ -282,15 +217,21 @@ def draw_data(overview: Overview, path: Path) -> None:
 
     sides.set_title("Sides of the grids, share of all")
     colors.set_title("Colours, share of all cells")
-    width = 0.8 / len(overview.sources)
-    for place, (origin, found) in enumerate(overview.sources.items()):
-        shift = (place - (len(overview.sources) - 1) / 2) * width
-        by_side = np.bincount(found.sides) / len(found.sides)
-        sides.bar(np.arange(len(by_side)) + shift, by_side, width, label=origin, color=_PAIR[place])
+    distinct = overview.sets.distinct
+    width = 0.8 / len(distinct)
+    for place, tasks in enumerate(distinct):
+        shift = (place - (len(distinct) - 1) / 2) * width
+        by_side = np.bincount(_sides(tasks).ravel())
+        sides.bar(
+            np.arange(len(by_side)) + shift, by_side / by_side.sum(), width, label=str(tasks.origin), color=_PAIR[place]
+        )
+        by_color = _color_cells(tasks).sum(axis=0)
         # Both have ARC's colours.
         hatch = "////" if place else ""
-        colors.bar(np.arange(10) + shift, found.color_shares, width, color=ARC_COLORS, edgecolor="#555555", hatch=hatch)
-    if len(overview.sources) > 1:
+        colors.bar(
+            np.arange(10) + shift, by_color / by_color.sum(), width, color=ARC_COLORS, edgecolor="#555555", hatch=hatch
+        )
+    if len(distinct) > 1:
         sides.legend(fontsize="small")
         colors.set_xlabel("hatched: validation")
     colors.set_xticks(range(10))

@@ -17,7 +17,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from arcdist.analysis.data_overview import draw_data, plain_table, save_picture, show_data, survey
+from arcdist.analysis.data_overview import draw_data, save_picture, show_data, survey, table
 from arcdist.analysis.preview_arguments import PreviewArguments
 from arcdist.analysis.preview_query import GivenQuery, exclusion, find_task, give, load_tokenizer
 from arcdist.config import AugmentConfig, Config
@@ -45,7 +45,7 @@ def preview(config: Config, arguments: PreviewArguments) -> None:
     if arguments.task_ids:
         _preview_tasks(console, config, arguments)
         return
-    overview = survey(read_task_sets(config.data), config.data)
+    overview = survey(config.data)
     show_data(console, overview, config.data)
     if arguments.picture is not None:
         draw_data(overview, arguments.picture)
@@ -268,11 +268,8 @@ def _prompt(given: GivenQuery) -> Iterator[RenderableType]:
 
 
 def _numbers(given: GivenQuery, config: Config) -> Iterator[RenderableType]:
-    features = plain_table("transformation feature")
-    features.add_column("mean of pairs", justify="right", no_wrap=True)
-    for name, value in given.features.items():
-        features.add_row(name, f"{value:.4f}")
-    yield features
+    features = [(name, f"{value:.4f}") for name, value in given.features.items()]
+    yield table("transformation feature", ["mean of pairs"], features)
     yield ""
     vector = "zeros: the task is not trained on" if given.task_row < 0 else f"row {given.task_row}"
     counts = (

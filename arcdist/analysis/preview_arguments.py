@@ -17,7 +17,7 @@ PREVIEW = Program(
         "query": Option(
             metavar="KIND:N",
             sentence="The pair that is asked for: train:N, a demonstration held out as in training, or test:N, as in "
-            "validation. test:0 where it is not given, train:0 with --epoch.",
+            "validation. Else test:0, or train:0 with --epoch.",
         ),
         "epoch": Option(
             metavar="E", sentence="The epoch whose augmentation a train query is seen under, counted from 0; else 0."
@@ -56,7 +56,7 @@ def read_arguments(loaded: LoadedConfig) -> PreviewArguments:
     """Read the program's own part of the command line.
 
     Raises:
-        ConfigError: an option has a value that it cannot have, or is given where it has no meaning.
+        ConfigError: an option has a value that it cannot have, or is given although it has no meaning.
     """
     options = loaded.options
     for name in ("query", "epoch"):

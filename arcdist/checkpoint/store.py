@@ -322,7 +322,7 @@ class Checkpointing:
             return
         snapshot = take()
         self.wait()
-        self.tell()
+        self.report_failure()
         if snapshot is not None:
             if self.saved_step is None:
                 _logger.info("A checkpoint takes %.1f MB.", snapshot.size / 1e6)
@@ -365,12 +365,12 @@ class Checkpointing:
             self._failure = str(error)
 
     def failed(self) -> bool:
-        """Whether this process could not write a snapshot, before `tell` has reported it. Does not wait."""
+        """Whether this process could not write a snapshot, before `report_failure` has reported it. Does not wait."""
         if self._writing is not None and self._writing.done():
             self.wait()
         return bool(self._failure)
 
-    def tell(self, *, fatal: bool | None = None) -> None:
+    def report_failure(self, *, fatal: bool | None = None) -> None:
         """Report on every process, once, what could not be written.
 
         Args:
@@ -394,4 +394,4 @@ class Checkpointing:
             SaveError: it is not.
         """
         self.wait()
-        self.tell(fatal=True)
+        self.report_failure(fatal=True)

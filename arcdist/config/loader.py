@@ -127,16 +127,6 @@ class LoadedConfig:
     arguments: tuple[str, ...]
     """The words that belong to no flag."""
 
-    @property
-    def print_config(self) -> bool:
-        """Print the configuration and stop."""
-        return "print_config" in self.switches
-
-    @property
-    def dry_run(self) -> bool:
-        """Build everything, measure, report and stop."""
-        return "dry_run" in self.switches
-
 
 def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
     """Merge the defaults, a recipe, a file and flags, each over the one before it.

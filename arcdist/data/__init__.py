@@ -1,21 +1,12 @@
 """From a source of tasks to batches of queries."""
 
 from arcdist.data.augment import Augmentation, draw_augmentation
-from arcdist.data.batch import OUTSIDE, Partition, QueryBatch, QueryInputs, QueryTargets, Share, working_area
+from arcdist.data.batch import OUTSIDE, QueryBatch, QueryInputs, QueryTargets, Share, fit_canvas, working_area
 from arcdist.data.collate import Collator
-from arcdist.data.features import FEATURE_NAMES, grid_summary, transformation_features
+from arcdist.data.features import FEATURE_NAMES
 from arcdist.data.queries import Query, build_queries, read_queries
-from arcdist.data.sampler import BucketedBatches, Partitioner, make_loader
-from arcdist.data.sources import (
-    LeakReport,
-    Origin,
-    TaskSet,
-    TaskSets,
-    check_leaks,
-    read_task_sets,
-    read_tasks,
-    select_tasks,
-)
+from arcdist.data.sampler import BucketedBatches, Partitioner
+from arcdist.data.sources import LeakReport, Origin, TaskSet, TaskSets, read_task_sets, read_tasks
 from arcdist.data.tasks import MAX_SIDE, NUM_COLORS, Pair, Task, parse_task, tasks_digest
 from arcdist.data.text import GridTokenizer, embedded_tokenizer, from_pretrained_tokenizer
 
@@ -31,7 +22,6 @@ __all__ = [
     "LeakReport",
     "Origin",
     "Pair",
-    "Partition",
     "Partitioner",
     "Query",
     "QueryBatch",
@@ -42,18 +32,14 @@ __all__ = [
     "TaskSet",
     "TaskSets",
     "build_queries",
-    "check_leaks",
     "draw_augmentation",
     "embedded_tokenizer",
+    "fit_canvas",
     "from_pretrained_tokenizer",
-    "grid_summary",
-    "make_loader",
     "parse_task",
     "read_queries",
     "read_task_sets",
     "read_tasks",
-    "select_tasks",
     "tasks_digest",
-    "transformation_features",
     "working_area",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int8, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 
 from arcdist.data.tasks import MAX_SIDE, Pair
 
@@ -160,3 +161,9 @@ def stack_grids(grids: Sequence[UInt8[np.ndarray, "_ _"]], height: int, width: i
     for canvas, grid in zip(stack, grids, strict=True):
         canvas[: grid.shape[0], : grid.shape[1]] = grid
     return stack
+
+
+def fit_canvas(grids: Int[Tensor, "N _ _"], height: int, width: int) -> Int[Tensor, "N {height} {width}"]:
+    """The same grids on canvases of another size: cut off, or filled up with `OUTSIDE`."""
+    grids = grids[:, :height, :width]
+    return F.pad(grids, (0, width - grids.shape[2], 0, height - grids.shape[1]), value=OUTSIDE)

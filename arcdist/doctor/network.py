@@ -1,11 +1,11 @@
 """The launch as a run understands it, and its process group."""
 
-import queue
 import socket
 import statistics
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from datetime import timedelta
 
 import torch
@@ -24,6 +24,12 @@ from arcdist.errors import ConfigError, DistributedError
 _POLL_SECONDS = 0.1
 _READING_SECONDS = 5.0
 """How long rank 0 waits for others that have not read yet, and may have failed."""
+_EXCHANGES = {"1 KB": (2**10, 20), "64 MB": (2**26, 5)}
+"""Bytes, and how often they are exchanged; the second about the gradients of Qwen2.5-1.5B's adapters."""
+_SLOW_SECONDS = 1.0
+"""For 64 MB, which every step waits for."""
+_MOST_SECONDS = 60.0
+"""What the first exchange may take: with NCCL all connections are made in it."""
 
 
 class TextExchange:
@@ -104,14 +110,6 @@ def _wait_until_it_answers(address: tuple[str, int], seconds: float) -> None:
             time.sleep(_POLL_SECONDS)
 
 
-_EXCHANGES = {"1 KB": (2**10, 20), "64 MB": (2**26, 5)}
-"""Bytes, and how often they are exchanged; the second about the gradients of Qwen2.5-1.5B's adapters."""
-_SLOW_SECONDS = 1.0
-"""For 64 MB, which every step waits for."""
-_MOST_SECONDS = 60.0
-"""What the first exchange may take: with NCCL all connections are made in it."""
-
-
 def check_all_reduce(device: torch.device, timeout: float) -> Finding:
     """Sums over all processes of numbers that differ from process to process: their values and their pace.
 
@@ -151,26 +149,24 @@ def _connect(device: torch.device, seconds: float) -> None:
     Raises:
         TimeoutError: in its place; the exchange may still continue.
     """
-    answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+    done: Future[None] = Future()
 
     def exchange() -> None:
         try:
             number = torch.ones(1, device=device)
             distributed.all_reduce(number)
             number.item()  # On a GPU, the sum has only been asked for.
+            done.set_result(None)
         except Exception as error:
-            answers.put(error)
-        else:
-            answers.put(None)
+            done.set_exception(error)
 
-    # A thread, because NCCL connects within the call itself, asynchronous or not, and may wait there for ever.
+    # NCCL connects within the call itself, asynchronous or not, and may wait there for ever. No executor: the program
+    # would wait for its thread at the end.
     threading.Thread(target=exchange, name="first exchange", daemon=True).start()
     try:
-        error = answers.get(timeout=seconds)
-    except queue.Empty:
+        done.result(timeout=seconds)
+    except TimeoutError:
         raise TimeoutError(f"no answer from the other processes in {seconds:.0f} s") from None
-    if error is not None:
-        raise error
 
 
 def _is_right(device: torch.device, size: int) -> bool:

@@ -261,11 +261,10 @@ def start_platform(config: Config) -> Platform:
         backend="nccl" if device.type == "cuda" else "gloo",
         timeout=timedelta(seconds=config.distributed.timeout),
     )
-    store_at = store_address()
-    if is_restart() and launcher_keeps_store() and store_at is not None:
+    if is_restart() and launcher_keeps_store() and (address := store_address()):
         # The launcher's store still has the keys of the attempt that failed. PyTorch would read them, and look for
         # processes that are gone: this attempt forms the process group under keys of its own.
-        store = TCPStore(*store_at, timeout=group.timeout, wait_for_workers=False)
+        store = TCPStore(*address, timeout=group.timeout, wait_for_workers=False)
         distributed.init_process_group(
             group.backend,
             store=PrefixStore(f"arcdist/{attempt()}/group", store),

@@ -1,6 +1,6 @@
 """How right the models are: answers, their grades, scores over a set of queries."""
 
-from arcdist.evaluation.answers import Grades, Prediction, Predictions, answer, canvas_target, fit_canvas, grade
+from arcdist.evaluation.answers import Grades, Prediction, Predictions, answer, canvas_target, grade
 from arcdist.evaluation.score import Predictor, score
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "Predictor",
     "answer",
     "canvas_target",
-    "fit_canvas",
     "grade",
     "score",
 ]

@@ -7,9 +7,8 @@ from hashlib import sha256
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
-from arcdist.data import MAX_SIDE, OUTSIDE, QueryBatch, QueryInputs, QueryTargets
+from arcdist.data import MAX_SIDE, OUTSIDE, QueryBatch, QueryInputs, QueryTargets, fit_canvas
 from arcdist.distributed.collectives import all_reduce_sum
 from arcdist.models import AgentOutput, cells_within, predicted_size
 from arcdist.rl import Answer
@@ -30,12 +29,6 @@ class Grades:
     """Height and width are right."""
     cell: Float[Tensor, " B"]
     """Share of the target's cells that are right."""
-
-
-def fit_canvas(grid: Int[Tensor, "B H W"], height: int, width: int) -> Int[Tensor, "B h w"]:
-    """The same grids on a canvas of another size: cut off, or filled up with `OUTSIDE`."""
-    grid = grid[:, :height, :width]
-    return F.pad(grid, (0, width - grid.shape[2], 0, height - grid.shape[1]), value=OUTSIDE)
 
 
 def canvas_target(targets: QueryTargets, output: AgentOutput) -> tuple[Int[Tensor, "B H W"], Bool[Tensor, "B H W"]]:

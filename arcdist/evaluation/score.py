@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from arcdist.data import OUTSIDE, QueryBatch
+from arcdist.data import OUTSIDE, QueryBatch, fit_canvas
 from arcdist.distributed.collectives import all_reduce_sum
-from arcdist.evaluation.answers import Predictions, answer, fit_canvas, grade
+from arcdist.evaluation.answers import Predictions, answer, grade
 from arcdist.models import ARCPromptGuidedAgent, PermanentSolver, PromptOutput, QwenHybridPrompt
 from arcdist.rl import Answer, PolicyRefinedAgent
 

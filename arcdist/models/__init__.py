@@ -4,7 +4,7 @@ from arcdist.models.agent import AgentOutput, ARCPromptGuidedAgent, predicted_si
 from arcdist.models.cores import cells_within
 from arcdist.models.qwen import PromptCache, PromptOutput, QwenHybridPrompt, attention_share, training_flops
 from arcdist.models.qwen_source import UNSHARDED, Sharding
-from arcdist.models.solver import PermanentSolver, Proposal
+from arcdist.models.solver import PermanentSolver, Proposal, SolvedQueries
 
 __all__ = [
     "UNSHARDED",
@@ -16,6 +16,7 @@ __all__ = [
     "Proposal",
     "QwenHybridPrompt",
     "Sharding",
+    "SolvedQueries",
     "attention_share",
     "cells_within",
     "predicted_size",

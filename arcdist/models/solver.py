@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from sklearn.cluster import DBSCAN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arcdist.data.batch import OUTSIDE, QueryInputs
+from arcdist.data.batch import OUTSIDE, QueryInputs, fit_canvas
 from arcdist.models.cores import one_hot_colors
 
-# N capacity, B queries, k recalled problems, H W canvas, G largest side, C colours, D features.
+# N capacity, B queries, n admitted ones, k recalled problems, H W canvas, G largest side, C colours, D features.
 
 _FIELDS = ("features", "outcomes", "color_maps", "keys", "exact", "age")
 _MATCH_DIM = 64
@@ -185,6 +185,27 @@ class Proposal:
         return torch.logaddexp(agent_logits.float().log_softmax(-1) + distrust, self.candidate + trust)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SolvedQueries:
+    """Queries, and which of them are worth remembering."""
+
+    admitted: Bool[Tensor, " B"]
+    positions: tuple[int, ...]
+    """Place of each in its batch, which may be spread over processes."""
+    features: Float[Tensor, "B D"]
+    queries: Int[Tensor, "B H W"]
+    outcomes: Int[Tensor, "B H W"]
+    exact: Bool[Tensor, " B"]
+
+    def packed(self, side: int) -> UInt8[Tensor, "n bytes"]:
+        """The n admitted ones as rows of bytes, for other processes; their grids on a canvas of that side."""
+        rows = self.admitted.nonzero().flatten()
+        places = torch.tensor(self.positions, device=rows.device)[rows]
+        grids = [fit_canvas(grid[rows], side, side).flatten(1).to(torch.int8) for grid in (self.queries, self.outcomes)]
+        fields = (places[:, None], self.features[rows].float(), *grids, self.exact[rows, None])
+        return torch.cat([field.contiguous().view(torch.uint8) for field in fields], dim=1)
+
+
 class PermanentSolver(nn.Module):
     """Attention over the nearest solved problems.
 
@@ -269,6 +290,28 @@ class PermanentSolver(nn.Module):
         """Add solved problems to the memory."""
         keys = query_keys(ids)
         self.memory.add(keys=keys, features=features, queries=queries, outcomes=outcomes, exact=exact, step=step)
+
+    def remember_packed(self, rows: UInt8[Tensor, "n bytes"], ids: Sequence[str], step: int) -> None:
+        """Add what processes have packed to the memory, in the order of the batch.
+
+        Args:
+            rows: of all processes, `SolvedQueries.packed` on a canvas of the memory's `max_grid_size`.
+            ids: of the whole batch.
+            step: of the run.
+        """
+        side = self.memory.max_grid_size
+        width = 4 * self.memory.features.shape[1]
+        place, features, queries, outcomes, exact = rows.split([8, width, side * side, side * side, 1], dim=1)
+        places = place.flatten().view(torch.int64)
+        order = places.argsort()
+        self.remember(
+            ids=[ids[index] for index in places[order].tolist()],
+            features=features.flatten().view(torch.float32).unflatten(0, (len(order), -1))[order],
+            queries=queries.view(torch.int8).unflatten(1, (side, side)).long()[order],
+            outcomes=outcomes.view(torch.int8).unflatten(1, (side, side)).long()[order],
+            exact=exact.flatten().bool()[order],
+            step=step,
+        )
 
     def statistics(self) -> dict[str, float]:
         """Size of the memory, share solved exactly, and clusters of like problems (DBSCAN on cosine distance)."""

@@ -1,4 +1,4 @@
-"""`--profile`: some steps of a run under PyTorch's profiler, and what it saw of them as two files."""
+"""`--profile`: some steps of a run under PyTorch's profiler, and where their time went, as two files."""
 
 import gzip
 import json
@@ -6,7 +6,7 @@ import logging
 import os
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import attrgetter
@@ -24,9 +24,15 @@ from arcdist.files import replacing
 from arcdist.regions import DATA, PREFIX, STEP, recorded_regions
 from arcdist.tracking.console import log_table, table_text
 
-REST = "the rest, on the host"
-"""What of a step lies in none of its regions."""
+_logger = logging.getLogger(__name__)
 
+FOLDER = "profile"
+WARM_UP_STEPS = 5
+REST = "the rest, on the host"
+"""The time of a step that lies in none of its regions."""
+
+_TRACE = "trace.json.gz"
+_TABLE = "table.txt"
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
 _ON_THE_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _COLLECTIVE = "nccl"
@@ -38,22 +44,29 @@ class StepTimes:
 
     steps: int
     wall: Mapping[str, float]
-    """By region, on the thread that trains; what lies in an inner region counts there only. The sum is the step's."""
+    """By region, on the thread that trains; the time of an inner region counts there only. The sum is the step's."""
     device: Mapping[str, float]
     """Of the GPU's work, by the region that it was launched in; empty without a GPU."""
 
 
 @dataclass(slots=True)
 class _Region:
+    """A part of the training thread's time; in microseconds, as traces are."""
+
     name: str
     start: float
     end: float
+    own: float
+    """Without the time of inner regions."""
     outer: "_Region | None" = None
-    own: float = 0.0
+
+    @property
+    def title(self) -> str:
+        return REST if self.name == STEP else self.name
 
 
 def step_times(trace: Mapping[str, Any]) -> StepTimes:
-    """Times by region from a trace in Chrome's format, as torch.profiler exports it. Times in there are microseconds.
+    """Times by region from a trace in Chrome's format, as torch.profiler exports it.
 
     What was launched by other threads (autograd's) belongs to the region that the training thread was in.
     """
@@ -63,52 +76,40 @@ def step_times(trace: Mapping[str, Any]) -> StepTimes:
     scale = 1e-3 / max(steps, 1)
     wall: dict[str, float] = defaultdict(float)
     for region in regions:
-        wall[_title(region)] += region.own * scale
+        wall[region.title] += region.own * scale
+
     device: dict[str, float] = defaultdict(float)
-    for name, launch, duration in _device_work(events):
+    launches = {
+        event["args"]["correlation"]: float(event["ts"])
+        for event in events
+        if event.get("cat") in _LAUNCHES and "correlation" in event.get("args", {})
+    }
+    for event in events:
+        launch = launches.get(event.get("args", {}).get("correlation"))
+        if event.get("cat") not in _ON_THE_DEVICE or launch is None:
+            continue
         if around := _innermost(regions, launch):
-            device["communication" if name.startswith(_COLLECTIVE) else _title(around)] += duration * scale
+            title = "communication" if event["name"].startswith(_COLLECTIVE) else around.title
+            device[title] += float(event["dur"]) * scale
     return StepTimes(steps=steps, wall=dict(wall), device=dict(device))
-
-
-def times_table(times: StepTimes) -> Table:
-    """Times by region, the longest first, and their sum; with those of the GPU beside them where there are any."""
-    columns = {"": times.wall} | ({"GPU ": times.device} if times.device else {})
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
-    table.add_column("where a step's time goes", "a step")
-    for which, parts in columns.items():
-        total = sum(parts.values())
-        table.add_column(f"{which}ms", f"{total:,.2f}", justify="right")
-        table.add_column("%", f"{100 * total / (total or 1):.1f}", justify="right")
-    names = sorted({*times.wall, *times.device} - {REST}, key=lambda name: -times.wall.get(name, 0.0))
-    for name in (*names, REST):
-        cells = []
-        for parts in columns.values():
-            part, total = parts.get(name, 0.0), sum(parts.values())
-            cells += [f"{part:,.2f}", f"{100 * part / (total or 1):.1f}"]
-        table.add_row(name, *cells)
-    return table
 
 
 def _nested(events: Sequence[Mapping[str, Any]]) -> list[_Region]:
     """The regions of steps and of the waits before them, by their start."""
     ours = [event for event in events if event.get("cat") == "user_annotation" and event["name"].startswith(PREFIX)]
     threads = {event["tid"] for event in ours if event["name"] == PREFIX + STEP}
-    regions = [
-        _Region(event["name"].removeprefix(PREFIX), float(event["ts"]), float(event["ts"] + event["dur"]))
-        for event in sorted(ours, key=lambda event: (event["ts"], -event["dur"]))
-        if event["tid"] in threads
-    ]
     kept: list[_Region] = []
     around: list[_Region] = []
-    for region in regions:
-        length = region.end - region.start
-        # By its middle: times are rounded, so that neighbours may seem to overlap.
-        while around and around[-1].end < region.start + length / 2:
+    for event in sorted(ours, key=lambda event: (event["ts"], -event["dur"])):
+        if event["tid"] not in threads:
+            continue
+        start, length = float(event["ts"]), float(event["dur"])
+        # By the middle: times are rounded, so that neighbours may seem to overlap.
+        while around and around[-1].end < start + length / 2:
             around.pop()
-        region.outer = around[-1] if around else None
-        region.own = length
-        if region.outer:
+        region = _Region(event["name"].removeprefix(PREFIX), start, start + length, length)
+        if around:
+            region.outer = around[-1]
             region.outer.own -= length
         around.append(region)
         if around[0].name in (STEP, DATA):
@@ -116,37 +117,31 @@ def _nested(events: Sequence[Mapping[str, Any]]) -> list[_Region]:
     return kept
 
 
-def _device_work(events: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, float, float]]:
-    """Name, time of the launch and duration of all that the GPU did."""
-    launched = {
-        event["args"]["correlation"]: float(event["ts"])
-        for event in events
-        if event.get("cat") in _LAUNCHES and "correlation" in event.get("args", {})
-    }
-    for event in events:
-        if event.get("cat") in _ON_THE_DEVICE and event.get("args", {}).get("correlation") in launched:
-            yield event["name"], launched[event["args"]["correlation"]], float(event["dur"])
-
-
 def _innermost(regions: Sequence[_Region], time: float) -> _Region | None:
-    place = bisect_right(regions, time, key=attrgetter("start"))
-    region = regions[place - 1] if place else None
+    index = bisect_right(regions, time, key=attrgetter("start"))
+    region = regions[index - 1] if index else None
     while region and region.end < time:
         region = region.outer
     return region
 
 
-def _title(region: _Region) -> str:
-    return REST if region.name == STEP else region.name
-
-
-FOLDER = "profile"
-WARM_UP_STEPS = 5
-
-_TRACE = "trace.json.gz"
-_TABLE = "table.txt"
-
-_logger = logging.getLogger(__name__)
+def times_table(times: StepTimes) -> Table:
+    """Times by region, the longest first, and their sum; with those of the GPU beside them if there are any."""
+    columns = {"": times.wall} | ({"GPU ": times.device} if times.device else {})
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
+    table.add_column("where a step's time goes", "a step")
+    totals = [sum(parts.values()) for parts in columns.values()]
+    for title, total in zip(columns, totals, strict=True):
+        table.add_column(f"{title}ms", f"{total:,.2f}", justify="right")
+        table.add_column("%", f"{100 * total / (total or 1):.1f}", justify="right")
+    names = sorted({*times.wall, *times.device} - {REST}, key=lambda name: -times.wall.get(name, 0.0))
+    for name in (*names, REST):
+        cells = []
+        for parts, total in zip(columns.values(), totals, strict=True):
+            part = parts.get(name, 0.0)
+            cells += [f"{part:,.2f}", f"{100 * part / (total or 1):.1f}"]
+        table.add_row(name, *cells)
+    return table
 
 
 class StepProfiler:
@@ -157,7 +152,7 @@ class StepProfiler:
     Args:
         folder: of the run.
         steps: to record; with 0 nothing happens.
-        ahead: steps that the run has still to take; where they are few, fewer warm up, one at least.
+        ahead: steps that the run has still to take; if they are few, fewer warm up, at least one.
         device: that the run computes on.
     """
 
@@ -201,7 +196,7 @@ class StepProfiler:
         self._end()
 
     def step(self, seconds: float) -> None:
-        """Say that a step has ended, and what it took, the wait for its data included."""
+        """A step has ended, which took so many seconds, the wait for its data included."""
         if self._profile is None:
             return
         self._seconds.append(seconds)
@@ -233,18 +228,15 @@ class StepProfiler:
             # The profiler's own compression takes several times as long, for a tenth less.
             partial.write_bytes(gzip.compress(content, compresslevel=5))
         times = step_times(json.loads(content))
-        report = Group(times_table(times), *self._notes(times.steps, bool(times.device)), f"Trace: {trace}")
+        during = self._seconds[self.warm_up :]
+        missing = f" of {self.steps}, the run had no more" if times.steps < self.steps else ""
+        notes = [
+            f"Recorded: {times.steps} steps{missing}. To warm up: {self.warm_up}.",
+            f"They took {1e3 * min(during):,.1f} to {1e3 * max(during):,.1f} ms, with what recording takes itself.",
+        ]
+        if self._device.type == "cuda" and not times.device:
+            notes.append("The GPU's times are missing: CUPTI recorded nothing, and says why on the console, if at all.")
+        report = Group(times_table(times), *notes, f"Trace: {trace}")
         with replacing(self.folder / _TABLE) as table:
             table.write_text(table_text(report), encoding="utf-8")
         log_table(report)
-
-    def _notes(self, recorded: int, has_device_times: bool) -> list[str]:
-        during = self._seconds[self.warm_up :]
-        missing = f" of {self.steps}, the run had no more" if recorded < self.steps else ""
-        notes = [
-            f"Recorded: {recorded} steps{missing}. To warm up: {self.warm_up}.",
-            f"They took {1e3 * min(during):,.1f} to {1e3 * max(during):,.1f} ms, with what recording takes itself.",
-        ]
-        if self._device.type == "cuda" and not has_device_times:
-            notes.append("The GPU's times are missing: CUPTI recorded nothing, and says why on the console, if at all.")
-        return notes

@@ -1,6 +1,6 @@
-"""The training loop: epochs of steps, a log line now and then, a validation, a checkpoint.
+"""The training loop: epochs of steps, log lines and checkpoints at their cadence, a validation.
 
-Every process runs it and knows the same numbers; process 0 alone writes and speaks.
+Every process runs it and knows the same numbers; only process 0 writes and logs.
 """
 
 import logging
@@ -21,7 +21,7 @@ from arcdist.checkpoint.store import Checkpointing, Snapshot
 from arcdist.data.batch import DistributedBatch
 from arcdist.distributed import Heartbeat, world_size
 from arcdist.distributed.collectives import all_reduce_sum, check_replicas
-from arcdist.errors import ArcdistError, SaveError
+from arcdist.errors import HealthError, NotFiniteError, SaveError
 from arcdist.regions import DATA, STEP, each_in_region, region
 from arcdist.tracking import Mirrors, MovingPace, ProgressBar
 from arcdist.training.diagnostics import StepProfiler
@@ -30,39 +30,43 @@ from arcdist.training.metrics import MetricsLogger, judged, not_finite, progress
 from arcdist.training.session import Session
 from arcdist.training.step import StepReport, StepSettings, train_step
 
-_SAME_SIGNAL_SECONDS = 1.0
-"""A terminal's Ctrl-C reaches a process and its launcher, and torchrun hands its own on: one wish, two signals."""
+_logger = logging.getLogger(__name__)
+
+MOST_SKIPPED_STEPS = 10
+"""Steps in a row that may be skipped, because a loss or a gradient is not finite, before the run ends."""
 
 PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """What batch systems send before they take the machine away, and a terminal that is closed."""
 
+_SAME_SIGNAL_SECONDS = 1.0
+"""A terminal's Ctrl-C reaches a process and its launcher, and torchrun forwards its own: one request, two signals."""
+
 
 class Interrupt:
-    """While the block runs, signals only set what is asked for; a second Ctrl-C interrupts at once.
+    """While the block runs, signals only set what is requested; a second Ctrl-C interrupts at once.
 
-    `accelerate launch` hands no signal on to a single process. That its launcher is gone is then the signal.
+    `accelerate launch` forwards no signal to a single process. The end of its launcher is then the signal.
     """
 
     def __init__(self) -> None:
-        self._stop = False
+        self._stopped_at: float | None = None
         self._preempted = False
-        self._since = 0.0
         self._previous: dict[int, Any] = {}
         launched_alone = world_size() == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ
         self._launcher = os.getppid() if launched_alone else None
 
     @property
     def requested(self) -> bool:
-        """Whether the run is to end, by Ctrl-C or to be preempted."""
-        return self._stop or self.preempted
+        """Whether the run is to end, by Ctrl-C or preempted."""
+        return self._stopped_at is not None or self.preempted
 
     @property
     def preempted(self) -> bool:
-        """Whether this is no wish of the user's: the run will be resumed."""
+        """Whether the request is the system's, not the user's: the run will be resumed."""
         return self._preempted or (self._launcher is not None and os.getppid() != self._launcher)
 
     def __enter__(self) -> "Interrupt":
-        self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._stop_at_step)
+        self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._stop)
         for number in PREEMPTIONS:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue  # The run was started with nohup, to outlive its terminal.
@@ -75,21 +79,15 @@ class Interrupt:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _stop_at_step(self, _number: int, _frame: FrameType | None) -> None:
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._stop and now - self._since > _SAME_SIGNAL_SECONDS:
+        if self._stopped_at is None:
+            self._stopped_at = now
+        elif now - self._stopped_at > _SAME_SIGNAL_SECONDS:
             raise KeyboardInterrupt
-        self._since = now if not self._stop else self._since
-        self._stop = True
 
     def _preempt(self, _number: int, _frame: FrameType | None) -> None:
         self._preempted = True
-
-
-_logger = logging.getLogger(__name__)
-
-MOST_SKIPPED_STEPS = 10
-"""Steps in a row that may be skipped, because a loss or a gradient is not finite, before the run ends."""
 
 
 class Loop:
@@ -108,25 +106,23 @@ class Loop:
         self.state = LoopState(session.config, session.steps_per_epoch, session.accelerator.num_processes)
         self.metrics_logger = MetricsLogger(session, folder, self.state)
         self.checkpointing = Checkpointing(folder, session.config.output, best_saved=self.metrics_logger.show_best)
-        self._clock = time.perf_counter()
-        self._base = self._name_base() if session.is_main else None
-
-    def _name_base(self) -> Future[dict[str, str]]:
-        """In a thread: checksums of large models take seconds, and are not wanted before the first checkpoint."""
-        qwen, seed = self.config.qwen, self.config.train.seed
-        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="base")
-        body = self.session.models.qwen.body.config
-        named = pool.submit(base_identity, body, qwen.model, random=has_random_weights(qwen), seed=seed)
-        pool.shutdown(wait=False)
-        return named
+        self._base: Future[dict[str, str]] | None = None
+        if session.is_main:
+            # In a thread: checksums of large models take seconds, and are not needed before the first checkpoint.
+            pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="base")
+            qwen, body = self.config.qwen, session.models.qwen.body.config
+            self._base = pool.submit(
+                base_identity, body, qwen.model, random=has_random_weights(qwen), seed=self.config.train.seed
+            )
+            pool.shutdown(wait=False)
 
     @property
     def base(self) -> dict[str, str]:
-        """The frozen base by name and checksum; empty but on process 0."""
+        """The frozen base by name and checksum; empty except on process 0."""
         return {} if self._base is None else self._base.result()
 
     def resume(self, snapshot: Snapshot) -> None:
-        """Go on from where a snapshot was taken. All processes call it together, before `run`.
+        """Continue from where a snapshot was taken. All processes call it together, before `run`.
 
         Raises:
             ConfigError: the snapshot belongs to another configuration.
@@ -137,7 +133,7 @@ class Loop:
         self.metrics_logger.tracker.go_on_from(self.state.step, snapshot.state["epochs"])
 
     def run(self, mirrors: Mirrors | None = None) -> bool:
-        """Train all epochs; whether they were, and the run was not preempted before.
+        """Train all epochs; True at their end, False if the run was preempted before.
 
         Args:
             mirrors: show the run's numbers elsewhere; process 0's.
@@ -155,63 +151,38 @@ class Loop:
             self.metrics_logger.show_in(mirrors)
         profiler = StepProfiler(self.folder, self.profiled_steps, state.total_steps - state.step, session.device)
         progress = ProgressBar(state.total_steps, done=state.step, quiet=not session.is_main)
-        with Interrupt() as interrupt, progress, profiler:
+        with Interrupt() as interrupt, progress, profiler, self._failures_flagged():
             self.heartbeat.observer = progress.tell_phase
             while state.epoch < self.config.train.epochs:
-                if state.ends_epoch:  # The run to go on from was refused or stopped there.
-                    self._end_epoch()
-                    self._save(now=state.ends_run)
-                    continue
-                for report in self._train_epoch(interrupt):
+                for batch, start in self._batches():
+                    report = self._train_on(batch, start, interrupt)
                     progress.advance(label=f"epoch {state.epoch}", note=progress_note(report, self.pace))
                     profiler.step(self.pace.seconds)
-                    stop, preempted = self._end_step(report, interrupt)
+                    stop, preempted = report.stop, report.preempted
+                    if state.ends_epoch:
+                        # A validation may take longer than a batch system waits: the resumed run begins with it.
+                        stop, preempted = self._ask_all(interrupt)
                     if stop:
                         return self._stop(preempted=preempted)
+                    if not state.ends_epoch:
+                        self._save()
+                self._end_epoch()
             self._finish_saving()
         return True
 
-    def _train_epoch(self, interrupt: Interrupt) -> Iterator[StepReport]:
-        """Make the steps that are left of this epoch."""
+    def _batches(self) -> Iterator[tuple[DistributedBatch, float]]:
+        """The batches that are left of this epoch, each with the time at which the wait for it began."""
         state, device = self.state, self.session.device
-        self._clock = time.perf_counter()
         batches = self.session.training.loader(state.epoch, device, state.steps_per_epoch, start=state.batch)
+        # Logging and saving, which come between two batches, are no part of the steps' pace.
+        start = time.perf_counter()
         for batch in each_in_region(DATA, batches):
-            yield self._train_on(batch, interrupt)
-            self._clock = time.perf_counter()  # Logging and saving are no part of the steps' pace.
+            yield batch, start
             self.heartbeat.doing("waiting for data")
+            start = time.perf_counter()
 
-    def _end_step(self, report: StepReport, interrupt: Interrupt) -> tuple[bool, bool]:
-        """Validate and save where that is due; whether the run is to stop, and whether to make room."""
-        state = self.state
-        if state.skipped == state.step == state.total_steps:
-            self._refuse(report)
-        ends_epoch = state.ends_epoch
-        # A validation may take longer than a batch system waits: whoever resumes begins with it.
-        stop, preempted = self._asked(interrupt) if ends_epoch else (report.stop, report.preempted)
-        if ends_epoch and not stop:
-            self._end_epoch()
-        self._save(now=stop or state.ends_run)
-        return stop, preempted
-
-    def _asked(self, interrupt: Interrupt) -> tuple[bool, bool]:
-        """Whether some process was asked to stop, and whether to make room, as of now."""
-        asked = torch.tensor([interrupt.requested, interrupt.preempted], device=self.session.device).float()
-        stop, preempted = all_reduce_sum({"asked": asked})["asked"].tolist()
-        return stop > 0, preempted > 0
-
-    def _stop(self, *, preempted: bool) -> bool:
-        self._finish_saving()
-        step = self.state.step
-        why = "Asked to make room" if preempted else "Interrupted"
-        _logger.warning(
-            "%s: step %d is saved in %s. Go on with --resume.", why, step, self.checkpointing.folder_of(step)
-        )
-        if not preempted:
-            raise KeyboardInterrupt
-        return False
-
-    def _train_on(self, batch: DistributedBatch, interrupt: Interrupt) -> StepReport:
+    def _train_on(self, batch: DistributedBatch, start: float, interrupt: Interrupt) -> StepReport:
+        """Train on a batch, count the step, and log and check whatever is due after it."""
         state, session = self.state, self.session
         self.heartbeat.doing("training", step=state.step + 1)
         settings = StepSettings(
@@ -229,13 +200,13 @@ class Loop:
         state.step += 1
         state.batch += 1
         if report.save_failed:
-            self.checkpointing.tell()
-        self._guard(report)
-        seconds = time.perf_counter() - self._clock
+            self.checkpointing.report_failure()
+        self._check(report)
+        seconds = time.perf_counter() - start
         self.pace.add(report.queries, report.tokens, seconds)
         if report.finite:
             state.add(report, seconds=seconds)
-        # Where every step since the last line was skipped, there is nothing to tell.
+        # If every step since the last line was skipped, there is nothing to log.
         due = state.step % self.config.output.log_every == 0 or state.ends_run
         if due and state.since_log.steps:
             self.metrics_logger.log_steps()
@@ -246,54 +217,72 @@ class Loop:
             check_replicas(replicated(session), session.device, state.step)
         return report
 
-    def _guard(self, report: StepReport) -> None:
-        """Stop on what no run recovers from; a step whose numbers are not finite has changed nothing."""
+    def _check(self, report: StepReport) -> None:
+        """End the run on what it cannot recover from; a step whose numbers are not finite has changed nothing."""
         state = self.state
-        if not report.finite:
-            state.skipped += 1
-            state.skipped_in_a_row += 1
-            if state.skipped_in_a_row >= MOST_SKIPPED_STEPS:
-                self._refuse(report)
+        if report.finite:
+            state.skipped_in_a_row = 0
+            if not state.gradients_checked:
+                state.gradients_checked = True
+                state.health.require_gradients(report.group_norms)
+            return
+        state.skipped += 1
+        state.skipped_in_a_row += 1
+        if state.skipped_in_a_row < MOST_SKIPPED_STEPS:
             if not self.session.engines.precision.scales_losses:
                 _logger.warning("Step %d was skipped on all processes: %s.", state.step, not_finite(report))
-            return
-        state.skipped_in_a_row = 0
-        if not state.gradients_checked:
-            state.gradients_checked = True
-            with self._flags_told():
-                state.health.require_gradients(report.group_norms)
-
-    def _refuse(self, report: StepReport) -> None:
-        state = self.state
-        in_a_row, state.skipped_in_a_row = state.skipped_in_a_row, 0
+            if not state.ends_run or state.skipped < state.step:
+                return
+        in_a_row = state.skipped_in_a_row
         if state.skipped < state.step:
-            # None of those steps changed a parameter: the last good state is what there is.
-            with suppress(SaveError):  # It is logged, and not the error to tell.
+            # None of these steps changed a parameter, so the models are the last good ones. Whoever resumes from them
+            # may skip as many steps again.
+            state.skipped_in_a_row = 0
+            with suppress(SaveError):  # It is logged, and not the error to report.
                 self._save(now=True)
                 self._finish_saving()
-        state.skipped_in_a_row = in_a_row
-        with self._flags_told():
-            state.health.require_finite(state.step, judged(report), state.skipped_in_a_row)
+            state.skipped_in_a_row = in_a_row
+        state.health.require_finite(state.step, judged(report), in_a_row)
 
     @contextmanager
-    def _flags_told(self) -> Iterator[None]:
+    def _failures_flagged(self) -> Iterator[None]:
+        """Log the flags that are up if the block ends over one."""
         try:
             yield
-        except ArcdistError:
+        except (HealthError, NotFiniteError):
             self.metrics_logger.log_flags()
             raise
 
     def _end_epoch(self) -> None:
+        """Validate if that is due, log the epoch, and begin the next one with its checkpoint."""
         epochs = self.state.epoch + 1
+        validation = None
         if epochs == self.config.train.epochs or epochs % self.config.output.validate_every == 0:
             self.heartbeat.doing("validating")
             validation = validate(self.session)
-        else:
-            validation = None
         self.checkpointing.best_is_new = self.metrics_logger.log_epoch(validation)
         self.state.begin_epoch()
+        self._save(now=self.state.ends_run)
 
-    def _save(self, *, now: bool) -> None:
+    def _ask_all(self, interrupt: Interrupt) -> tuple[bool, bool]:
+        """Whether some process was asked to stop, and whether because it is preempted, as of now."""
+        requests = torch.tensor([interrupt.requested, interrupt.preempted], device=self.session.device).float()
+        stop, preempted = all_reduce_sum({"requests": requests})["requests"].tolist()
+        return stop > 0, preempted > 0
+
+    def _stop(self, *, preempted: bool) -> bool:
+        """Save the last step and end the run: by KeyboardInterrupt, or with False if it is preempted."""
+        self._save(now=True)
+        self._finish_saving()
+        step = self.state.step
+        why = "Asked to make room" if preempted else "Interrupted"
+        folder = self.checkpointing.folder_of(step)
+        _logger.warning("%s: step %d is saved in %s. Go on with --resume.", why, step, folder)
+        if not preempted:
+            raise KeyboardInterrupt
+        return False
+
+    def _save(self, *, now: bool = False) -> None:
         self.heartbeat.doing("saving")
         self.checkpointing.save(self.state.step, self._snapshot, now=now)
 

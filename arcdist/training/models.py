@@ -1,17 +1,36 @@
-"""The five models of a run, built from its configuration."""
+"""The five models of a run, built from its configuration, and how a step reads prompts with them."""
 
 import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from arcdist.config import Config
 from arcdist.config.schema import keys
+from arcdist.data import QueryBatch
+from arcdist.data.batch import DistributedBatch
+from arcdist.distributed.collectives import gather_rows
+from arcdist.engine import Engine
 from arcdist.losses import EFELoss
-from arcdist.models import UNSHARDED, ARCPromptGuidedAgent, PermanentSolver, PromptCache, QwenHybridPrompt, Sharding
+from arcdist.models import (
+    UNSHARDED,
+    ARCPromptGuidedAgent,
+    PermanentSolver,
+    PromptCache,
+    PromptOutput,
+    QwenHybridPrompt,
+    Sharding,
+)
+from arcdist.regions import region
 from arcdist.rl import PolicyRefinedAgent
+
+# B queries, M of them read, P prompt.
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -90,3 +109,101 @@ def build_models(config: Config, num_tasks: int, device: torch.device, sharding:
         averaged_agent=EMA(agent, agent.ema_decay),
         prompts=PromptCache(config.qwen.every, width, device),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """The prompts of a share, and what it takes to send a gradient back through the queries that were read."""
+
+    prompt: Float[Tensor, "B P"]
+    """A leaf that collects its gradient: the one tensor that crosses between the engines."""
+    control: Float[Tensor, "B P"]
+    """Without a graph."""
+    queries: QueryBatch
+    rows: Int[Tensor, " M"]
+    """The queries that were read; the prompts of the others were kept from an earlier batch."""
+    counts: bool
+    """False if what was read has no part in the step: it is read because the other processes are reading."""
+    graph: PromptOutput | None
+    """What was read, with its graph where that was kept."""
+    dropout_seed: int
+
+    def backward(self, qwen: Engine, gradient: Float[Tensor, "B P"], *, is_last: bool) -> None:
+        """Send a gradient back through what was read; without its graph, it is read once more."""
+        if not len(self.rows):
+            return
+        read = self.graph or _read(qwen, self.queries, self.rows, self.dropout_seed)
+        gradient = gradient[self.rows]
+        with region("Qwen backward"):
+            qwen.backward(read.prompt, gradient if self.counts else torch.zeros_like(gradient), is_last=is_last)
+
+
+def read_prompts(
+    models: Models, qwen: Engine, queries: QueryBatch, step: int, *, seed: int, keep_graph: bool
+) -> Reading:
+    """Have Qwen read queries; with `qwen.every` > 1 those only whose last prompt is no longer good.
+
+    Prompts are kept by query, not by task: another query of the task has this one's target in its context. Where
+    several passes make a step, a graph would have to wait for the rewards of all of them: reading twice takes the
+    memory of one (gradient caching, Gao et al. 2021, arXiv:2101.06983).
+    """
+    every_row = torch.arange(len(queries), device=queries.inputs.tokens.device)
+    cached = models.prompts.lookup(queries.ids, step) if models.qwen.every > 1 else None
+    rows = every_row if cached is None else cached.missing
+    counts = len(rows) > 0
+    if qwen.in_lockstep and not counts:
+        rows = every_row[:1]
+    dropout_seed = _dropout_seed(seed, step, queries.ids)
+    read = None
+    if len(rows):
+        with torch.set_grad_enabled(keep_graph):
+            read = _read(qwen, queries, rows, dropout_seed)
+    output = read
+    if cached is not None:
+        output = cached.fill(read) if read is not None and counts else cached.output
+    assert output is not None  # Either everything was read or something was cached.
+    return Reading(
+        prompt=output.prompt.detach().requires_grad_(),
+        control=output.control.detach(),
+        queries=queries,
+        rows=rows,
+        counts=counts,
+        graph=read if keep_graph else None,
+        dropout_seed=dropout_seed,
+    )
+
+
+def keep_prompts(models: Models, batch: DistributedBatch, readings: Sequence[Reading], step: int) -> None:
+    """Keep the prompts of a whole batch on every process, since any of them may get its queries next time."""
+    if models.qwen.every == 1:
+        return
+    own = [
+        torch.stack([reading.prompt, reading.control], dim=1)
+        for reading, share in zip(readings, batch.shares, strict=True)
+        if not share.is_padding
+    ]
+    real = [[share for share in shares if not share.is_padding] for shares in batch.partition.shares]
+    partitioned = [[place for share in shares for place in share.positions] for shares in real]
+    rows = torch.cat(own) if own else readings[0].prompt.new_empty(0, 2, readings[0].prompt.shape[1])
+    prompts = gather_rows(rows, [len(places) for places in partitioned])
+    ids = [batch.ids[place] for places in partitioned for place in places]
+    models.prompts.store(ids, PromptOutput(*prompts.unbind(1)), step)
+
+
+def _read(qwen: Engine, queries: QueryBatch, rows: Int[Tensor, " M"], dropout_seed: int) -> PromptOutput:
+    inputs = queries.inputs
+    with region("Qwen forward"), _dropout_drawn_from(dropout_seed, inputs.tokens.device):
+        return qwen(inputs.tokens[rows], inputs.token_mask[rows], inputs.features[rows])
+
+
+def _dropout_seed(seed: int, step: int, ids: Sequence[str]) -> int:
+    name = "\0".join((str(seed), "dropout", str(step), *ids))
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@contextmanager
+def _dropout_drawn_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Both readings of a query drop the same units, and nothing drawn before or elsewhere matters."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -5,6 +5,7 @@ import logging
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -55,11 +56,12 @@ def train(loaded: LoadedConfig, watch: FailureWatch) -> int:
     if is_main():
         check_mirrors(config)
     profiled = int(loaded.options.get("profile", "0"))
-    if loaded.dry_run and "resume" in loaded.options:
+    is_dry = "dry_run" in loaded.switches
+    if is_dry and "resume" in loaded.options:
         raise ConfigError("--dry_run measures what a run takes, and resumes none: leave out --resume.")
-    if loaded.dry_run and profiled:
+    if is_dry and profiled:
         raise ConfigError("--profile writes into a run folder, and --dry_run has none: give one of them.")
-    if loaded.dry_run:
+    if is_dry:
         with explained_out_of_memory(config):
             dry_run(config)
         shutdown()
@@ -96,6 +98,8 @@ def _train(loaded: LoadedConfig, watch: FailureWatch, profiled: int) -> int:
                     loop = Loop(session, folder or shared, heartbeat, run_id, profiled_steps=profiled)
                     if snapshot is not None:
                         _resume(loop, snapshot, start)
+                        # Its tensors are not kept in memory while the run trains.
+                        start, snapshot = start and replace(start, snapshot=None), None
                 mirrors = Mirrors(())
                 if folder:
                     identity = _identify(loaded, session, folder, loop.run_id)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from arcdist.config import Config, RewardConfig
@@ -14,7 +14,7 @@ from arcdist.data import QueryBatch
 from arcdist.data.batch import DistributedBatch
 from arcdist.distributed.collectives import all_reduce_sum, gather_rows
 from arcdist.engine import Engines
-from arcdist.evaluation import Grades, answer, canvas_target, fit_canvas, grade
+from arcdist.evaluation import Grades, answer, canvas_target, grade
 from arcdist.losses import (
     cell_mean,
     color_shares,
@@ -25,14 +25,12 @@ from arcdist.losses import (
     query_mean,
     size_loss,
 )
-from arcdist.models import AgentOutput, PermanentSolver, Proposal
+from arcdist.models import AgentOutput, Proposal, SolvedQueries
 from arcdist.regions import region
 from arcdist.rl import RefinedPrompt, Rewards, RewardTotals, Transition, advantages, shaping_reward
-from arcdist.training.models import Models
-from arcdist.training.prompts import Reading, keep_prompts, read_prompts
+from arcdist.training.models import Models, Reading, keep_prompts, read_prompts
 
-# B queries of a pass, P prompt, A = P + 1 components of an action, H W canvas, C colours, M metrics, W processes;
-# n queries admitted by this process, N by all of them, G largest side of a grid.
+# B queries of a pass, P prompt, A = P + 1 components of an action, H W canvas, C colours, M metrics, W processes.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +136,9 @@ def train_step(
     models.efe.observe(totals.target_colors)
     with region("solver"):
         admitted = [process.admitted for process in report.signals]
-        remember(models.solver, batch.ids, [each.solved for each in passes], admitted, settings.number)
+        if any(admitted):
+            packed = torch.cat([each.solved.packed(models.solver.memory.max_grid_size) for each in passes])
+            models.solver.remember_packed(gather_rows(packed, admitted), batch.ids, settings.number)
     keep_prompts(models, batch, [each.reading for each in passes], settings.number)
     return report
 
@@ -169,7 +169,7 @@ class Pass:
     """Derivative of the refinement's log-probability in the prompt."""
     transition: Transition
     reward: Float[Tensor, " B"]
-    solved: "SolvedQueries"
+    solved: SolvedQueries
     metrics: tuple[str, ...]
     """Names of `sums.metrics`."""
     sums: Sums
@@ -425,58 +425,3 @@ def admits(accuracy: Float[Tensor, " B"], threshold: float) -> Bool[Tensor, " B"
     An exact grid always does: the threshold, a multiple of a mean, may be above 1.
     """
     return (accuracy > threshold) | (accuracy >= 1.0)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SolvedQueries:
-    """The queries of a pass, and which of them are worth remembering."""
-
-    admitted: Bool[Tensor, " B"]
-    positions: tuple[int, ...]
-    """Place of each in the batch."""
-    features: Float[Tensor, "B P"]
-    queries: Int[Tensor, "B H W"]
-    outcomes: Int[Tensor, "B H W"]
-    exact: Bool[Tensor, " B"]
-
-    def packed(self, side: int) -> UInt8[Tensor, "n bytes"]:
-        """What is admitted, a row of bytes each, its grids on a canvas of that side."""
-        rows = self.admitted.nonzero().flatten()
-        places = torch.tensor(self.positions, device=rows.device)[rows]
-        grids = [fit_canvas(grid[rows], side, side).flatten(1).to(torch.int8) for grid in (self.queries, self.outcomes)]
-        fields = (places[:, None], self.features[rows].float(), *grids, self.exact[rows, None])
-        return torch.cat([field.contiguous().view(torch.uint8) for field in fields], dim=1)
-
-
-def remember(
-    solver: PermanentSolver, ids: Sequence[str], solved: Sequence[SolvedQueries], counts: Sequence[int], step: int
-) -> None:
-    """Put what all processes admitted into the memory of this one.
-
-    Args:
-        solver: owns the memory.
-        ids: names of the batch's queries.
-        solved: of each pass of this process.
-        counts: queries that each process admitted.
-        step: of the run.
-    """
-    if not any(counts):
-        return
-    side = solver.memory.max_grid_size
-    rows = gather_rows(torch.cat([each.packed(side) for each in solved]), counts)
-    width = 4 * solved[0].features.shape[1]
-    place, features, queries, outcomes, exact = rows.split([8, width, side * side, side * side, 1], dim=1)
-    places = place.flatten().view(torch.int64)
-    order = places.argsort()
-    solver.remember(
-        ids=[ids[index] for index in places[order].tolist()],
-        features=features.flatten().view(torch.float32).unflatten(0, (len(order), -1))[order],
-        queries=_grids(queries, side)[order],
-        outcomes=_grids(outcomes, side)[order],
-        exact=exact.flatten().bool()[order],
-        step=step,
-    )
-
-
-def _grids(values: UInt8[Tensor, "N cells"], side: int) -> Int[Tensor, "N G G"]:
-    return values.view(torch.int8).unflatten(1, (side, side)).long()

@@ -12,52 +12,45 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from arcdist.analysis.data_overview import draw_data, histogram, show_data, survey
-from arcdist.data import LeakReport, read_task_sets
+from arcdist.data import LeakReport
 from arcdist.errors import DataError
 from arcdist.tracking.grids import ARC_COLORS
 from arcdist.tracking.plots import BLUE, VERMILION
 
 
-def count(config):
-    return survey(read_task_sets(config.data), config.data)
-
-
-def shown(config, width):
+def shown(config, width=200):
     console = Console(file=io.StringIO(), width=width, highlight=False, markup=False, emoji=False)
-    show_data(console, count(config), config.data)
+    show_data(console, survey(config.data), config.data)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
-def test_a_folder_is_counted(configure, folder):
-    overview = count(configure())
-    ((origin, found),) = overview.sources.items()
-    assert origin == f"{folder} (training)"
-    assert (found.tasks, found.too_large, found.too_many) == (3, 1, 0)
-    assert (found.demonstrations, found.single, found.tests, found.unknown) == (5, 1, 3, 1)
-    assert found.same_size == 1
-    assert sorted(found.cells.tolist()) == [1] * 5 + [2] * 6 + [3] * 2 + [4] * 2
-    # 1 × 2 six times; 1 × 1 five times; 2 × 2 twice; 1 × 3 twice.
-    assert sorted(found.sides.tolist()) == [1] * (6 + 10 + 2) + [2] * (6 + 4) + [3] * 2
-    assert found.color_tasks.tolist() == [1, 2, 1, 1, 1, 1, 1, 1, 1, 1]
-    np.testing.assert_allclose(found.color_shares, np.array([2, 6, 2, 2, 5, 2, 2, 5, 1, 4]) / 31)
+def cells(lines):
+    """The cells of all tables, row by row."""
+    rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
+    return [row for row in rows if row and "─" not in row[0]]
 
 
 def test_queries_are_counted_with_their_tokens(configure):
-    overview = count(configure())
-    assert dict(zip(overview.training.ids, overview.training.lengths.tolist(), strict=True)) == {
+    overview = survey(configure().data)
+    assert dict(zip(overview.training["id"], overview.training["length"], strict=True)) == {
         "a:train:0": 13, "a:train:1": 13, "b:train:0": 14, "b:train:1": 14,
     }  # fmt: skip
-    assert dict(zip(overview.validation.ids, overview.validation.lengths.tolist(), strict=True)) == {
+    assert dict(zip(overview.validation["id"], overview.validation["length"], strict=True)) == {
         "a:test:0": 21, "b:test:0": 24, "c:test:0": 14,
     }  # fmt: skip
-    assert overview.training.longest == "b:train:0"
-    assert overview.validation.longest == "b:test:0"
-    assert overview.scored == 2
 
 
 def test_max_tasks_leaves_out_what_comes_after(configure):
-    (found,) = count(configure("--data.max_tasks", "1")).sources.values()
-    assert (found.tasks, found.too_large, found.too_many) == (1, 1, 2)
+    assert cells(shown(configure("--data.max_tasks", "1")))[1:4] == [
+        ["tasks", "1"],
+        ["left out by data.max_side 10", "1"],
+        ["left out by data.max_tasks 1", "2"],
+    ]
+    assert cells(shown(configure()))[1:4] == [
+        ["tasks", "3"],
+        ["left out by data.max_side 10", "1"],
+        ["demonstration pairs", "5"],
+    ]
 
 
 def test_the_leak_guard_speaks(configure, folder, tmp_path):
@@ -65,14 +58,16 @@ def test_the_leak_guard_speaks(configure, folder, tmp_path):
     scored.mkdir()
     (scored / "renamed.json").write_text((folder / "a.json").read_text())
     flags = ("--data.validation_source", str(scored))
-    refused = count(configure(*flags))
+    refused = survey(configure(*flags).data)
     assert isinstance(refused.leaks, DataError)
     assert "(0 by id, 1 by content; renamed)" in str(refused.leaks)
-    assert list(refused.sources) == [f"{folder} (training)", f"{scored} (evaluation)"]
-    accepted = count(configure(*flags, "--data.allow_overlap", str(scored)))
+    assert [str(tasks.origin) for tasks in refused.sets.distinct] == [f"{folder} (training)", f"{scored} (evaluation)"]
+    accepted = survey(configure(*flags, "--data.allow_overlap", str(scored)).data)
     assert isinstance(accepted.leaks, LeakReport)
     assert accepted.leaks.shared_contents == 1
-    assert count(configure()).leaks == LeakReport(shared_ids=0, shared_contents=0, examples=(), repeated_test_pairs=0)
+    assert survey(configure().data).leaks == LeakReport(
+        shared_ids=0, shared_contents=0, examples=(), repeated_test_pairs=0
+    )
 
 
 def test_bins_have_round_edges():
@@ -102,7 +97,7 @@ def test_what_asks_nothing_is_refused_as_by_a_run(configure, folder, kind):
     more = ', {"input": [[3]], "output": [[4]]}' if kind == "test" else ""
     (folder / "a.json").write_text(single.replace("TWICE", more))
     with pytest.raises(DataError, match=f"has a {kind} query"):
-        count(configure())
+        survey(configure().data)
 
 
 def pixels(image, color):
@@ -111,7 +106,7 @@ def pixels(image, color):
 
 
 def test_the_numbers_of_a_folder(configure, tmp_path):
-    draw_data(count(configure()), tmp_path / "data.png")
+    draw_data(survey(configure().data), tmp_path / "data.png")
     image = imread(tmp_path / "data.png")
     assert image.shape[:2] == (420, 1200)
     lengths, sides, colors = np.array_split(image, 3, axis=1)
@@ -122,10 +117,7 @@ def test_the_numbers_of_a_folder(configure, tmp_path):
 
 
 def test_a_data_source_in_numbers(configure, folder):
-    lines = shown(configure("--data.max_tasks", "5"), 200)
-    rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
-    rows = [row for row in rows if row and "─" not in row[0]]
-    assert rows == [
+    assert cells(shown(configure("--data.max_tasks", "5"))) == [
         ["tasks", f"{folder} (training)"],
         ["tasks", "3"],
         ["left out by data.max_side 10", "1"],

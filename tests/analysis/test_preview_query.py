@@ -1,5 +1,7 @@
 """What is shown is what the models are given: the same tensors, and no trace of the target."""
 
+import subprocess
+import sys
 from functools import cache
 
 import huggingface_hub
@@ -22,9 +24,10 @@ from arcdist.data import (
     TaskSets,
     draw_augmentation,
     read_task_sets,
-    transformation_features,
     working_area,
 )
+from arcdist.data.batch import stack_grids
+from arcdist.data.features import pair_features
 from arcdist.errors import ConfigError, PlatformError
 from arcdist.rng import stream
 
@@ -129,7 +132,13 @@ def test_a_test_query_is_given_as_it_is():
     assert given.working_area == working_area(TASK.demonstrations, TASK.tests[0].input) == (2, 4)
     assert given.task_row == 1
     assert list(given.features) == list(FEATURE_NAMES)
-    np.testing.assert_allclose(list(given.features.values()), transformation_features(TASK.demonstrations), rtol=1e-6)
+    alone = [
+        pair_features(
+            *(stack_grids([grid], 5, 5) for grid in pair.grids()), np.array([[grid.shape for grid in pair.grids()]])
+        )
+        for pair in TASK.demonstrations
+    ]
+    np.testing.assert_allclose(list(given.features.values()), np.mean(alone, axis=0)[0], rtol=1e-6)
     assert given.features["size_preserved"] == pytest.approx(1 / 3)
     assert given.features["input_width"] == pytest.approx((2 + 3 + 1) / 3 / 30)
 
@@ -225,3 +234,8 @@ def test_a_session_gives_its_models_the_same(build_tiny, tiny_flags):
 def test_a_query_that_is_not_there(task, kind, index, message):
     with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         ask(kind, index, task=task)
+
+
+def test_a_preview_does_not_wait_for_the_models():
+    code = "import sys, arcdist.analysis.preview; print({'transformers', 'arcdist.models'} & sys.modules.keys())"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"

@@ -559,7 +559,7 @@ def checkpointing(folder, keep_last, **options):
 def failure_of(saver):
     """What it has to report; empty if there is nothing."""
     try:
-        saver.tell(fatal=True)
+        saver.report_failure(fatal=True)
     except SaveError as error:
         return str(error)
     return ""

@@ -191,7 +191,7 @@ BAD_TASKS = {
 
 @pytest.fixture
 def main(clean_process, tmp_path, monkeypatch):
-    """The program's own function, in a folder of its own; exactly what `python launch/train.py` exits with."""
+    """The program's own function, in an empty folder: it returns what `python launch/train.py` exits with."""
     monkeypatch.chdir(tmp_path)
     return runpy.run_path(str(PROGRAM), run_name="program")["main"]
 
@@ -204,22 +204,38 @@ def the_message(console):
     return line.removeprefix("train.py: ")
 
 
-@pytest.mark.parametrize("name", BAD_TASKS)
-def test_a_task_that_is_not_arc_is_told_by_file_pair_and_row(main, capsys, tmp_path, tiny_flags, name):
-    text, problem = BAD_TASKS[name]
+@pytest.fixture
+def bad_task(tmp_path):
+    """A task that is not ARC, beside one that is: its file, and what is wrong with it by name."""
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     (tasks / "good.json").write_text(json.dumps(GOOD))
-    (tasks / "wrong.json").write_text(text)
+
+    def write(name):
+        text, problem = BAD_TASKS[name]
+        (tasks / "wrong.json").write_text(text)
+        return tasks / "wrong.json", problem
+
+    return write
+
+
+@pytest.mark.parametrize("name", BAD_TASKS)
+def test_a_task_that_is_not_arc_is_reported_by_file_pair_and_row(main, capsys, tmp_path, tiny_flags, bad_task, name):
+    _, problem = bad_task(name)
     assert main([*tiny_flags, "--data.source=tasks", "--output_dir=run"]) == 2
     message = the_message(capsys.readouterr().err)
     assert "tasks/wrong.json" in message
     assert problem in message
     assert message.endswith(".")
-    # The mended run may have the folder.
     assert not (tmp_path / "run").exists()
-    (tasks / "wrong.json").unlink()
-    assert main([*tiny_flags, "--data.source=tasks", "--output_dir=run", "--max_batches=1"]) == 0
+
+
+def test_the_folder_of_a_refused_run_is_free_for_the_corrected_one(main, tiny_flags, bad_task):
+    file, _ = bad_task("ragged")
+    run = [*tiny_flags, "--data.source=tasks", "--output_dir=run", "--max_batches=1"]
+    assert main(run) == 2
+    file.unlink()
+    assert main(run) == 0
 
 
 MISTAKES = {
@@ -304,11 +320,9 @@ def test_a_hub_model_that_cannot_be_reached_names_three_ways_out(tmp_path, tiny_
 
 
 @pytest.mark.slow
-def test_a_refused_run_has_its_exit_code_in_the_shell(tmp_path, tiny_flags):
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
-    (tasks / "wrong.json").write_text(BAD_TASKS["ragged"][0])
+def test_a_refused_run_has_its_exit_code_in_the_shell(tmp_path, tiny_flags, bad_task):
+    _, problem = bad_task("ragged")
     run = run_program(tmp_path, *tiny_flags, "--data.source=tasks", HF_DATASETS_CACHE=str(tmp_path / "cache"))
     assert run.returncode == 2
-    assert BAD_TASKS["ragged"][1] in the_message(run.stderr)
+    assert problem in the_message(run.stderr)
     assert list(tmp_path.glob("runs/*")) == []

@@ -1,3 +1,7 @@
+"""launch/train.py as a user starts it: mistakes, help, the printed configuration, runs of older versions."""
+
+import json
+import os
 import re
 import subprocess
 import sys
@@ -5,6 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from arcdist.checkpoint.export import config_of
+from arcdist.checkpoint.store import read_files, save_files
+from arcdist.config import load_config
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -63,3 +71,47 @@ def test_help(tmp_path: Path) -> None:
     run = train_py("--help", cwd=tmp_path)
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.startswith("usage: train.py [--recipe NAME]")
+
+
+OLD_KEYS = {
+    "qwen.numeric_in_dim": 15,
+    "agent.num_colors": 10,
+    "refiner.rl_feat_dim": 32,
+    "refiner.rl_prompt_dim": 256,
+    "refiner.rl_ctrl_dim": 256,
+}
+
+
+@pytest.mark.slow
+def test_a_run_of_a_version_with_more_keys_resumes(tmp_path, tiny_flags):
+    def train(*argv):
+        return subprocess.run(
+            [sys.executable, str(CHECKOUT / "launch" / "train.py"), *argv],
+            cwd=tmp_path,
+            env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    first = train(*tiny_flags, "--output_dir", "run")
+    assert first.returncode == 0, first.stderr
+    config_file, newest = tmp_path / "run" / "config.yaml", tmp_path / "run" / "checkpoints" / "step_00000002"
+    document, files = yaml.safe_load(config_file.read_text()), read_files(newest)
+    state = json.loads(files["state.json"])
+    for name, value in OLD_KEYS.items():
+        section, leaf = name.split(".")
+        document[section][leaf] = state["config"][name] = value
+    config_file.write_text(yaml.safe_dump(document, sort_keys=False))
+    save_files(newest, {**files, "state.json": json.dumps(state).encode()})
+    assert config_of(state) == load_config([*tiny_flags, "--output_dir", "run"]).config
+
+    resumed = train("--resume", "run", "--epochs", "2")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"Resumed from {newest.relative_to(tmp_path)}: step 2" in " ".join(resumed.stderr.split())
+    (told,) = [line for line in resumed.stderr.splitlines() if "no longer needed" in line]
+    assert told.startswith("train.py: run/config.yaml: no longer needed, and ignored: ")
+    assert all(told.count(name) == 1 for name in OLD_KEYS)
+    assert not any(name.rpartition(".")[2] in config_file.read_text() for name in OLD_KEYS)
+    assert len((tmp_path / "run" / "steps.jsonl").read_text().splitlines()) == 4

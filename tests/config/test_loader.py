@@ -51,7 +51,7 @@ def test_a_program_has_its_own_flags_and_all_keys():
 def test_training_has_its_own_too():
     assert TRAIN.flags == ("--recipe", "--config", "--resume", "--profile", "--print_config", "--dry_run", "--help")
     loaded = load_config(["--dry_run"])
-    assert (loaded.dry_run, loaded.print_config) == (True, False)
+    assert loaded.switches == {"dry_run"}
 
 
 @pytest.mark.parametrize(("program", "flag"), [(BAKE, "--dry_run"), (TRAIN, "--slowly")])
@@ -178,8 +178,7 @@ def test_without_arguments_the_recipe_is_quickstart() -> None:
     assert loaded.config.train.device == "cpu"
     assert loaded.sources["qwen.model"] == "recipe quickstart"
     assert loaded.sources["train.seed"] == "default"
-    assert not loaded.print_config
-    assert not loaded.dry_run
+    assert loaded.switches == frozenset()
 
 
 def test_each_layer_overrides_the_one_before(tmp_path: Path) -> None:
@@ -258,8 +257,7 @@ def test_every_short_flag_belongs_to_a_key() -> None:
 
 def test_switches() -> None:
     loaded = load_config(["--print_config", "--dry_run"])
-    assert loaded.print_config
-    assert loaded.dry_run
+    assert loaded.switches == {"print_config", "dry_run"}
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from arcdist.data.batch import OUTSIDE, QueryBatch, stack_grids, working_area
+from arcdist.data.batch import OUTSIDE, QueryBatch, fit_canvas, stack_grids, working_area
 from arcdist.data.collate import Collator
 from arcdist.data.queries import Query
 from arcdist.data.tasks import Pair
@@ -38,6 +40,25 @@ def test_grids_are_laid_top_left():
     stack = stack_grids([grid(1, 2) + np.uint8(3), grid(2, 1)], 2, 3)
     x = OUTSIDE
     assert stack.tolist() == [[[3, 3, x], [x, x, x]], [[0, x, x], [0, x, x]]]
+
+
+def test_fit_canvas_by_hand():
+    x = OUTSIDE
+    grid = torch.tensor([[[1, 2, 3], [4, 5, x]]])
+    assert fit_canvas(grid, 1, 2).tolist() == [[[1, 2]]]
+    assert fit_canvas(grid, 3, 2).tolist() == [[[1, 2], [4, 5], [x, x]]]
+    assert fit_canvas(grid, 2, 4).tolist() == [[[1, 2, 3, x], [4, 5, x, x]]]
+    assert torch.equal(fit_canvas(grid, 2, 3), grid)
+
+
+@given(*[st.integers(1, 6)] * 4)
+def test_fit_canvas_keeps_what_both_canvases_have(height, width, new_height, new_width):
+    grid = torch.arange(height * width).reshape(1, height, width)
+    fitted = fit_canvas(grid, new_height, new_width)
+    assert fitted.shape == (1, new_height, new_width)
+    shared = (slice(None), slice(min(height, new_height)), slice(min(width, new_width)))
+    assert torch.equal(fitted[shared], grid[shared])
+    assert (fitted == OUTSIDE).sum() == fitted.numel() - fitted[shared].numel()
 
 
 def batch():

@@ -1,3 +1,5 @@
+"""Queries become the tensors of a batch."""
+
 from dataclasses import fields
 
 import numpy as np
@@ -10,7 +12,6 @@ from hypothesis.extra.numpy import arrays
 from arcdist.data.augment import draw_augmentation
 from arcdist.data.batch import OUTSIDE, working_area
 from arcdist.data.collate import Collator
-from arcdist.data.features import grid_summary, transformation_features
 from arcdist.data.queries import Query, build_queries, read_queries
 from arcdist.data.sources import read_tasks
 from arcdist.data.tasks import Pair
@@ -72,13 +73,6 @@ def test_tokens_are_the_tokenizer_s_and_padded_on_the_right():
         len(tokenizer.encode(long.context, long.input)),
     ]
     assert batch.inputs.token_mask[0].tolist() == sorted(batch.inputs.token_mask[0].tolist(), reverse=True)
-
-
-def test_features_and_summary_are_those_of_each_query(arc_queries):
-    batch = collator()(arc_queries)
-    for row, one in enumerate(arc_queries):
-        assert np.array_equal(batch.inputs.features[row].numpy(), transformation_features(one.context))
-        assert np.array_equal(batch.inputs.summary[row].numpy(), grid_summary(one.context, one.input))
 
 
 @given(target=GRIDS, other=st.none() | GRIDS, epoch=st.integers(0, 3))

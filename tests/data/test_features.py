@@ -1,11 +1,16 @@
+"""Transformation features and the grid summary, as a batch has them."""
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from arcdist.data.batch import stack_grids
-from arcdist.data.features import FEATURE_NAMES, grid_summary, pair_features, transformation_features
+from arcdist.data.collate import Collator
+from arcdist.data.features import FEATURE_NAMES, pair_features
+from arcdist.data.queries import Query
 from arcdist.data.tasks import Pair
+from arcdist.data.text import embedded_tokenizer
 
 GRIDS = arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 9))
 CONTEXTS = st.lists(st.builds(Pair, GRIDS, GRIDS), min_size=1, max_size=4)
@@ -15,8 +20,13 @@ def pair(before, after):
     return Pair(np.array(before, dtype=np.uint8), np.array(after, dtype=np.uint8))
 
 
+def inputs_of(context, asked=((0,),)):
+    query = Query("ab:test:0", "ab", tuple(context), np.array(asked, dtype=np.uint8), None)
+    return Collator(embedded_tokenizer(), task_rows={})([query]).inputs
+
+
 def named(*context):
-    return dict(zip(FEATURE_NAMES, transformation_features(context).tolist(), strict=True))
+    return dict(zip(FEATURE_NAMES, inputs_of(context).features[0].tolist(), strict=True))
 
 
 def slow_features(one):
@@ -92,7 +102,7 @@ def test_the_ratio_of_sizes_is_clipped():
 
 @given(CONTEXTS)
 def test_features_equal_a_slow_loop_and_are_bounded(context):
-    features = transformation_features(context)
+    features = inputs_of(context).features[0].numpy()
     np.testing.assert_allclose(features, np.mean([slow_features(one) for one in context], axis=0), rtol=1e-5, atol=1e-6)
     assert features.dtype == np.float32
     assert (features >= -1).all()
@@ -115,7 +125,7 @@ def test_neither_canvas_nor_neighbours_change_a_bit(context):
 
 def test_summary_by_hand():
     context = [pair([[1, 1]], [[2]]), pair([[1, 3], [3, 3]], [[0], [2]])]
-    summary = grid_summary(context, np.array([[0, 0, 9]], dtype=np.uint8))
+    summary = inputs_of(context, [[0, 0, 9]]).summary[0].numpy()
     query, inputs, outputs, sides = np.split(summary, [10, 20, 30])
     assert summary.dtype == np.float32
     np.testing.assert_allclose(query, [2 / 3, 0, 0, 0, 0, 0, 0, 0, 0, 1 / 3])

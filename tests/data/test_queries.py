@@ -1,3 +1,5 @@
+"""Queries: made from tasks, kept in the cache, read back."""
+
 import errno
 import os
 import subprocess

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcdist.data.sources import Origin, check_leaks, read_tasks
+from arcdist.data.sources import Origin, TaskSet, TaskSets, read_tasks
 from arcdist.data.tasks import Pair, Task
 from arcdist.errors import DataError
 
@@ -261,6 +261,14 @@ def pair(number):
 
 def task(task_id, *numbers, tests=()):
     return Task(task_id, tuple(map(pair, numbers)), tuple(map(pair, tests)), "made up")
+
+
+def check_leaks(trained, scored, trained_origin=TRAINED, scored_origin=SCORED, allow_overlap=()):
+    training, validation = (
+        TaskSet(origin=origin, tasks=tuple(tasks), used=tuple(tasks))
+        for origin, tasks in ((trained_origin, trained), (scored_origin, scored))
+    )
+    return TaskSets(training=training, validation=validation).check_leaks(allow_overlap)
 
 
 def refusal_of_leaks(trained, scored, allow_overlap=()):

@@ -1,3 +1,5 @@
+"""ARC tasks, and raw JSON that is none."""
+
 import numpy as np
 import pytest
 

@@ -285,6 +285,7 @@ def test_moments_by_parameter_name():
     ours.gradient_norms()
     ours.step()
     moments = ours.gather_moments()
+    assert ours.gather_weights(keep=False) == ours.gather_moments(keep=False) == {}
     assert set(moments) == {
         f"{layer}.{name}@{moment}"
         for layer in ("first", "second")

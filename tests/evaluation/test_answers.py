@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from arcdist.data import OUTSIDE, QueryTargets
-from arcdist.evaluation import Grades, Predictions, answer, canvas_target, fit_canvas, grade, score
+from arcdist.evaluation import Grades, Predictions, answer, canvas_target, grade, score
 from arcdist.models import AgentOutput
 from arcdist.rl import Answer
 
@@ -55,24 +53,6 @@ def two_queries(make_query, collate):
     first = make_query("a", [[1, 1]], [[4, 5], [6, 7]], [([[1, 2]], [[3, 4], [5, 6]])])
     second = make_query("b", [[1]], [[8, 9, 8, 9]], [([[1]], [[3, 4, 5]])])
     return collate(first, second)
-
-
-def test_fit_canvas_by_hand():
-    grid = torch.tensor([[[1, 2, 3], [4, 5, X]]])
-    assert fit_canvas(grid, 1, 2).tolist() == [[[1, 2]]]
-    assert fit_canvas(grid, 3, 2).tolist() == [[[1, 2], [4, 5], [X, X]]]
-    assert fit_canvas(grid, 2, 4).tolist() == [[[1, 2, 3, X], [4, 5, X, X]]]
-    assert torch.equal(fit_canvas(grid, 2, 3), grid)
-
-
-@given(*[st.integers(1, 6)] * 4)
-def test_fit_canvas_keeps_what_both_canvases_have(height, width, new_height, new_width):
-    grid = torch.arange(height * width).reshape(1, height, width)
-    fitted = fit_canvas(grid, new_height, new_width)
-    assert fitted.shape == (1, new_height, new_width)
-    shared = (slice(None), slice(min(height, new_height)), slice(min(width, new_width)))
-    assert torch.equal(fitted[shared], grid[shared])
-    assert (fitted == X).sum() == fitted.numel() - fitted[shared].numel()
 
 
 def test_an_answer_by_hand(two_queries):

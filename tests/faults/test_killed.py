@@ -6,10 +6,12 @@ import time
 
 import pytest
 
+from arcdist.checkpoint.store import FILES, MANIFEST
+
 pytestmark = pytest.mark.slow
 
 SAVE_EVERY = 3
-FILES = ("weights.safetensors", "moments.safetensors", "prompts.safetensors", "state.json", "manifest.json")
+CHECKPOINT = (*FILES, MANIFEST)
 
 
 def moment_of(seed):
@@ -70,10 +72,14 @@ def test_so_does_one_killed_at_any_of_twenty_moments(start, assert_ended_as, who
 def operations(keep_last):
     """Every operation of the save of step 6, with all that it removes, as regular expressions."""
     partial, folder = r"checkpoints/\.step_00000006\.partial", "checkpoints"
-    written = [f"{kind} {partial}/{file}" for file in FILES for kind in ("open", "write", "fsync")]
+    written = [f"{kind} {partial}/{file}" for file in CHECKPOINT for kind in ("open", "write", "fsync")]
     saved = [f"mkdir {partial}", *written, f"fsync {partial}$", f"rename {partial}", f"fsync {folder}$"]
     removed = r"checkpoints/\.step_00000003\.removed"
-    pruned = [f"rename {folder}/step_00000003", *(f"unlink {removed}/{file}" for file in FILES), f"rmdir {removed}"]
+    pruned = [
+        f"rename {folder}/step_00000003",
+        *(f"unlink {removed}/{file}" for file in CHECKPOINT),
+        f"rmdir {removed}",
+    ]
     return [*saved, *(pruned if keep_last == 1 else [])]
 
 

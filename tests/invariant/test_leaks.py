@@ -9,10 +9,11 @@ import json
 import pytest
 import torch
 
+from arcdist.data import fit_canvas
 from arcdist.data.sources import read_tasks
-from arcdist.evaluation import fit_canvas, score
+from arcdist.evaluation import score
 from arcdist.training.metrics import predictor_of
-from arcdist.training.prompts import keep_prompts, read_prompts
+from arcdist.training.models import keep_prompts, read_prompts
 from arcdist.training.step import StepSettings, train_step
 
 

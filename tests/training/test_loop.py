@@ -1,4 +1,4 @@
-""""""
+"""The loop: its cadences, what ends it, and that a resumed run is the run that never ended."""
 
 import logging
 import math
@@ -80,7 +80,7 @@ def test_a_run_under_nohup_outlives_its_terminal():
 
 
 @pytest.mark.parametrize("number", PREEMPTIONS)
-def test_a_batch_system_s_signal_asks_to_make_room_however_often(number, clock):
+def test_a_batch_system_s_signal_preempts_however_often(number, clock):
     before = signal.getsignal(number)
     with Interrupt() as interrupt:
         assert (interrupt.requested, interrupt.preempted) == (False, False)

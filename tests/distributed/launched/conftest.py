@@ -120,13 +120,21 @@ def free_port() -> int:
         return port
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have the tests of each launcher file together, in one test process: they share its processes."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            values = item.callspec.params if hasattr(item, "callspec") else {}
-            config = values.get("several", [values.get("config", "cpu")])[0]
-            item.add_marker(pytest.mark.xdist_group(f"launched {config}"))
+    """Have the tests of each launcher file together, in one test process: they share the processes that it starts."""
+    here = [index for index, item in enumerate(items) if Path(__file__).parent in item.path.parents]
+    together = sorted((items[index] for index in here), key=launch_of)
+    for index, item in zip(here, together, strict=True):
+        items[index] = item
+        item.add_marker(pytest.mark.xdist_group(f"launched {launch_of(item)[0]}"))
+
+
+def launch_of(test: pytest.Item) -> tuple[str, int]:
+    """The launcher file and the number of processes that most of a test's runs have."""
+    values = test.callspec.params if hasattr(test, "callspec") else {}
+    config, processes = values.get("several", (values.get("config", "cpu_2proc"), values.get("processes", 2)))
+    return config, processes
 
 
 @pytest.fixture(scope="session")

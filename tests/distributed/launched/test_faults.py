@@ -95,8 +95,9 @@ def test_an_exception_on_one_process_ends_all_within_seconds(launched, config, e
     assert run.steps()[-1]["step"] == 2
 
 
-def test_a_replica_that_drifts_is_named_at_the_next_check(launched):
-    run = launched("cpu_2proc", 3, "--distributed.replica_check_every=2", program="drifting")
+@pytest.mark.parametrize(("config", "processes"), [("cpu_2proc", 3)])
+def test_a_replica_that_drifts_is_named_at_the_next_check(launched, config, processes):
+    run = launched(config, processes, "--distributed.replica_check_every=2", program="drifting")
     assert run.codes == [6, 6, 6]
     (message,) = run.messages
     assert message.startswith(

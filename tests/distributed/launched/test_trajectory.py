@@ -1,6 +1,10 @@
-"""One trajectory, whatever shares the work: every launcher file on CPU ranks against a single process."""
+"""One trajectory, whatever shares the work: every launcher file on CPU ranks against a single process.
+
+Also in passes that add up to a batch, from two launchers as on two machines, and in bfloat16.
+"""
 
 import json
+import math
 
 import pytest
 import torch
@@ -77,8 +81,9 @@ def test_rank_0_alone_writes_and_speaks(several):
         assert "Warning" not in text
 
 
-def test_deepspeed_s_whole_configuration_is_printed_and_saved(launched):
-    run = launched("zero3", 2, program="noting")
+@pytest.mark.parametrize("config", ["zero3"])
+def test_deepspeed_s_whole_configuration_is_printed_and_saved(launched, config):
+    run = launched(config, 2, program="noting")
     saved = json.loads((run.folder / "deepspeed.json").read_text())
     assert "auto" not in str(saved)
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
@@ -115,10 +120,13 @@ def model_folder(shared_folder):
     return folder
 
 
-def test_under_zero_3_no_process_holds_a_pretrained_matrix_whole(launched, model_folder, assert_same_trajectory):
+@pytest.mark.parametrize("config", ["zero3"])
+def test_under_zero_3_no_process_holds_a_pretrained_matrix_whole(
+    launched, model_folder, assert_same_trajectory, config
+):
     flags = ("--qwen.model", str(model_folder), "--max_batches=3", "--epochs=2")
     single = launched("cpu", 1, *flags)
-    run = launched("zero3", 2, *flags, program="sharded", environment=(("MODEL", str(model_folder)),))
+    run = launched(config, 2, *flags, program="sharded", environment=(("MODEL", str(model_folder)),))
     assert_same_trajectory(run, single)
     threshold = json.loads((run.folder / "deepspeed.json").read_text())["zero_optimization"][
         "stage3_param_persistence_threshold"
@@ -131,3 +139,63 @@ def test_under_zero_3_no_process_holds_a_pretrained_matrix_whole(launched, model
             assert len(matrices) == 1 + 2 * 7  # the embedding, and seven in each of two layers
             assert all((held, shard) == (0, -(-whole // 2)) for whole, held, shard in matrices)
             assert all(shard == -(-whole // 2) for whole, _, shard in note["held"].values())
+
+
+# 29 queries make batches of 8 and of 7: in some steps a process has a pass without a query of its own.
+BATCHES_OF_8 = ("--batch_size=8", "--epochs=2")
+
+
+@pytest.mark.parametrize(
+    ("config", "processes", "passes"),
+    [
+        ("single_gpu", 1, 8),
+        ("multi_gpu", 2, 4),
+        ("zero1", 2, 4),
+        ("zero2", 1, 8),
+        ("zero2", 2, 4),
+        ("zero2_offload", 2, 4),
+        ("zero3", 2, 4),
+    ],
+)
+def test_passes_add_up_to_the_batch(launched, assert_same_trajectory, config, processes, passes):
+    whole = launched("cpu", 1, *BATCHES_OF_8)
+    parts = launched(config, processes, *BATCHES_OF_8, f"--train.accumulation={passes}")
+    assert [record["step"] for record in whole.steps()] == list(range(1, 9))
+    assert_same_trajectory(parts, whole)
+
+
+@pytest.mark.parametrize(("config", "alone"), [("cpu_2proc", "cpu_2proc"), ("multi_node_zero2", "zero2")])
+def test_two_launchers_are_one_run(launched, assert_same_trajectory, config, alone):
+    one, two = launched(alone, 2, program="noting"), launched(config, 2, program="noting", machines=2)
+    assert two.codes == [0, 0]
+    assert_same_trajectory(two, one, tolerance=1e-6, of_weights=1e-6)
+    assert two.noted() == one.noted()
+    assert len(list((two.folder / "heartbeats").iterdir())) == 2
+    assert two.err.count(" step 7: ") == 1
+
+
+BF16 = ("--train.precision=bf16", "--qwen.dtype=bfloat16", "--qwen.gradient_checkpointing=true")
+# A refiner that changes no answer: one cell that rounding turns would make a reward, and a reward another gradient.
+CALM = ("--refiner.rl_delta_scale=0.01", "--max_batches=3")
+
+
+@pytest.fixture
+def single_bf16(launched):
+    return launched("cpu", 1, *BF16, *CALM)
+
+
+@pytest.mark.parametrize("config", ["cpu_2proc", "zero1", "zero2", "zero2_offload", "zero3"])
+def test_bf16_on_several_processes_is_that_of_one(launched, single_bf16, config):
+    several = launched(config, 2, *BF16, *CALM)
+    assert {*several.codes, *single_bf16.codes} == {0}, several.err
+    for record, other in zip(several.steps(), single_bf16.steps(), strict=True):
+        assert all(math.isfinite(value) for name, value in record.items() if name != "flags")
+        for name in ("loss", "efe/total", "size_loss", "solver_loss", "grad_norm/agent", "grad_norm/qwen"):
+            assert record[name] == pytest.approx(other[name], rel=0.03), (name, record["step"])
+
+
+def test_bf16_is_near_float32_and_is_not_float32(launched, single_bf16):
+    whole = launched("cpu", 1, *CALM)
+    losses = [(record["loss"], other["loss"]) for record, other in zip(single_bf16.steps(), whole.steps(), strict=True)]
+    assert all(loss == pytest.approx(other, rel=0.02) for loss, other in losses)
+    assert any(loss != pytest.approx(other, rel=1e-4) for loss, other in losses)
