@@ -258,7 +258,7 @@ def best_epoch(epochs: Sequence[Mapping[str, Any]], metric: str, tie_metric: str
 
     def rank(record: Mapping[str, Any]) -> tuple[float, float]:
         tie = record.get(tie_metric)
-        return record[metric], -math.inf if tie is None else tie
+        return float(record[metric]), -math.inf if tie is None else float(tie)  # W&B keeps 1.0 as 1
 
     scored = [dict(record) for record in epochs if record.get(metric) is not None]
     if not scored:

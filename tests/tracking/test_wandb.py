@@ -195,7 +195,9 @@ def test_a_run_is_read_from_the_server_with_its_validations(server, tmp_path):
                 server.rows[index][f"validation/{name}"] = {"_type": "table-file", "path": path}
     config = {"run": {**asdict(record.identity), "best_metric": "val/cell"}, "optim": {"qwen_lr": 1}, "_wandb": {}}
     server.config = {name: {"value": value} for name, value in config.items()}
+    server.rows[len(server.rows) - 1]["val/cell"] = 1  # W&B keeps 1.0 as 1
     read = read_wandb_run("me/arcdist/abcdefgh")
+    record.epochs[-1]["val/cell"] = 1.0
     assert (read.steps, read.epochs, read.validations) == (record.steps, record.epochs, record.validations)
     assert read.best == {"metric": "val/cell", **max(record.epochs, key=lambda epoch: epoch["val/cell"])}
     assert repr(read.config) == "{'optim.qwen_lr': 1.0}"
