@@ -55,7 +55,7 @@ class DynamicMemoryThreshold:
         return {"average": self._average}
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Go on from `state()` of another run."""
+        """Continue from `state()` of another run."""
         self._average = state["average"]
 
 
