@@ -147,21 +147,25 @@ class WandbMirror:
             _logger.info("The run is kept for W&B in its folder: %s.", self.remedy)
 
     def interrupt(self) -> None:
-        """End W&B's process at once; what W&B has flushed stays in the run folder."""
-        if (process := self._process) is not None:
-            process.interrupt()
+        """End an online process at once, so that the rest is kept offline; what W&B has flushed stays in the folder."""
+        if not self._failed:
+            self._end_at_once()
 
     def kill(self) -> None:
         """End W&B's process for good."""
         self._killed.set()
-        self.interrupt()
+        self._end_at_once()
+
+    def _end_at_once(self) -> None:
+        if (process := self._process) is not None:
+            process.interrupt()
 
     def _begin(self, mode: Mode) -> None:
         if self._killed.is_set():
             raise WandbError("the run has ended")
         self._process = WandbProcess(self._folder / "wandb")
         if self._killed.is_set():  # meanwhile
-            self.interrupt()
+            self._end_at_once()
         try:
             answer = self._ask("open", mode=mode, **self._about)
         except WandbError:

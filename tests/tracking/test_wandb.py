@@ -21,7 +21,7 @@ from arcdist.config import load_config
 from arcdist.errors import ConfigError, DataError, PlatformError
 from arcdist.tracking import open_mirrors, wandb
 from arcdist.tracking.metrics import make_row, make_rows
-from arcdist.tracking.wandb import parse_wandb_run, read_wandb_run, wandb_mode
+from arcdist.tracking.wandb import WandbMirror, parse_wandb_run, read_wandb_run, wandb_mode
 from arcdist.tracking.wandb_process import query_table, shown_table, steps_in
 
 ALL = range(10, 81, 10)
@@ -114,6 +114,19 @@ def test_a_run_that_cannot_begin_in_w_and_b_is_kept_offline(server, folder, reco
             f"{sys.executable} -m wandb {advice}", shell=True, cwd=folder, timeout=60, check=True, capture_output=True
         )
         assert [row["_step"] for row in server.rows.values()] == list(ALL)
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_no_process_that_keeps_the_run_offline_already(server, folder, record):
+    server.mode = "refuses"
+    config = load_config(["--recipe", "quickstart"]).config
+    mirror = WandbMirror(folder, record.identity, config, "online", best_metric="val/exact")
+    mirror.open()
+    mirror.interrupt()
+    for row in make_rows(record.steps, record.epochs, ()):
+        mirror.log(row)
+    mirror.close(0)
+    assert read_wandb_files(folder).steps == record.steps
 
 
 @pytest.mark.slow
