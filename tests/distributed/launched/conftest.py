@@ -120,14 +120,11 @@ def free_port() -> int:
         return port
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have the tests of each launcher file together, in one test process: they share the processes that it starts."""
+    """Have the tests of each launcher file together: they share the processes that it starts."""
     here = [index for index, item in enumerate(items) if Path(__file__).parent in item.path.parents]
-    together = sorted((items[index] for index in here), key=launch_of)
-    for index, item in zip(here, together, strict=True):
+    for index, item in zip(here, sorted((items[index] for index in here), key=launch_of), strict=True):
         items[index] = item
-        item.add_marker(pytest.mark.xdist_group(f"launched {launch_of(item)[0]}"))
 
 
 def launch_of(test: pytest.Item) -> tuple[str, int]:

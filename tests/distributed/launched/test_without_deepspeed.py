@@ -1,5 +1,6 @@
 """Where DeepSpeed is not installed, all that does not need it runs, and what needs it says so."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def uninstalled(tmp_path_factory):
     """An environment in which DeepSpeed is not installed."""
     folder = tmp_path_factory.mktemp("uninstalled")
     (folder / "sitecustomize.py").write_text(UNINSTALL)
-    return (("PYTHONPATH", str(folder)),)
+    return (("PYTHONPATH", f"{folder}{os.pathsep}{CHECKOUT}"),)
 
 
 def test_nobody_finds_deepspeed_there(run_commands, uninstalled):
