@@ -120,12 +120,22 @@ def train_step(
         settings: of this step.
     """
     passes = [_run_pass(batch, index, models, engines, draws, settings) for index, draws in enumerate(noise)]
-    totals = _reduced([each.sums for each in passes])
+    # The one all-reduce of a step: sums over its passes and over all processes.
+    sums = {name: [getattr(each.sums, name) for each in passes] for name in Sums._fields}
+    totals = Sums(**all_reduce_sum({name: torch.stack(values).sum(0) for name, values in sums.items()}))
     rewards = RewardTotals(totals.queries, totals.reward, totals.squared_reward)
+    weights = settings.config.reward
 
-    for index, each in enumerate(passes):
-        _backward_rewards(each, models, engines, rewards, settings, is_last=index + 1 == len(passes))
-    report = _report(batch, totals, rewards, passes[0].metrics, engines.gradient_norms(), settings.config.reward)
+    for each in passes:
+        advantage = advantages(each.reward, rewards.mean, rewards.variance)
+        by_reward = policy_gradient(each.score, advantage, each.weight, weights.reward_weight)
+        gradient = each.energy_gradient + engines.precision.loss_scale * by_reward
+        each.reading.backward(engines.qwen, gradient, is_last=each.is_last)
+        with region("refiner"):
+            losses = models.refiner.rl_loss(each.transition, advantage, query_weight=each.weight)
+            engines.refiner.backward(losses["total"], is_last=each.is_last)
+
+    report = _report(batch, totals, rewards, passes[0].metrics, engines.gradient_norms(), weights)
     if not report.finite:
         engines.skip()
         return report
@@ -161,8 +171,11 @@ class Sums(NamedTuple):
 class Pass:
     """What is left of a pass once the grid modules have their gradients."""
 
+    is_last: bool
+    """Of the step's passes."""
     reading: Reading
-    """Its prompt is the one tensor that crosses between the engines; its gradient is the energy's, loss-scaled."""
+    energy_gradient: Float[Tensor, "B P"]
+    """Derivative of the energy in the prompt, times the loss scale."""
     weight: Float[Tensor, " B"]
     """Of each query in the step's means: 1 / queries, or 0 for padding."""
     score: Float[Tensor, "B P"]
@@ -179,6 +192,7 @@ class Pass:
 class Plan:
     """What the models make of the queries of a pass."""
 
+    queries: QueryBatch
     reading: Reading
     before: AgentOutput
     """Under the prompt as Qwen gave it; without a graph."""
@@ -206,9 +220,9 @@ def _run_pass(
     prompt = plan.reading.prompt
     target, mask = canvas_target(queries.targets, plan.after)
     with region("scores and rewards"):
-        scores, rewards = _scores(plan, queries, settings)
+        scores, rewards = _scores(plan, settings)
     with region("EFE and other losses"):
-        energy, losses = _energy(plan, queries, models, target, mask, scores, settings)
+        energy, losses = _energy(plan, models, target, mask, scores, settings)
 
     counted = torch.full_like(energy, 0.0 if share.is_padding else 1.0)
     weight = counted / len(batch)
@@ -234,7 +248,9 @@ def _run_pass(
     total_energy, squared_reward = total(energy), total(rewards.reward.square())
     broken = ~(total_energy + squared_reward).isfinite()
     return Pass(
+        is_last=is_last,
         reading=plan.reading,
+        energy_gradient=torch.zeros_like(prompt) if prompt.grad is None else prompt.grad,
         weight=weight,
         score=score,
         transition=plan.refinement.transition,
@@ -273,14 +289,8 @@ def _plan(
     """The forward pass: Qwen's prompt, the agent's answer to it, its refinement, the agent's answer to that."""
     inputs = queries.inputs
     with engines.autocast():
-        reading = read_prompts(
-            models,
-            engines.qwen,
-            queries,
-            settings.number,
-            seed=settings.config.train.seed,
-            keep_graph=keep_graph,
-        )
+        seed = settings.config.train.seed
+        reading = read_prompts(models, engines.qwen, queries, settings.number, seed=seed, keep_graph=keep_graph)
         with region("agent"):
             context = models.agent.read_context(inputs)
             with torch.no_grad():
@@ -292,6 +302,7 @@ def _plan(
         with region("solver"):
             proposal = models.solver(reading.prompt.detach(), inputs, queries.ids)
     return Plan(
+        queries=queries,
         reading=reading,
         before=before,
         refinement=refinement,
@@ -303,9 +314,9 @@ def _plan(
     )
 
 
-def _scores(plan: Plan, queries: QueryBatch, settings: StepSettings) -> tuple[Grades, Rewards]:
+def _scores(plan: Plan, settings: StepSettings) -> tuple[Grades, Rewards]:
     """How right the answers are, and how much the refinement has gained."""
-    inputs, targets = queries.inputs, queries.targets
+    inputs, targets = plan.queries.inputs, plan.queries.targets
     scores = grade(answer(plan.after, inputs, targets, plan.final_logits), targets)
     rewards = shaping_reward(
         answer(plan.before, inputs, targets),
@@ -319,7 +330,6 @@ def _scores(plan: Plan, queries: QueryBatch, settings: StepSettings) -> tuple[Gr
 
 def _energy(
     plan: Plan,
-    queries: QueryBatch,
     models: Models,
     target: Int[Tensor, "B H W"],
     mask: Bool[Tensor, "B H W"],
@@ -327,22 +337,16 @@ def _energy(
     settings: StepSettings,
 ) -> tuple[Float[Tensor, " B"], dict[str, Float[Tensor, " B"]]]:
     """What the grid modules minimise for each query, and the losses that it is made of, by their names in the log."""
-    after = plan.after
+    after, query = plan.after, plan.queries.inputs.query
     terms = models.efe.per_query(
-        after.forward_logits,
-        after.backward_logits,
-        after.state_logits,
-        after.obs_probs,
-        after.final_logits,
-        target,
-        plan.refinement.refined,
-        mask,
+        *(after.forward_logits, after.backward_logits, after.state_logits, after.obs_probs, after.final_logits),
+        *(target, plan.refinement.refined, mask),
     )
     height_logits, width_logits = after.size_logits.unbind(1)
-    size = size_loss((height_logits, width_logits), queries.targets.target_size)
+    size = size_loss((height_logits, width_logits), plan.queries.targets.target_size)
     solver = consistency(plan.final_logits, target, mask)
-    way_back = -after.reconstruction_logits.gather(-1, queries.inputs.query.clamp_min(0)[..., None])[..., 0]
-    reversibility = cell_mean(way_back, queries.inputs.query >= 0)
+    way_back = -after.reconstruction_logits.gather(-1, query.clamp_min(0)[..., None])[..., 0]
+    reversibility = cell_mean(way_back, query >= 0)
     energy = (
         hard_cell_weight(1.0 - scores.cell) * terms["total"]
         + settings.size_weight * size
@@ -361,28 +365,6 @@ def _signals(
     asked = signals.new_tensor([settings.stop, settings.preempted, settings.save_failed])
     signals[batch.process] = torch.cat([asked, torch.stack([broken, admitted])])
     return signals
-
-
-def _reduced(passes: Sequence[Sums]) -> Sums:
-    """The one all-reduce of a step: sums over its passes and over all processes."""
-    return Sums(
-        **all_reduce_sum({name: torch.stack([getattr(each, name) for each in passes]).sum(0) for name in Sums._fields})
-    )
-
-
-def _backward_rewards(
-    each: Pass, models: Models, engines: Engines, rewards: RewardTotals, settings: StepSettings, *, is_last: bool
-) -> None:
-    """Send the prompt's gradient, the rewards' share included, through Qwen; then the refiner's own loss."""
-    advantage = advantages(each.reward, rewards.mean, rewards.variance)
-    by_reward = policy_gradient(each.score, advantage, each.weight, settings.config.reward.reward_weight)
-    prompt = each.reading.prompt
-    by_energy = torch.zeros_like(prompt) if prompt.grad is None else prompt.grad
-    gradient = by_energy + engines.precision.loss_scale * by_reward
-    each.reading.backward(engines.qwen, gradient, is_last=is_last)
-    with region("refiner"):
-        losses = models.refiner.rl_loss(each.transition, advantage, query_weight=each.weight)
-        engines.refiner.backward(losses["total"], is_last=is_last)
 
 
 def _report(
