@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.filesize import decimal
-
 from arcdist.errors import ConfigError, SaveError
 
 _PIECE = 16 * 2**20
@@ -112,6 +110,8 @@ def unwritable(what: str, path: Path, error: OSError, needed: int, *, for_room: 
         for_room: what else gives room than removing files, such as "lower --output.keep_last".
         elsewhere: how to avoid that place, such as "export to another folder".
     """
+    from rich.filesize import decimal  # the doctor reports it if rich is missing
+
     room, free = f": it needs {decimal(needed)}", _free(path)
     size, *choices = {
         errno.ENOSPC: (room + free, "Make room", for_room, elsewhere),
@@ -129,6 +129,8 @@ def unwritable(what: str, path: Path, error: OSError, needed: int, *, for_room: 
 
 def _free(path: Path) -> str:
     """How much room there is, if the disk reports it."""
+    from rich.filesize import decimal
+
     try:
         free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
     except OSError:

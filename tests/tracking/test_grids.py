@@ -1,16 +1,17 @@
-"""Grids as text for a terminal and as figures."""
+"""Grids as text for a terminal, as figures, and as pictures of palette colours."""
 
 import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from PIL import Image
 from rich.cells import cell_len
 from rich.color import Color, ColorSystem
 from rich.console import Console
@@ -22,7 +23,9 @@ from arcdist.tracking.grids import (
     grid_text,
     has_colors,
     on_one_canvas,
+    png,
     query_figure,
+    query_picture,
     right_cells,
     verdict,
     verdict_of,
@@ -160,6 +163,7 @@ def test_verdict(prediction, said, right):
     assert right_cells(prediction, target) == right
 
 
+@settings(deadline=None)  # each example makes a figure
 @given(small_grids, small_grids)
 def test_what_is_not_right_is_wrong(prediction, target):
     predicted, wanted = on_one_canvas(prediction, target)
@@ -243,3 +247,52 @@ def test_pictures_fit_the_page_and_hold_whole_grids(side):
     cell = min(26.0, ((1150 - 8 * 14) // 9 - 2) / side)
     assert drawn(image, ARC_COLORS[1]) == pytest.approx(8 * (side * cell) ** 2, rel=0.6)
     assert drawn(image[:, -1:], "#FFFFFF") > 0
+
+
+SIDE, BETWEEN = 8, 12
+RIGHT, WRONG, PAPER = "#EEEEEE", "#D55E00", "#FFFFFF"
+
+
+def colors_of(picture, shapes):
+    """The colour in the middle of each cell of grids with these shapes, as `#RRGGBB`."""
+    pixels = np.asarray(picture.convert("RGB"))
+    grids, left = [], 0
+    for rows, columns in shapes:
+        cells = pixels[SIDE // 2 : rows * SIDE : SIDE, left + SIDE // 2 : left + columns * SIDE : SIDE]
+        grids.append([["#{:02X}{:02X}{:02X}".format(*map(int, cell)) for cell in row] for row in cells])
+        left += columns * SIDE + 1 + BETWEEN
+    assert (picture.width, picture.height) == (left - BETWEEN, max(rows for rows, _ in shapes) * SIDE + 1)
+    return grids
+
+
+def colored(grid):
+    return [[ARC_COLORS[color] for color in row] for row in grid]
+
+
+def difference(prediction, target):
+    query = ShownQuery(id="a", input=((0,),), target=target, steps=(), prediction=prediction)
+    grids = (query.input, prediction, target)
+    both = (max(len(prediction), len(target)), max(len(prediction[0]), len(target[0])))
+    return colors_of(query_picture(query), [*((len(grid), len(grid[0])) for grid in grids), both])[-1]
+
+
+GRIDS = st.integers(1, 6).flatmap(
+    lambda width: st.lists(st.tuples(*[st.integers(0, 9)] * width), min_size=1, max_size=6).map(tuple)
+)
+
+
+@given(GRIDS, GRIDS)
+def test_each_cell_has_its_colour_also_in_the_file(grid, step):
+    query = ShownQuery(id="a", input=grid, target=grid, steps=(step,), prediction=grid)
+    shapes = [(len(one), len(one[0])) for one in (grid, step, grid, grid, grid)]
+    right = [[RIGHT] * len(grid[0])] * len(grid)
+    expected = [colored(grid), colored(step), colored(grid), colored(grid), right]
+    picture = query_picture(query)
+    assert colors_of(picture, shapes) == expected
+    assert colors_of(Image.open(io.BytesIO(png(picture))), shapes) == expected
+
+
+def test_what_is_wrong_is_marked_and_what_neither_grid_has_is_paper():
+    assert difference(((1, 2), (3, 4)), ((1, 2), (3, 5))) == [[RIGHT, RIGHT], [RIGHT, WRONG]]
+    # A row more in the one, a column more in the other.
+    assert difference(((1,), (3,)), ((1, 2),)) == [[RIGHT, WRONG], [WRONG, PAPER]]

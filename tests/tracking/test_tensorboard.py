@@ -11,8 +11,8 @@ from shared.mirrored import catch_up, log_steps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from arcdist.analysis.record import read_run_folder
+from arcdist.tracking.grids import query_picture
 from arcdist.tracking.mirror import Mirrors
-from arcdist.tracking.pictures import query_picture
 from arcdist.tracking.tensorboard import TensorBoardMirror
 
 
