@@ -27,6 +27,8 @@ from arcdist.models import attention_share
 from arcdist.rng import stream
 from arcdist.training.models import Models, build_models
 
+_logger = logging.getLogger(__name__)
+
 
 def warmup_cosine(warmup_steps: int, total_steps: int, final_share: float) -> Callable[[int], float]:
     """Share of the peak learning rate after so many steps: linear warm-up, then half a cosine down to `final_share`.
@@ -103,9 +105,6 @@ def _grid_groups(models: Models, optim: OptimConfig) -> list[ParameterGroup]:
         scaled = lr * optim.task_vector_lr_scale
         groups.append(ParameterGroup(name="task_vectors", parameters=table, lr=scaled))
     return groups
-
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
