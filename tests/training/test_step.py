@@ -70,6 +70,16 @@ def test_the_report_has_the_documented_numbers(build_tiny):
     assert all(0.0 <= metrics[name] <= 1.0 for name in ("train/exact", "train/cell", "solver/confidence"))
 
 
+def test_a_parameter_group_may_be_named_like_a_metric(build_tiny, monkeypatch):
+    other, session = build_tiny(), build_tiny()
+    loss = step(other, first_batch(other)).metrics["loss"]
+    norms = session.engines.gradient_norms
+    monkeypatch.setattr(type(session.engines), "gradient_norms", lambda _: norms() | {"loss": torch.tensor(7.0)})
+    report = step(session, first_batch(session))
+    assert report.group_norms["loss"] == 7.0
+    assert report.metrics["loss"] == loss != 7.0
+
+
 def test_the_weight_of_the_size_loss_enters_the_loss_times_the_share_of_the_efe(build_tiny):
     low, high = (
         step(session, first_batch(session), size_weight=weight).metrics
