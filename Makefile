@@ -3,9 +3,6 @@ PYTHON ?= python3
 # More for the program behind a target: make train ARGS="--recipe qwen2.5-1.5b", make test ARGS="-m 'not slow'".
 ARGS ?=
 
-# What `accelerate launch` would choose on a machine with one device: named, so that it neither warns nor starts more.
-ONE_PROCESS := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
-
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -23,7 +20,7 @@ help:
 	@echo "make clean        remove .venv, builds and caches; runs/ is kept"
 
 train: $(INSTALLED)
-	$(BIN)/accelerate launch $(ONE_PROCESS) launch/train.py $(ARGS)
+	$(BIN)/python launch/train.py $(ARGS)
 
 # One test process a core, with one thread each: more would wait for each other.
 test: export OMP_NUM_THREADS = 1

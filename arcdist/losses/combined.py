@@ -10,9 +10,9 @@ from torch import Tensor
 def combined_loss(
     energy: Float[Tensor, ""], mean_reward: Float[Tensor, ""], efe_weight: float = 0.7, reward_weight: float = 0.3
 ) -> Float[Tensor, ""]:
-    """efe_weight x energy - reward_weight x mean reward.
+    """efe_weight x energy - reward_weight x mean reward: what a step reports, and what it backpropagates.
 
-    The mean reward is a constant to autograd: its gradient is `policy_gradient`.
+    The mean reward is a constant to autograd, so a step backpropagates it as 0; its gradient is `policy_gradient`.
     """
     return efe_weight * energy - reward_weight * mean_reward
 

@@ -129,6 +129,7 @@ def train_step(
     for each in passes:
         advantage = advantages(each.reward, rewards.mean, rewards.variance)
         by_reward = policy_gradient(each.score, advantage, each.weight, weights.reward_weight)
+        # Both are times the loss scale, as the engine's backward pass expects.
         gradient = each.energy_gradient + engines.precision.loss_scale * by_reward
         each.reading.backward(engines.qwen, gradient, is_last=each.is_last)
         with region("refiner"):
@@ -216,6 +217,7 @@ def _run_pass(
     """Answer the queries of a pass, score the answers, and give the grid modules their gradients."""
     queries, share = batch.queries[index], batch.shares[index]
     is_last = index + 1 == len(batch.shares)
+    # Of several passes, the graphs would have to wait for the rewards of the last: Qwen reads twice then.
     plan = _plan(models, engines, queries, noise, settings, keep_graph=len(batch.shares) == 1)
     prompt = plan.reading.prompt
     target, mask = canvas_target(queries.targets, plan.after)
@@ -224,6 +226,7 @@ def _run_pass(
     with region("EFE and other losses"):
         energy, losses = _energy(plan, models, target, mask, scores, settings)
 
+    weights = settings.config.reward
     counted = torch.full_like(energy, 0.0 if share.is_padding else 1.0)
     weight = counted / len(batch)
 
@@ -231,7 +234,10 @@ def _run_pass(
         return (counted * values.detach()).sum()
 
     with region("grid backward (agent, EFE, solver)"):
-        loss = settings.config.reward.efe_weight * query_mean(energy, weight)
+        # The mean reward is a constant to autograd: what it adds to the gradient is `policy_gradient`.
+        loss = combined_loss(
+            query_mean(energy, weight), energy.new_zeros(()), weights.efe_weight, weights.reward_weight
+        )
         engines.grid.backward(loss, is_last=is_last)
     with region("refiner"):
         (score,) = torch.autograd.grad(plan.refinement.log_prob.sum(), prompt)
@@ -339,8 +345,14 @@ def _energy(
     """What the grid modules minimise for each query, and the losses that it is made of, by their names in the log."""
     after, query = plan.after, plan.queries.inputs.query
     terms = models.efe.per_query(
-        *(after.forward_logits, after.backward_logits, after.state_logits, after.obs_probs, after.final_logits),
-        *(target, plan.refinement.refined, mask),
+        forward_logits=after.forward_logits,
+        backward_logits=after.backward_logits,
+        state_logits=after.state_logits,
+        obs_probs=after.obs_probs,
+        final_logits=after.final_logits,
+        target=target,
+        prompt_embedding=plan.refinement.refined,
+        grid_mask=mask,
     )
     height_logits, width_logits = after.size_logits.unbind(1)
     size = size_loss((height_logits, width_logits), plan.queries.targets.target_size)
@@ -394,6 +406,7 @@ def _report(
         queries=len(batch),
         tokens=round(next(numbers)),
         finite=all(map(math.isfinite, (host_means["loss"], *host_norms.values()))),
+        # The numbers that are left, five for each process.
         signals=tuple(
             Signals(stop > 0, preempted > 0, save_failed > 0, broken > 0, round(admitted))
             for stop, preempted, save_failed, broken, admitted in zip(*[numbers] * len(Signals._fields), strict=True)
