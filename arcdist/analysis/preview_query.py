@@ -11,13 +11,13 @@ from jaxtyping import Int
 
 from arcdist.config import Config, DataConfig, QwenConfig
 from arcdist.data import FEATURE_NAMES, Augmentation, Collator, Query, Task, TaskSets, build_queries, read_queries
-from arcdist.data.qwen_files import QwenTokenizer, locate_qwen, read_tokenizer, ways_out
+from arcdist.data.text import GridTokenizer, locate_qwen, read_tokenizer, ways_out
 from arcdist.errors import ConfigError, PlatformError
 
 Kind: TypeAlias = Literal["train", "test"]
 
 
-def load_tokenizer(qwen: QwenConfig) -> QwenTokenizer:
+def load_tokenizer(qwen: QwenConfig) -> GridTokenizer:
     """The tokenizer that a run would write grids with.
 
     Raises:
@@ -107,7 +107,7 @@ class GivenQuery:
 
 
 def give(
-    config: Config, sets: TaskSets, task: Task, *, kind: Kind, index: int, epoch: int, tokenizer: QwenTokenizer
+    config: Config, sets: TaskSets, task: Task, *, kind: Kind, index: int, epoch: int, tokenizer: GridTokenizer
 ) -> GivenQuery:
     """Collate a task's queries as a run does, and read back what the models would be given of one of them.
 
@@ -126,7 +126,7 @@ def give(
     augment = config.data.augment
     make_collator = partial(
         Collator,
-        tokenizer.grids,
+        tokenizer,
         task_rows={trained.id: row for row, trained in enumerate(sets.training.used)},
         # A task that a run leaves out for its size is still shown.
         max_grid_size=max(config.agent.max_grid_size, task.longest_side),

@@ -8,7 +8,7 @@ from arcdist.data.queries import Query, build_queries, read_queries
 from arcdist.data.sampler import BucketedBatches, Partitioner
 from arcdist.data.sources import LeakReport, Origin, TaskSet, TaskSets, read_task_sets, read_tasks
 from arcdist.data.tasks import MAX_SIDE, NUM_COLORS, Pair, Task, parse_task, tasks_digest
-from arcdist.data.text import GridTokenizer, embedded_tokenizer, from_pretrained_tokenizer
+from arcdist.data.text import GridTokenizer, embedded_tokenizer
 
 __all__ = [
     "FEATURE_NAMES",
@@ -35,7 +35,6 @@ __all__ = [
     "draw_augmentation",
     "embedded_tokenizer",
     "fit_canvas",
-    "from_pretrained_tokenizer",
     "parse_task",
     "read_queries",
     "read_task_sets",

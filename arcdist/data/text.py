@@ -1,4 +1,6 @@
-"""Grids as text: one token a cell, a newline a row, a letter before each grid.
+"""Grids as a model's tokens, and where the tokenizer and the model come from.
+
+A grid is one token a cell and a newline a row, after a letter: `I` before an input and `O` before an output.
 
     I00
     07
@@ -7,43 +9,42 @@
     I55
     O
 
-`I` precedes an input and `O` an output: here one context pair, the query's input, and the mark after which its output
-would begin.
+This is one context pair, the query's input, and the mark after which its output would begin. Nothing here needs
+`arcdist.models`, whose import takes longer than a preview.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from jaxtyping import Int, UInt8
 
 from arcdist.data.tasks import Pair
 from arcdist.errors import ConfigError, DataError
+from arcdist.files import expanded
 
-# L tokens, H W grid, S symbols
-Grid = UInt8[np.ndarray, "H W"]
+# L tokens, H W grid, S symbols.
 
 SYMBOLS = (*"0123456789", "\n", "I", "O")
 """The pieces of text that a task is written with; a colour is the symbol of its own number."""
 NEWLINE, INPUT, OUTPUT = 10, 11, 12
 
+Init: TypeAlias = Literal["pretrained", "random"]
 
-@runtime_checkable
-class TextTokenizer(Protocol):
-    """What is needed of a Hugging Face tokenizer."""
+TINY = "embedded:tiny"
+"""A Qwen2 small enough to train beside the agent on a laptop's CPU, with a vocabulary of grids only."""
+EMBEDDED_MODELS = (TINY, "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B")
+"""Names whose configuration is in the package."""
 
-    name_or_path: str
-    pad_token_id: int | None
-    eos_token_id: int | None
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a text."""
-
-    def __len__(self) -> int: ...
+_LARGE = " or ".join(EMBEDDED_MODELS[1:])
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GridTokenizer:
     """Writes the demonstrations and the query of a task as token ids."""
 
@@ -53,8 +54,10 @@ class GridTokenizer:
     """Token id that fills a batch; no model looks at it."""
     vocab_size: int
     """Number of ids that the tokenizer knows."""
+    name: str
+    """Whose tokens these are, in words."""
 
-    def encode(self, context: Sequence[Pair], query: Grid) -> Int[np.ndarray, " L"]:
+    def encode(self, context: Sequence[Pair], query: UInt8[np.ndarray, "H W"]) -> Int[np.ndarray, " L"]:
         """Token ids of the context pairs, the query's input and the mark that its output would follow.
 
         L = Σ (1 + height · (width + 1)) over the grids, and one for the last mark.
@@ -90,13 +93,22 @@ class GridTokenizer:
         return "".join(text_of[token] for token in ids.tolist())
 
 
-def embedded_tokenizer() -> GridTokenizer:
+def embedded_tokenizer(reason: str = "the model is its own") -> GridTokenizer:
     """The tokenizer of the models that arcdist builds itself: the 13 symbols and a padding token."""
-    return GridTokenizer(np.arange(len(SYMBOLS)), pad_id=len(SYMBOLS), vocab_size=len(SYMBOLS) + 1)
+    return GridTokenizer(
+        symbol_ids=np.arange(len(SYMBOLS)),
+        pad_id=len(SYMBOLS),
+        vocab_size=len(SYMBOLS) + 1,
+        name=f"arcdist's own tokenizer ({reason})",
+    )
 
 
-def from_pretrained_tokenizer(tokenizer: TextTokenizer) -> GridTokenizer:
-    """Look up the symbols in a pretrained tokenizer's vocabulary.
+def from_pretrained_tokenizer(tokenizer: Any, model: str) -> GridTokenizer:
+    """Look up the symbols in the vocabulary of a Hugging Face tokenizer.
+
+    Args:
+        tokenizer: a `PreTrainedTokenizerBase`.
+        model: whose it is, for messages.
 
     Raises:
         ConfigError: a symbol is not a single token, or there is no token to pad with.
@@ -108,12 +120,101 @@ def from_pretrained_tokenizer(tokenizer: TextTokenizer) -> GridTokenizer:
         # An unknown symbol becomes the one unknown token, which the second unknown symbol then repeats.
         if len(pieces) != 1 or pieces[0] in symbol_ids:
             raise ConfigError(
-                f"The tokenizer of {tokenizer.name_or_path!r} has no single token for {symbol!r} "
-                f"(it gives {pieces}), but a grid is read at one token a cell. {remedy}"
+                f"The tokenizer of {model!r} has no single token for {symbol!r} (it gives {pieces}), but a grid is "
+                f"read at one token a cell. {remedy}"
             )
         symbol_ids += pieces
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     if pad_id is None:
-        name = tokenizer.name_or_path
-        raise ConfigError(f"The tokenizer of {name!r} has neither a padding nor an end token. {remedy}")
-    return GridTokenizer(np.array(symbol_ids), pad_id=pad_id, vocab_size=len(tokenizer))
+        raise ConfigError(f"The tokenizer of {model!r} has neither a padding nor an end token. {remedy}")
+    return GridTokenizer(
+        symbol_ids=np.array(symbol_ids), pad_id=pad_id, vocab_size=len(tokenizer), name=f"the tokenizer of {model}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QwenSource:
+    """Where a model is read from."""
+
+    model: str
+    """Its name in the configuration."""
+    init: Init
+    kind: Literal["embedded", "folder", "hub"]
+    """The package, a local folder, or the Hugging Face Hub."""
+    folder: Path | None = None
+    """The local folder, or the Hub's files in the cache, perhaps not all; None if there are none."""
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether its weights are drawn, not read."""
+        return self.kind == "embedded" or self.init == "random"
+
+
+def locate_qwen(model: str, init: Init) -> QwenSource:
+    """Find a model by its name: in the package, else in a local folder, else on the Hub, as far as the cache has it.
+
+    Nothing is downloaded.
+
+    Args:
+        model: a Hub name, a local folder, or one of `EMBEDDED_MODELS`.
+        init: `random` needs the configuration only.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    if model == TINY or (init == "random" and model in EMBEDDED_MODELS):
+        return QwenSource(model=model, init=init, kind="embedded")
+    folder = expanded(model)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"qwen.model {model!r}: {folder} has no config.json, so it is not a folder of a model.")
+        return QwenSource(model=model, init=init, kind="folder", folder=folder)
+    if init == "random" or model.startswith("embedded:"):
+        raise ConfigError(
+            f"qwen.model is {model!r}, which has no configuration in the package and is no local folder: "
+            f"choose {TINY}, a folder with config.json, or {_LARGE} with --qwen.init random."
+        )
+    try:
+        cached: Path | None = Path(snapshot_download(model, local_files_only=True))
+    except HFValidationError as error:
+        raise ConfigError(
+            f"qwen.model {model!r} is neither a folder that exists nor a name of the Hub: give one of these, or {TINY}."
+        ) from error
+    except LocalEntryNotFoundError:
+        cached = None
+    return QwenSource(model=model, init=init, kind="hub", folder=cached)
+
+
+def ways_out(model: str, *files: str) -> str:
+    """What to do about a Hub model that cannot be had; `files` are those needed of it, if not all."""
+    return (
+        f"Run `hf download {' '.join((model, *files))}` where there is a network, which fills the cache (HF_HOME; "
+        f"HF_HUB_OFFLINE=1 then reads it without one), or give --qwen.model PATH, a folder with the model's files; "
+        f"--qwen.model {TINY}, a small untrained model; or --qwen.init random, random weights for {_LARGE}."
+    )
+
+
+def read_tokenizer(source: QwenSource) -> GridTokenizer:
+    """The tokenizer of a model that is in the package or whose files are in `source.folder`.
+
+    Raises:
+        ConfigError: the folder has none (random weights then read arcdist's own tokens), it cannot be read, or it
+            cannot write grids.
+    """
+    folder = source.folder
+    if folder is None:
+        return embedded_tokenizer(f"qwen.model is {TINY}" if source.model == TINY else "qwen.init is random")
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        if source.has_random_weights:
+            return embedded_tokenizer(f"{folder} has none")
+        raise ConfigError(
+            f"qwen.model {source.model!r}: {folder} has no tokenizer ({', '.join(_VOCABULARIES)}): copy the model's "
+            f"there, or give --qwen.model {TINY}."
+        )
+    from transformers import AutoTokenizer  # takes a second, and arcdist's own tokens do not need it
+
+    try:
+        pretrained = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"qwen.model {source.model!r}: the tokenizer in {folder} cannot be read: {error}") from error
+    return from_pretrained_tokenizer(pretrained, source.model)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from arcdist.config import Config, DataConfig, OutputConfig, QwenConfig, TrainConfig
 from arcdist.config.loader import DEFAULT_ROOT
 from arcdist.data import read_task_sets
-from arcdist.data.qwen_files import QwenSource, locate_qwen, read_tokenizer, ways_out
+from arcdist.data.text import QwenSource, locate_qwen, read_tokenizer, ways_out
 from arcdist.distributed import is_main, local_rank, local_world_size, world_size
 from arcdist.distributed.collectives import shutdown
 from arcdist.doctor.examination import (

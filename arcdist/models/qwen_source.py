@@ -15,8 +15,17 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, Qwen2Config
 from transformers import logging as transformers_logging
 
-from arcdist.data.qwen_files import EMBEDDED_MODELS, TINY, Init, QwenSource, locate_qwen, read_tokenizer, ways_out
-from arcdist.data.text import GridTokenizer, embedded_tokenizer
+from arcdist.data.text import (
+    EMBEDDED_MODELS,
+    TINY,
+    GridTokenizer,
+    Init,
+    QwenSource,
+    embedded_tokenizer,
+    locate_qwen,
+    read_tokenizer,
+    ways_out,
+)
 from arcdist.errors import ConfigError, PlatformError
 
 __all__ = [
@@ -156,10 +165,9 @@ def load_body(
         )
     else:
         body = _read_body(source, config, dtype, sharding)
-    grids = tokenizer.grids
-    if grids.symbol_ids.max() >= body.config.vocab_size or grids.pad_id >= body.config.vocab_size:
+    if tokenizer.symbol_ids.max() >= body.config.vocab_size or tokenizer.pad_id >= body.config.vocab_size:
         raise ConfigError(
-            f"qwen.model {model!r}: its tokenizer knows {grids.vocab_size} tokens, but the model embeds only "
+            f"qwen.model {model!r}: its tokenizer knows {tokenizer.vocab_size} tokens, but the model embeds only "
             f"{body.config.vocab_size}: take the model's own tokenizer."
         )
     # Prompts are independent of right padding only because no token sees a later one.
@@ -168,7 +176,7 @@ def load_body(
             f"qwen.model {model!r} ({body.config.model_type}) is no causal language model: "
             f"choose one that is, such as Qwen/Qwen2.5-1.5B."
         )
-    return body, grids
+    return body, tokenizer
 
 
 def read_config(source: QwenSource) -> PretrainedConfig:

@@ -1,7 +1,9 @@
-"""Grids as text: the layout by hand, and equality with a byte-level BPE tokenizer that splits as Qwen's does."""
+"""Grids as text by hand and as a byte-level BPE tokenizer writes them; where a model is read from."""
 
 import re
+import shutil
 
+import huggingface_hub
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,8 +13,18 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from arcdist.data.tasks import Pair
-from arcdist.data.text import embedded_tokenizer, from_pretrained_tokenizer
+from arcdist.data.text import (
+    EMBEDDED_MODELS,
+    TINY,
+    QwenSource,
+    embedded_tokenizer,
+    from_pretrained_tokenizer,
+    locate_qwen,
+    read_tokenizer,
+    ways_out,
+)
 from arcdist.errors import ConfigError, DataError
+from arcdist.models.qwen_source import embedded_config
 
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -92,7 +104,7 @@ def written(grid: np.ndarray) -> str:
 
 def test_pretrained_ids_are_those_of_the_tokenized_text() -> None:
     pretrained = qwen_like_tokenizer()
-    tokenizer = from_pretrained_tokenizer(pretrained)
+    tokenizer = from_pretrained_tokenizer(pretrained, "a/b")
     tokens = tokenizer.encode([PAIR, PAIR], QUERY)
     assert tokens.tolist() == pretrained.encode(tokenizer.decode(tokens), add_special_tokens=False)
     assert tokenizer.decode(tokens) == "I00\n07\nO701\n" + TEXT
@@ -103,14 +115,14 @@ def test_pretrained_ids_are_those_of_the_tokenized_text() -> None:
 def test_digits_that_share_the_unknown_token_are_refused() -> None:
     tokenizer = word_tokenizer([*"0123456", "\n", "I", "O"], pad_token="<pad>")
     with pytest.raises(ConfigError, match="no single token for '8'"):
-        from_pretrained_tokenizer(tokenizer)
+        from_pretrained_tokenizer(tokenizer, "a/b")
 
 
 def test_end_token_pads_where_there_is_no_padding_token() -> None:
     words = [*"0123456789", "\n", "I", "O", "<end>"]
-    assert from_pretrained_tokenizer(word_tokenizer(words, eos_token="<end>")).pad_id == 14
+    assert from_pretrained_tokenizer(word_tokenizer(words, eos_token="<end>"), "a/b").pad_id == 14
     with pytest.raises(ConfigError, match="neither a padding nor an end token"):
-        from_pretrained_tokenizer(word_tokenizer(words))
+        from_pretrained_tokenizer(word_tokenizer(words), "a/b")
 
 
 def test_digit_of_two_tokens_is_refused() -> None:
@@ -119,9 +131,116 @@ def test_digit_of_two_tokens_is_refused() -> None:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
     with pytest.raises(ConfigError, match=r"'0' \(it gives \[\d+, \d+\]\)"):
-        from_pretrained_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>"))
+        from_pretrained_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>"), "a/b")
 
 
 def test_context_pair_without_output_is_refused() -> None:
     with pytest.raises(DataError, match="no output"):
         embedded_tokenizer().encode([Pair(QUERY, None)], QUERY)
+
+
+HUB = "Qwen/Qwen2.5-1.5B"
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model's folder without its weights: a byte-level tokenizer whose symbols have numbers of their own."""
+    folder = tmp_path / "model"
+    embedded_config(TINY).save_pretrained(folder)
+    pieces = ["<|endoftext|>", "O", "I", "Ċ", *"9876543210"]
+    tokenizer = Tokenizer(models.BPE({piece: index for index, piece in enumerate(pieces)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def read(model, init="pretrained"):
+    return read_tokenizer(locate_qwen(str(model), init))
+
+
+def test_every_embedded_model_has_its_configuration_in_the_package():
+    assert [embedded_config(name).hidden_size for name in EMBEDDED_MODELS] == [32, 896, 1536]
+
+
+@pytest.mark.parametrize(("name", "init"), [(TINY, "pretrained"), (TINY, "random"), (HUB, "random")])
+def test_the_package_comes_first(name, init, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir(parents=True)
+    source = locate_qwen(name, init)
+    assert source == QwenSource(model=name, init=init, kind="embedded")
+    assert source.has_random_weights
+
+
+def test_a_local_folder_comes_before_the_hub(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Qwen").mkdir()
+    model.rename(tmp_path / HUB)
+    source = locate_qwen(HUB, "pretrained")
+    assert (source.kind, str(source.folder), source.has_random_weights) == ("folder", HUB, False)
+
+
+def test_the_hub_is_looked_up_in_the_cache_only(cache, model):
+    assert locate_qwen(HUB, "pretrained") == QwenSource(model=HUB, init="pretrained", kind="hub")
+    snapshot = cache / "models--Qwen--Qwen2.5-1.5B" / "snapshots" / "0123abcd"
+    shutil.copytree(model, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0123abcd")
+    assert locate_qwen(HUB, "pretrained").folder == snapshot
+
+
+@pytest.mark.parametrize(
+    ("name", "init", "message"),
+    [
+        ("embedded:big", "pretrained", "which has no configuration in the package"),
+        ("somebody/model", "random", "which has no configuration in the package"),
+        ("/no/such/folder", "pretrained", "is neither a folder that exists nor a name of the Hub: .* embedded:tiny"),
+    ],
+)
+def test_the_name_of_nothing(name, init, message):
+    with pytest.raises(ConfigError, match=message):
+        locate_qwen(name, init)
+
+
+def test_the_ways_out_name_the_files_that_are_needed():
+    assert ways_out("a/b").startswith("Run `hf download a/b` where there is a network")
+    assert "`hf download a/b config.json`" in ways_out("a/b", "config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "init", "why"),
+    [(TINY, "pretrained", "qwen.model is embedded:tiny"), (HUB, "random", "qwen.init is random")],
+)
+def test_the_embedded_tokenizer_says_why_it_is_used(name, init, why):
+    tokenizer = read(name, init)
+    assert tokenizer.name == f"arcdist's own tokenizer ({why})"
+    assert tokenizer.decode(tokenizer.encode([PAIR], QUERY)) == TEXT
+
+
+def test_a_folder_gives_the_ids_of_its_own_vocabulary(model):
+    tokenizer = read(model)
+    assert tokenizer.symbol_ids.tolist() == [*range(13, 3, -1), 3, 2, 1]
+    assert tokenizer.decode(tokenizer.encode([PAIR], QUERY)) == TEXT
+    assert (tokenizer.pad_id, tokenizer.name) == (0, f"the tokenizer of {model}")
+
+
+def test_random_weights_need_no_tokenizer(model):
+    (model / "tokenizer.json").unlink()
+    assert read(model, "random").name == f"arcdist's own tokenizer ({model} has none)"
+    with pytest.raises(ConfigError, match=r"has no tokenizer \(tokenizer\.json, .*or give --qwen\.model embedded:tiny"):
+        read(model)
+
+
+def test_a_folder_that_is_no_models(model):
+    (model / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"the tokenizer in .*model cannot be read"):
+        read(model)
+    (model / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        read(model)
