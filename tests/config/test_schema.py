@@ -21,7 +21,7 @@ from arcdist.errors import ConfigError
         ("--optim.beta2=1", "optim.beta2 is 1.0: choose 0 up to 1."),
         ("--optim.final_lr_share=1.5", "optim.final_lr_share is 1.5: choose 0 to 1."),
         ("--optim.max_grad_norm=0", "optim.max_grad_norm is 0.0: choose more than 0."),
-        ("--train.cpu_threads=0", "train.cpu_threads is 0: choose at least 1, or null for one a core."),
+        ("--train.cpu_threads=0", "train.cpu_threads is 0: choose at least 1, or null."),
         ("--seed=-1", "train.seed is -1: choose 0 to"),
         ("--seed=9223372036854775808", "train.seed is 9223372036854775808: choose 0 to"),
     ],
