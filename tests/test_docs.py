@@ -26,7 +26,7 @@ from arcdist.config import TRAIN, Config, load_config, recipe_names
 from arcdist.config.keys import Key, config_keys, config_sections
 from arcdist.config.loader import SHORT_FLAGS
 from arcdist.config.schema import EFE_TERMS
-from arcdist.data import FEATURE_NAMES, build_queries, parse_task, read_tasks
+from arcdist.data import FEATURE_NAMES, build_queries, parse_task, read_task_sets
 from arcdist.tracking.run_folder import RUN_CONTENT
 from arcdist.training import health
 
@@ -321,7 +321,7 @@ def test_recipes_have_the_model_that_the_table_says(recipe: str) -> None:
 
 def test_the_numbers_of_queries_and_tasks() -> None:
     config = load_config(["--recipe", "quickstart"]).config.data
-    tasks = read_tasks(config.source, config.split, config.max_side, config.max_tasks)
+    tasks = read_task_sets(config).training.used
     trained, scored = len(build_queries(tasks, "train")), len(build_queries(tasks, "test"))
     says = " ".join(sections("README.md")["What to expect"].split())
     assert f"It trains on {trained:,} queries and scores {scored:,}, those of the {len(tasks)} ARC-AGI-2" in says

