@@ -7,7 +7,7 @@ from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import yaml
@@ -97,17 +97,17 @@ def build(values: Mapping[str, object]) -> Config:
     Raises:
         ConfigError: A value or a combination of values that the tree's own checks refuse.
     """
-    config: Config = _build(Config, "", values)
+
+    def section(kind: Any, prefix: str) -> Any:
+        return kind(
+            **{
+                name: section(hint, f"{prefix}{name}.") if is_dataclass(hint) else values[prefix + name]
+                for name, hint in get_type_hints(kind).items()
+            }
+        )
+
+    config: Config = section(Config, "")
     return config
-
-
-def _build(part: Any, prefix: str, values: Mapping[str, object]) -> Any:
-    return part(
-        **{
-            name: _build(kind, f"{prefix}{name}.", values) if is_dataclass(kind) else values[prefix + name]
-            for name, kind in get_type_hints(part).items()
-        }
-    )
 
 
 def nearest(name: str, choices: Collection[str]) -> str:
@@ -125,15 +125,13 @@ def nearest(name: str, choices: Collection[str]) -> str:
 
 
 Text = str | list[str] | None
-"""A value as it was written: a scalar's characters, a list of them, or null."""
+"""A value as it was written: text, so that `precision: no` in a file means what `--train.precision no` means."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RawValue:
-    """A value as somebody wrote it, before its type is checked."""
+class RawValue(NamedTuple):
+    """A value before its type is checked."""
 
     text: Text
-    """Text, so that `precision: no` in a file means what `--train.precision no` means."""
     where: str
     """The place, in words, for error messages."""
 
@@ -165,7 +163,7 @@ def parse_yaml(text: str, name: str) -> dict[str, RawValue]:
             raise ConfigError(f"{where}: there is no key {key}.{suggestion}")
         if key in found:
             raise ConfigError(f"{where}: {key} is given a second time, after {found[key].where}. Keep one of them.")
-        found[key] = RawValue(text=_text(node, key, where), where=where)
+        found[key] = RawValue(_text(node, key, where), where)
     return found
 
 

@@ -4,7 +4,7 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
@@ -25,6 +25,7 @@ NEWEST, AUTO = "newest", "auto"
 DEFAULT_ROOT = Path("runs")
 """Where runs without a folder of their own go."""
 DEFAULT_RECIPE = "quickstart"
+_RECIPES = resources.files("arcdist.config") / "recipes"
 
 SHORT_FLAGS = {
     "train.epochs": "--epochs",
@@ -153,12 +154,12 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
 
     is_resumed = False
     if recipe is None and file is None:
-        file = config_of_run(options.get("resume"), given.get("output.dir"))
+        file = _config_of_run(options.get("resume"), given.get("output.dir"))
         is_resumed = file is not None
         recipe = None if is_resumed else DEFAULT_RECIPE
     layers: dict[str, dict[str, RawValue]] = {}
     if recipe is not None:
-        layers[f"recipe {recipe}"] = parse_yaml(_read_recipe(recipe), f"recipe {recipe}")
+        layers[f"recipe {recipe}"] = _read_recipe(recipe)
     if file is not None:
         layers[f"file {file}"] = _read_file(file, program)
         if is_resumed:
@@ -195,66 +196,54 @@ def _build(values: Mapping[str, object], sources: Mapping[str, str]) -> Config:
 
 def newest_run() -> Path | None:
     """The run in `runs/` that has saved last, by the clock of the disk; None if there is none."""
-    saved = {run: max(_save_times(run), default=0) for run in DEFAULT_ROOT.glob("*") if (run / "config.yaml").is_file()}
-    return max(filter(saved.get, saved), key=lambda run: (saved[run], run.name), default=None)
+    saved: dict[Path, int] = {}
+    for run in DEFAULT_ROOT.glob("*"):
+        for place in (run / "best", *(run / "checkpoints").glob("step_*")) if (run / "config.yaml").is_file() else ():
+            with suppress(FileNotFoundError):  # A run that is training removes its oldest checkpoints.
+                saved[run] = max(saved.get(run, 0), place.stat().st_mtime_ns)
+    return max(saved, key=lambda run: (saved[run], run.name), default=None)
 
 
-def _save_times(run: Path) -> Iterator[int]:
-    for place in (run / "best", *(run / "checkpoints").glob("step_*")):
-        with suppress(FileNotFoundError):  # A run that is training removes its oldest checkpoints.
-            yield place.stat().st_mtime_ns
-
-
-def config_of_run(resume: str | None, directory: str | None) -> Path | None:
-    """The `config.yaml` beside what is resumed; None if there is none.
-
-    Args:
-        resume: `--resume`'s value, if it was given.
-        directory: `--output_dir`'s.
-    """
+def _config_of_run(resume: str | None, directory: str | None) -> Path | None:
+    """The `config.yaml` beside what `--resume` and `--output_dir` name; None if there is none."""
     if resume is None:
         return None
-    if resume not in (NEWEST, AUTO):
+    if resume in (NEWEST, AUTO):
+        run = newest_run() if directory is None else expanded(directory)
+        places = [run] if run else []
+    else:
         path = expanded(resume)
         places = [path, path.parent, path.parent.parent]
-    elif directory is not None:
-        places = [expanded(directory)]
-    else:
-        run = newest_run()
-        places = [run] if run else []
     return next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
 
 
 def recipe_names() -> list[str]:
     """The recipes that ship with the package."""
-    names = (entry.name for entry in (resources.files("arcdist.config") / "recipes").iterdir())
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+    return sorted(entry.name.removesuffix(".yaml") for entry in _RECIPES.iterdir() if entry.name.endswith(".yaml"))
 
 
-def _read_recipe(name: str) -> str:
+def _read_recipe(name: str) -> dict[str, RawValue]:
     names = recipe_names()
     if name not in names:
         raise ConfigError(
             f"--recipe {name}: there is no recipe of that name.{nearest(name, names)} "
             f"Choose {', '.join(names)}, or give a file of your own with --config FILE."
         )
-    return (resources.files("arcdist.config") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    return parse_yaml((_RECIPES / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}")
 
 
 def _read_file(path: str | Path, program: Program) -> dict[str, RawValue]:
     """The keys that a file gives, without removed ones, which are reported."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        given = parse_yaml(Path(path).read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}. Give a YAML file that can be read.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"--config {path}: byte {error.start} is not UTF-8. Give a text file.") from error
-    given = parse_yaml(text, str(path))
-    removed = [name for name in given if name not in config_keys()]
+    removed = [f"{name} ({REMOVED_KEYS[name]})" for name in given if name in REMOVED_KEYS]
     if removed and os.environ.get("RANK", "0") == "0":
-        named = ", ".join(f"{name} ({REMOVED_KEYS[name]})" for name in removed)
-        standard_error.write(f"{program.name}: {path}: no longer needed, and ignored: {named}.\n")
-    return {name: raw for name, raw in given.items() if name not in removed}
+        standard_error.write(f"{program.name}: {path}: no longer needed, and ignored: {', '.join(removed)}.\n")
+    return {name: raw for name, raw in given.items() if name not in REMOVED_KEYS}
 
 
 def _read_words(argv: Sequence[str], program: Program) -> dict[str, Any]:
@@ -300,12 +289,10 @@ def _add_own_flags(parser: argparse.ArgumentParser, program: Program) -> None:
 def _typed_parser(program: Program) -> ArgumentParser:
     """The parser that prints help and converts values to the keys' types."""
     own = [
-        *(
-            f" [--{name} {option.metavar}]" if option.if_bare is None else f" [--{name} [{option.metavar}]]"
-            for name, option in program.options.items()
-        ),
-        *(f" [--{name}]" for name in program.switches),
+        f" [--{name} {option.metavar if option.if_bare is None else f'[{option.metavar}]'}]"
+        for name, option in program.options.items()
     ]
+    own += [f" [--{name}]" for name in program.switches]
     words = f"[{program.arguments.metavar} ...] " if program.arguments else ""
     parser = ArgumentParser(
         prog=program.name,
@@ -333,14 +320,10 @@ def _converted(types: ArgumentParser, key: Key, raw: RawValue) -> object:
     text = raw.text
     if get_origin(key.type) is tuple and isinstance(text, str) and not text.startswith("["):
         text = [name.strip() for name in text.split(",") if name.strip()]
-    try:
+    with suppress(argparse.ArgumentError):
         value = types.parse_object({key.name: text}, defaults=False)[key.name]
-    except argparse.ArgumentError:
-        fits = False
-    else:
         # jsonargparse lets null through for every type, and inf for numbers.
-        fits = NoneType in get_args(key.type) if value is None else not isinstance(value, float) or math.isfinite(value)
-    if not fits:
-        shown = "null" if text is None else repr(text)
-        raise ConfigError(f"{key.name} is {shown} ({raw.where}): choose {key.accepted}.")
-    return value
+        if NoneType in get_args(key.type) if value is None else not isinstance(value, float) or math.isfinite(value):
+            return value
+    shown = "null" if text is None else repr(text)
+    raise ConfigError(f"{key.name} is {shown} ({raw.where}): choose {key.accepted}.")

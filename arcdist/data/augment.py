@@ -8,18 +8,6 @@ from jaxtyping import UInt8
 from arcdist.data.queries import Query
 from arcdist.data.tasks import NUM_COLORS, Pair
 
-# Whether the grid is transposed, then the steps that its rows and its columns are read with.
-_SYMMETRIES = (
-    (False, 1, 1),
-    (True, -1, 1),
-    (False, -1, -1),
-    (True, 1, -1),
-    (True, 1, 1),
-    (False, -1, 1),
-    (True, -1, -1),
-    (False, 1, -1),
-)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Augmentation:
@@ -34,15 +22,13 @@ class Augmentation:
 
     def apply(self, grid: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "p q"]:
         """Change one grid."""
-        transposed, rows, columns = _SYMMETRIES[self.dihedral]
-        changed: UInt8[np.ndarray, "p q"] = self.colors[(grid.T if transposed else grid)[::rows, ::columns]]
+        changed: UInt8[np.ndarray, "p q"] = self.colors[np.rot90(grid.T if self.dihedral >= 4 else grid, self.dihedral)]
         return changed
 
     def invert(self, grid: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "p q"]:
         """Change one grid back: `invert(apply(grid))` is `grid`."""
-        transposed, rows, columns = _SYMMETRIES[self.dihedral]
-        recolored: UInt8[np.ndarray, "_ _"] = np.argsort(self.colors).astype(np.uint8)[grid[::rows, ::columns]]
-        return recolored.T if transposed else recolored
+        turned = np.rot90(np.argsort(self.colors).astype(np.uint8)[grid], -self.dihedral)
+        return turned.T if self.dihedral >= 4 else turned
 
     def apply_query(self, query: Query) -> Query:
         """Change a query: its context is reordered, its target changes with its input.
@@ -52,12 +38,13 @@ class Augmentation:
         """
         if len(query.context) != len(self.order):
             raise ValueError(f"an augmentation drawn for {len(self.order)} pairs was given {len(query.context)}")
-        context = tuple(self._apply_pair(query.context[place]) for place in self.order)
-        target = None if query.target is None else self.apply(query.target)
-        return Query(query.id, query.task_id, context, self.apply(query.input), target)
 
-    def _apply_pair(self, pair: Pair) -> Pair:
-        return Pair(self.apply(pair.input), None if pair.output is None else self.apply(pair.output))
+        def changed(grid: UInt8[np.ndarray, "h w"] | None) -> UInt8[np.ndarray, "p q"] | None:
+            return None if grid is None else self.apply(grid)
+
+        pairs = (query.context[place] for place in self.order)
+        context = tuple(Pair(self.apply(pair.input), changed(pair.output)) for pair in pairs)
+        return Query(query.id, query.task_id, context, self.apply(query.input), changed(query.target))
 
 
 def draw_augmentation(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,21 +73,17 @@ class QueryBatch:
 
     def pin_memory(self) -> "QueryBatch":
         """Copy to page-locked memory, from which `to` a CUDA device does not wait for the copy. Needs CUDA."""
-        return self._changed(lambda tensor: tensor.pin_memory())
+        return self._map(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device) -> "QueryBatch":
         """Copy to a device; from pinned memory to CUDA without waiting for the copy."""
-        return self._changed(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
 
-    def _changed(self, change: Callable[[Tensor], Tensor]) -> "QueryBatch":
-        return replace(self, inputs=_each(self.inputs, change), targets=_each(self.targets, change))
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "QueryBatch":
+        def changed(part: Any) -> Any:
+            return replace(part, **{field.name: change(getattr(part, field.name)) for field in fields(part)})
 
-
-_Tensors = TypeVar("_Tensors", QueryInputs, QueryTargets)
-
-
-def _each(tensors: _Tensors, change: Callable[[Tensor], Tensor]) -> _Tensors:
-    return replace(tensors, **{field.name: change(getattr(tensors, field.name)) for field in fields(tensors)})
+        return replace(self, inputs=changed(self.inputs), targets=changed(self.targets))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,17 +138,13 @@ def working_area(
     A side is the largest of the query's, the context's, and the query's scaled like the context's outputs to their
     inputs (the largest ratio, rounded up), at most `max_grid_size`. `context` are pairs with outputs.
     """
-    height, width = (_working_side(context, query.shape[axis], axis) for axis in (0, 1))
-    return min(height, max_grid_size), min(width, max_grid_size)
-
-
-def _working_side(context: Sequence[Pair], query_side: int, axis: int) -> int:
-    longest = query_side
+    height, width = query.shape
     for pair in context:
         assert pair.output is not None
-        before, after = pair.input.shape[axis], pair.output.shape[axis]
-        longest = max(longest, before, after, -(-query_side * after // before))
-    return longest
+        (rows_in, columns_in), (rows_out, columns_out) = pair.input.shape, pair.output.shape
+        height = max(height, rows_in, rows_out, -(-query.shape[0] * rows_out // rows_in))
+        width = max(width, columns_in, columns_out, -(-query.shape[1] * columns_out // columns_in))
+    return min(height, max_grid_size), min(width, max_grid_size)
 
 
 def stack_grids(grids: Sequence[UInt8[np.ndarray, "_ _"]], height: int, width: int) -> Int8[np.ndarray, "N H W"]:

@@ -26,11 +26,6 @@ FEATURE_NAMES = (
 )
 """The transformation features, in the order of the vector."""
 
-NUM_SUMMARY = 3 * NUM_COLORS + 2
-"""Numbers in a grid summary."""
-
-_LARGEST_RATIO = 4.0
-
 
 def pair_features(
     inputs: Int8[np.ndarray, "N H W"], outputs: Int8[np.ndarray, "N H W"], sizes: Int[np.ndarray, "N 2 2"]
@@ -64,7 +59,7 @@ def pair_features(
     num_kept = (has_in & has_out).sum(axis=1)
     overlap = (inputs >= 0) & (outputs >= 0)
     features = (
-        np.minimum(areas[:, 1] / areas[:, 0], _LARGEST_RATIO),
+        np.minimum(areas[:, 1] / areas[:, 0], 4.0),
         (sizes[:, 0] == sizes[:, 1]).all(axis=1),
         _count((inputs != outputs) & overlap) / _count(overlap),
         num_kept / num_in,

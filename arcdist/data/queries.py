@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,14 +18,13 @@ from arcdist.errors import DataError, PlatformError
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Silence the bars of `datasets` inside the block: arcdist draws its own."""
-    if datasets.are_progress_bars_disabled():
-        yield
-        return
+    was_disabled = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        datasets.enable_progress_bars()
+        if not was_disabled:
+            datasets.enable_progress_bars()
 
 
 Kind = Literal["train", "test"]
@@ -140,12 +139,8 @@ def _row(query: Query) -> dict[str, Any]:
 
 def _query(query_id: str, task_id: str, sides: list[list[int]], cells: UInt8[np.ndarray, " cells"]) -> Query:
     # Input and output of each context pair, the query's input and, if it is known, its target.
-    grids = []
-    start = 0
-    for height, width in sides:
-        end = start + height * width
-        grids.append(cells[start:end].reshape(height, width))
-        start = end
+    ends = accumulate((height * width for height, width in sides), initial=0)
+    grids = [cells[start:end].reshape(shape) for (start, end), shape in zip(pairwise(ends), sides, strict=True)]
     num_pairs = (len(grids) - 1) // 2
     context = tuple(Pair(grids[2 * pair], grids[2 * pair + 1]) for pair in range(num_pairs))
     target = grids[-1] if len(grids) == 2 * num_pairs + 2 else None

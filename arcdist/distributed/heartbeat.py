@@ -88,15 +88,14 @@ class Heartbeat:
         finally:
             stop.set()
             thread.join()
-
-    def _keep_writing(self, stop: threading.Event) -> None:
-        stopping = False
-        while not stopping:
-            stopping = stop.wait(WRITE_SECONDS)
-            # A disk that is full for a while is no reason to end a run.
             with suppress(OSError):
                 self._write()
-            if self.observer is not None and not stopping:
+
+    def _keep_writing(self, stop: threading.Event) -> None:
+        while not stop.wait(WRITE_SECONDS):
+            with suppress(OSError):  # A disk that is full for a while is no reason to end a run.
+                self._write()
+            if self.observer is not None:
                 activity = self._activity
                 with suppress(OSError, ValueError):  # The console may be gone.
                     self.observer(activity.doing, (_now() - activity.since).total_seconds())
@@ -133,8 +132,8 @@ class SignsOfLife:
         self._silence = silence
         self._beats = 0
         self._beat_at = -BEAT_SECONDS
-        self._heard = ""
-        self._heard_at = 0.0
+        self._last_sign = ""
+        self._last_sign_at = 0.0
 
     def exchange(self, store: "TCPStore") -> str | None:
         """Leave a sign and look for the neighbour's, if it is time; the problem if it has been silent for too long."""
@@ -142,7 +141,9 @@ class SignsOfLife:
         if now - self._beat_at < BEAT_SECONDS:
             return None
         if now - self._beat_at > 2 * BEAT_SECONDS:
-            self._heard_at = now  # This process was suspended itself, and cannot tell how long the other was silent.
+            self._last_sign_at = (
+                now  # This process was suspended itself, and cannot tell how long the other was silent.
+            )
         self._beat_at = now
         self._beats += 1
         store.set(store_key(f"beat/{rank()}"), f"{self._beats} {self._describe()}")
@@ -150,9 +151,9 @@ class SignsOfLife:
         if not store.check([theirs]):
             return None  # It has yet to begin.
         sign = store.get(theirs).decode()
-        if sign != self._heard:
-            self._heard, self._heard_at = sign, now
-        seconds = now - self._heard_at
+        if sign != self._last_sign:
+            self._last_sign, self._last_sign_at = sign, now
+        seconds = now - self._last_sign_at
         if not sign or seconds <= self._silence:  # The sign is empty once the neighbour has ended well.
             return None
         return (
@@ -162,5 +163,5 @@ class SignsOfLife:
         )
 
     def end(self, store: "TCPStore") -> None:
-        """Tell the others that no more signs will come, since this rank has ended well."""
+        """Announce that no more signs will come, since this rank has ended well."""
         store.set(store_key(f"beat/{rank()}"), "")

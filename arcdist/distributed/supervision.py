@@ -12,21 +12,13 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, redirect_stdout, suppress
-from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from arcdist.cli import OutputClosed, ends_quietly, finish_standard_error, is_output_closed, standard_error
-from arcdist.distributed.environment import (
-    is_main,
-    launcher_keeps_store,
-    rank,
-    store_address,
-    store_key,
-    world_size,
-)
+from arcdist.distributed.environment import is_main, launcher_keeps_store, rank, store_address, store_key, world_size
 from arcdist.distributed.heartbeat import SignsOfLife
 from arcdist.errors import ArcdistError, DistributedError
 
@@ -56,8 +48,7 @@ _QUIET = (KeyboardInterrupt, OutputClosed)
 """What needs no message."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """What a rank that failed leaves for the others."""
 
     rank: int
@@ -67,7 +58,7 @@ class Failure:
 
     def claim(self, store: "TCPStore") -> bool:
         """Leave it in the store as the run's first failure; False if there is an earlier one."""
-        text = json.dumps(asdict(self))
+        text = json.dumps(self._asdict())
         # Of an absent key, the store takes "" for the value to compare with.
         return store.compare_set(store_key("failed"), "", text) == text.encode()
 
@@ -178,11 +169,10 @@ class FailureWatch:
                 leave(failure.exit_code)
             self._has_rank_0_ended = self._has_rank_0_ended or store.check([store_key("ended")])
             signs = None if self._has_rank_0_ended or self._is_reporting else self._signs
-            if signs is not None and (problem := signs.exchange(store)):
-                missed = Failure(rank=signs.neighbour, exit_code=DistributedError.exit_code, error=problem)
-                if missed.claim(store):
-                    _log(problem)
-                    _stop(problem, FAILED_SECONDS)
+            problem = signs.exchange(store) if signs else None
+            if signs and problem and Failure(signs.neighbour, DistributedError.exit_code, problem).claim(store):
+                _log(problem)
+                _stop(problem, FAILED_SECONDS)
             try:
                 report = self._reports.get(timeout=POLL_SECONDS)
             except queue.Empty:
@@ -194,9 +184,8 @@ class FailureWatch:
                     store.set(store_key("ended"), "")
                 return
             failure, is_first = report
-            is_claimed = failure.claim(store)
-            is_first.set_result(is_claimed)
-            if is_claimed:
+            is_first.set_result(failure.claim(store))
+            if is_first.result():
                 return
 
 
@@ -270,19 +259,18 @@ def run_guarded(program: str, main: Callable[[FailureWatch], int | None]) -> int
                 raise
             if world_size() > 1:
                 _end_all(program, error, watch)
-            if isinstance(error, ArcdistError):
-                standard_error.write(f"{program}: {error}\n")
-            elif not isinstance(error, _QUIET):
+            if not isinstance(error, (ArcdistError, *_QUIET)):
                 raise
+            standard_error.write(_message(program, error))
             return _exit_code(error)
 
 
 def _exit_code(error: BaseException) -> int:
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
+    if isinstance(error, ArcdistError | OutputClosed):
+        return error.exit_code
     if _is_lost_connection(error):
         return DistributedError.exit_code
-    return error.exit_code if isinstance(error, ArcdistError | OutputClosed) else 1
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
 
 
 def _end_all(program: str, error: BaseException, watch: FailureWatch) -> NoReturn:
@@ -293,7 +281,7 @@ def _end_all(program: str, error: BaseException, watch: FailureWatch) -> NoRetur
             _wait_for_rank_0_to_fail(error, watch)
         # Before the watch has begun, rank 0 need not wait for torch to be imported: the others see its end.
         is_unwatched = is_main() and not watch.started
-        if is_unwatched or watch.report(Failure(rank=rank(), exit_code=_exit_code(error), error=_headline(error))):
+        if is_unwatched or watch.report(Failure(rank(), _exit_code(error), _headline(error))):
             standard_error.write(_message(program, error))
             standard_error.flush()
             time.sleep(FAILED_SECONDS)
@@ -343,9 +331,9 @@ def _message(program: str, error: BaseException) -> str:
     if isinstance(error, ArcdistError):
         return f"{program}: {error}\n" if is_main() else f"{program}: {who}: {error}\n"
     if _is_lost_connection(error):
-        reason = str(error).partition("\n")[0]
         return (
             f"{program}: {who} has lost another one, which was killed (for lack of memory, perhaps) or whose machine "
-            f"is lost: the launcher's report below names it as the root cause. Continue with --resume. ({reason})\n"
+            f"is lost: the launcher's report below names it as the root cause. Continue with --resume. "
+            f"({_headline(error)})\n"
         )
     return f"{program}: {who} failed: {_headline(error)}\n{''.join(traceback.format_exception(error))}"
