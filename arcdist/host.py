@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -10,7 +11,7 @@ _ROOT = Path("/sys/fs/cgroup")
 _OF_PROCESS = Path("/proc/self/cgroup")
 
 
-def cores_at_hand() -> int:
+def available_cores() -> int:
     """Cores that the process may run on, before any limit on their time."""
     # Not every system says which ones those are.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -19,7 +20,7 @@ def cores_at_hand() -> int:
 def usable_cores() -> int:
     """How many cores the process can keep busy."""
     limit = most_cores()
-    return cores_at_hand() if limit is None else max(1, min(cores_at_hand(), int(limit)))
+    return available_cores() if limit is None else max(1, min(available_cores(), int(limit)))
 
 
 def most_cores(root: Path = _ROOT, of_process: Path = _OF_PROCESS) -> float | None:
@@ -62,17 +63,14 @@ def _read(file: Path) -> str:
 
 
 _PACKAGES = ("arcdist", "torch", "accelerate", "deepspeed", "transformers", "peft", "wandb")
-_SECONDS_FOR_GIT = 10
 
 
 def versions() -> dict[str, str]:
     """Version of each package that a run's numbers may depend on; those that are not installed are left out."""
     found = {}
     for name in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -87,9 +85,7 @@ def git_commit() -> str | None:
 
 def _git(root: Path, *command: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=_SECONDS_FOR_GIT, check=True
-        )
+        command = ("git", "-C", str(root), *command)
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()

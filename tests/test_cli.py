@@ -61,7 +61,7 @@ def lost(request):
     os.close(writer)
 
 
-def test_a_run_goes_on_to_its_end_when_nobody_reads_it(tmp_path, lost):
+def test_a_run_continues_to_its_end_when_nobody_reads_it(tmp_path, lost):
     file, why = lost
     ended = run(tmp_path, file)
     assert (ended.returncode, ended.stdout) == (0, b"")
@@ -92,7 +92,7 @@ def test_streams_that_are_closed_from_the_start_change_no_exit_code(tmp_path, cl
         assert ended.stderr.endswith("x.py: too late.\n" if flags else "a table\n")
 
 
-def test_a_run_on_a_terminal_goes_on_without_it(tmp_path):
+def test_a_run_on_a_terminal_continues_without_it(tmp_path):
     there, terminal = pty.openpty()
     program = RUN.replace("range(3)", "range(8)").replace("bar.advance()", "bar.advance(); time.sleep(0.3)")
     started = subprocess.Popen(

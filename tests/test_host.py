@@ -62,7 +62,7 @@ def test_those_that_are_not_are_left_out(monkeypatch):
     assert list(versions.versions()) == ["torch"]
 
 
-def test_a_commit_with_changes_says_so(tmp_path, monkeypatch):
+def test_a_commit_with_changes_is_marked(tmp_path, monkeypatch):
     (tmp_path / "arcdist").mkdir()
     monkeypatch.setattr(versions, "__file__", str(tmp_path / "arcdist" / "versions.py"))
     assert versions.git_commit() is None

@@ -44,7 +44,7 @@ from arcdist.engine.platform import Platform, choose_device, start_platform
 from arcdist.errors import ArcdistError, ConfigError, DataError, NotFiniteError, PlatformError
 from arcdist.files import expanded
 from arcdist.formatting import counted
-from arcdist.host import cores_at_hand, memory_left, usable_cores
+from arcdist.host import available_cores, memory_left, usable_cores
 from arcdist.models.qwen_source import HUB_SECONDS, read_config
 from arcdist.tracking import no_log
 from arcdist.tracking.run_folder import taken_by
@@ -205,7 +205,7 @@ def _compute(device: torch.device, precision: Precision) -> None:
 
 def check_cores(train: TrainConfig) -> Finding:
     """Whether the processes of this machine have a core for each of their threads."""
-    of_machine, cores, processes = cores_at_hand(), usable_cores(), local_world_size()
+    of_machine, cores, processes = available_cores(), usable_cores(), local_world_size()
     # Beside a GPU a process keeps one busy.
     threads = 1 if torch.cuda.is_available() and train.device != "cpu" else torch.get_num_threads()
     found = f"{counted(cores, 'core')} for {_processes(processes)} of {counted(threads, 'thread')}"

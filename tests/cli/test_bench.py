@@ -47,7 +47,7 @@ def test_it_prints_pace_memory_and_shares_and_leaves_nothing(tmp_path, tiny_flag
         (["--dry_run"], "bench.py: There is no flag --dry_run. --help lists them all.\n"),
     ],
 )
-def test_wrong_flags_are_told_in_a_line(tmp_path, argv, message):
+def test_wrong_flags_are_reported_in_a_line(tmp_path, argv, message):
     run = bench(tmp_path, *argv)
     assert run.returncode == 2
     assert run.stderr == message

@@ -23,11 +23,11 @@ LAUNCHERS = [*ONE_PROCESS, "cpu_2proc", "multi_gpu", *ZERO, "multi_node_zero2"]
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
 
 # One write a process, so that lines do not mix.
-TELL = """\
+SHOW = """\
 import json, os
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES")
-told = {name: value for name, value in os.environ.items() if name in names or name.startswith("ACCELERATE_")}
-os.write(1, (json.dumps(told) + "\\n").encode())
+given = {name: value for name, value in os.environ.items() if name in names or name.startswith("ACCELERATE_")}
+os.write(1, (json.dumps(given) + "\\n").encode())
 """
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -53,9 +53,9 @@ def surroundings(name: str) -> dict[str, str]:
 
 @pytest.fixture
 def start(tmp_path) -> Iterator[Start]:
-    """Launch a program in which each process tells what the launcher has told it."""
-    script = tmp_path / "tell.py"
-    script.write_text(TELL)
+    """Launch a program in which each process prints what the launcher has given it."""
+    script = tmp_path / "show.py"
+    script.write_text(SHOW)
     launchers = []
 
     def start_one(name: str, *flags: str) -> subprocess.Popen[str]:
@@ -71,11 +71,11 @@ def start(tmp_path) -> Iterator[Start]:
 
 
 def finish(launcher: subprocess.Popen[str]) -> list[dict[str, str]]:
-    """What the processes of a launcher told, by rank; the launcher must have said nothing."""
+    """What the processes of a launcher printed, by rank; the launcher must have said nothing."""
     output, errors = launcher.communicate(timeout=120)
     assert errors == ""
     assert launcher.returncode == 0
-    return sorted((json.loads(line) for line in output.splitlines()), key=lambda told: int(told.get("RANK", "0")))
+    return sorted((json.loads(line) for line in output.splitlines()), key=lambda given: int(given.get("RANK", "0")))
 
 
 def test_these_are_all():
@@ -118,10 +118,10 @@ def test_a_deepspeed_file_has_no_number_but_its_stage(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_PROCESS)
 def test_one_process_is_started_without_a_word(name, start):
-    (told,) = finish(start(name))
-    assert told.keys() & {"RANK", "WORLD_SIZE"} == set()
-    assert told["ACCELERATE_MIXED_PRECISION"] == "no"
-    assert told.get("CUDA_VISIBLE_DEVICES") == ("-1" if name == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES"))
+    (given,) = finish(start(name))
+    assert given.keys() & {"RANK", "WORLD_SIZE"} == set()
+    assert given["ACCELERATE_MIXED_PRECISION"] == "no"
+    assert given.get("CUDA_VISIBLE_DEVICES") == ("-1" if name == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 @pytest.mark.slow
@@ -135,9 +135,9 @@ def test_one_process_is_started_without_a_word(name, start):
     ],
 )
 def test_several_processes_are_started_without_a_word(name, processes, start):
-    told = finish(start(name, "--num_processes", str(processes)))
-    assert [one["RANK"] for one in told] == [str(rank) for rank in range(processes)]
-    for one in told:
+    given = finish(start(name, "--num_processes", str(processes)))
+    assert [one["RANK"] for one in given] == [str(rank) for rank in range(processes)]
+    for one in given:
         assert one["WORLD_SIZE"] == one["LOCAL_WORLD_SIZE"] == str(processes)
         assert one["ACCELERATE_MIXED_PRECISION"] == "no"
         assert one.get("ACCELERATE_DEEPSPEED_CONFIG_FILE") == (f"ds_configs/{name}.json" if name in ZERO else None)
@@ -160,9 +160,9 @@ def test_a_launcher_a_machine_makes_one_run(start):
         for machine in range(2)
     ]
     for machine, launcher in enumerate(machines):
-        told = finish(launcher)
-        assert [one["RANK"] for one in told] == [str(2 * machine), str(2 * machine + 1)]
-        for one in told:
+        given = finish(launcher)
+        assert [one["RANK"] for one in given] == [str(2 * machine), str(2 * machine + 1)]
+        for one in given:
             assert (one["WORLD_SIZE"], one["LOCAL_WORLD_SIZE"]) == ("4", "2")
             assert one["ACCELERATE_DEEPSPEED_CONFIG_FILE"] == "ds_configs/zero2.json"
 

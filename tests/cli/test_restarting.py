@@ -42,7 +42,7 @@ def start(tmp_path):
         (["--num_processes", "4", "--", "--seed", "--"], ["--num_processes", "4"], ["--seed", "--"]),
     ],
 )
-def test_what_stands_before_the_dashes_is_the_launcher_s(start, given, launcher, program):
+def test_what_is_before_the_dashes_is_the_launcher_s(start, given, launcher, program):
     run = start("runs/my night", *given)
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.splitlines() == ["launch", *DEFAULTS, *launcher, *PROGRAM, *program]
@@ -53,7 +53,7 @@ def test_the_environment_names_another_file_and_number(start):
     assert run.stdout.splitlines()[1:5] == ["--config_file", "my own.yaml", "--max_restarts", "9"]
 
 
-def test_without_a_run_folder_it_says_so(start):
+def test_without_a_run_folder_it_is_refused(start):
     run = start()
     assert run.returncode == 1
     assert run.stderr.endswith("the run folder, such as runs/night\n")

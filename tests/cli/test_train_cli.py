@@ -111,8 +111,8 @@ def test_a_run_of_a_version_with_more_keys_resumes(tmp_path, tiny_flags):
     resumed = train("--resume", "run", "--epochs", "2")
     assert resumed.returncode == 0, resumed.stderr
     assert f"Resumed from {newest.relative_to(tmp_path)}: step 2" in " ".join(resumed.stderr.split())
-    (told,) = [line for line in resumed.stderr.splitlines() if "no longer needed" in line]
-    assert told.startswith("train.py: run/config.yaml: no longer needed, and ignored: ")
-    assert all(told.count(name) == 1 for name in OLD_KEYS)
+    (line,) = [line for line in resumed.stderr.splitlines() if "no longer needed" in line]
+    assert line.startswith("train.py: run/config.yaml: no longer needed, and ignored: ")
+    assert all(line.count(name) == 1 for name in OLD_KEYS)
     assert not any(name.rpartition(".")[2] in config_file.read_text() for name in OLD_KEYS)
     assert len((tmp_path / "run" / "steps.jsonl").read_text().splitlines()) == 4

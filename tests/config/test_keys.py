@@ -132,7 +132,7 @@ def test_the_place_names_file_and_line() -> None:
         ("data: &loop\n  augment: *loop", "mine.yaml, line 1: there is no key data.augment.augment."),
     ],
 )
-def test_what_cannot_be_read_is_told_with_its_place(text: str, message: str) -> None:
+def test_what_cannot_be_read_is_reported_with_its_place(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         texts(text)
     assert str(caught.value).startswith(message)

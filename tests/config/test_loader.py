@@ -82,7 +82,7 @@ def test_help_is_the_programs(capsys):
         (["--oil", "palm"], {"oil": "palm"}),
     ],
 )
-def test_options_take_values_and_some_stand_alone(argv, options):
+def test_options_take_values_and_some_need_none(argv, options):
     loaded = load_config(argv, FRY)
     assert loaded.options == options
     assert loaded.switches == frozenset()
@@ -99,12 +99,12 @@ def test_a_count_is_a_whole_number_of_at_least_1(text):
         load_config([f"--to={text}"], COUNT)
 
 
-def test_a_count_that_is_one_is_given_as_it_stands():
+def test_a_count_that_is_one_is_given_as_text():
     assert load_config(["--to", "10"], COUNT).options == {"to": "10"}
     assert load_config([], COUNT).options == {}
 
 
-def test_an_option_that_needs_a_value_says_so():
+def test_an_option_that_needs_a_value_is_refused_without():
     with pytest.raises(ConfigError, match=r"The command line: argument --minutes: expected one argument"):
         load_config(["--minutes"], FRY)
 
@@ -129,7 +129,7 @@ def test_help_shows_which_values_may_be_left_out(capsys):
         (["--sauce", "--epochs", "3", "soup"], ("soup",)),
     ],
 )
-def test_words_that_belong_to_no_flag_stand_anywhere(argv, arguments):
+def test_words_that_belong_to_no_flag_may_be_anywhere(argv, arguments):
     if "-1" in argv:
         with pytest.raises(ConfigError, match=r"agent_lr is -1"):
             load_config(argv, EAT)
@@ -192,7 +192,7 @@ def test_each_layer_overrides_the_one_before(tmp_path: Path) -> None:
     assert loaded.recipe == "quickstart"
 
 
-def test_a_file_alone_stands_on_the_defaults(tmp_path: Path) -> None:
+def test_a_file_alone_overrides_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("train:\n  epochs: 3\n")
     loaded = load_config([f"--config={file}"])
@@ -382,9 +382,9 @@ def old_file(monkeypatch, tmp_path):
     return file
 
 
-def assert_told_once(told, file):
+def assert_reported_once(err, file):
     removed = [name for name in OLD_VALUES if name not in config_keys()]
-    (line,) = told.splitlines()
+    (line,) = err.splitlines()
     assert line.startswith(f"train.py: {file}: no longer needed, and ignored: ")
     assert all(line.count(f"{name} ({REMOVED_KEYS[name]})") == 1 for name in removed)
 
@@ -395,7 +395,7 @@ def test_removed_keys_of_an_old_file_are_ignored_and_reported_once(old_file, cap
     assert loaded.sources.keys() == config_keys().keys()
     out, err = capsys.readouterr()
     assert out == ""
-    assert_told_once(err, old_file)
+    assert_reported_once(err, old_file)
     # What is saved from here on has none of them.
     save_config(loaded.config, old_file)
     assert load_config(["--config", str(old_file)]).config == loaded.config
@@ -406,7 +406,7 @@ def test_removed_keys_of_an_old_file_are_ignored_and_reported_once(old_file, cap
 def test_removed_keys_of_a_resumed_run_are_ignored_and_reported_once(old_file, capsys, resumed):
     loaded = load_config(["--resume", str(old_file.parent.parent / resumed)])
     assert (loaded.config.train.seed, loaded.config.output.dir) == (3, None)
-    assert_told_once(capsys.readouterr().err, old_file)
+    assert_reported_once(capsys.readouterr().err, old_file)
 
 
 def test_only_process_0_reports_removed_keys(old_file, capsys, monkeypatch):

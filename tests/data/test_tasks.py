@@ -74,14 +74,14 @@ def test_sides_of_30_are_accepted():
         (task(train=[{"input": GRID, "output": [[1], []]}]), "train pair 0, output, row 1 is empty"),
     ],
 )
-def test_what_is_not_a_task_is_refused_with_its_place_and_the_mend(raw, message):
+def test_what_is_not_a_task_is_refused_with_its_place_and_the_remedy(raw, message):
     with pytest.raises(DataError) as refusal:
         parse_task("ab", raw, "x.json")
     assert message in str(refusal.value)
     assert refusal.value.exit_code == 2
 
 
-def test_digests_tell_pairs_apart_by_content_and_shape():
+def test_digests_distinguish_pairs_by_content_and_shape():
     def digest(first, second):
         return Pair(np.array(first, np.uint8), None if second is None else np.array(second, np.uint8)).digest()
 

@@ -73,7 +73,7 @@ def wait_for_all(processes: Sequence[subprocess.Popen[str]], seconds: float = 60
 def start_ranks(tmp_path, started) -> Callable[..., list[subprocess.Popen[str]]]:
     """Start a program once for each rank, with the environment of a launcher that stops no rank when another ends.
 
-    `store` is the launcher's store; without one the ranks are told of a free port, and rank 0 is to open it.
+    `store` is the launcher's store; without one the ranks get a free port, and rank 0 is to open it.
     """
 
     def start(program: str, ranks: int, store: TCPStore | None = None) -> list[subprocess.Popen[str]]:

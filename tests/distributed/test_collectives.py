@@ -84,7 +84,7 @@ def test_rows_are_its_own(shape, dtype):
 
 
 @pytest.mark.parametrize("text", ["", "/tmp/a run", "Ärger mit Ü\n"])
-def test_the_first_process_hears_itself(text):
+def test_the_only_process_gets_its_own_text(text):
     assert broadcast_text(text) == text
 
 
@@ -167,7 +167,7 @@ distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_only_the_process_that_differs_from_rank_0_says_so(run_ranks):
+def test_only_the_process_that_differs_from_rank_0_reports_it(run_ranks):
     ended = run_ranks(AGREEING, 3)
     assert [(process.code, process.err) for process in ended] == [(0, "")] * 3
     assert ended[0].out == ended[2].out == ""
@@ -304,7 +304,7 @@ def test_what_compares_equal_but_is_not_shows():
     assert fingerprint(nan) == fingerprint(nan.clone())
 
 
-def test_strides_do_not_matter_and_gradients_do_not_mind():
+def test_strides_do_not_matter_and_gradients_do_not_matter():
     tensor = torch.arange(12.0).reshape(3, 4).requires_grad_()
     assert fingerprint(tensor) == fingerprint(tensor.t().contiguous().t())
     assert fingerprint(tensor) != fingerprint(tensor.t())

@@ -46,7 +46,7 @@ def test_the_file_is_there_from_the_first_moment_with_who_and_what(tmp_path):
 
 
 @pytest.mark.usefixtures("quick")
-def test_it_goes_on_while_the_process_is_stuck_and_says_since_when(tmp_path):
+def test_it_continues_while_the_process_is_stuck_and_says_since_when(tmp_path):
     beat = Heartbeat(tmp_path, 0)
     with beat.running():
         beat.doing("Qwen forward", step=12)
@@ -89,7 +89,7 @@ def test_a_disk_that_fails_later_ends_nothing(tmp_path):
         wait_until(beat.path.exists)
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "heartbeats").write_text("")
     with (
         pytest.raises(PlatformError, match=r"rank_00000\.json cannot be written: .*--output_dir"),
@@ -106,7 +106,7 @@ def test_any_activity_comes_back_as_it_was_said(tmp_path_factory, rank, what, st
         assert (read(beat)["rank"], read(beat)["doing"], read(beat)["step"]) == (rank, what, step)
 
 
-def test_life_is_told_in_words(tmp_path, monkeypatch):
+def test_life_is_described_in_words(tmp_path, monkeypatch):
     now = datetime(2025, 3, 1, 12, 30, 5, 999_000, tzinfo=UTC)
     monkeypatch.setattr(heartbeat, "_now", lambda: now)
     beat = Heartbeat(tmp_path, 3)
@@ -118,20 +118,20 @@ def test_life_is_told_in_words(tmp_path, monkeypatch):
     assert beat.life() == f"training, step 7, since 2025-03-01T12:30:05+00:00, {where}"
     beat.doing("saving")
     assert beat.life() == f"saving, step 7, since 2025-03-01T12:32:05+00:00, {where}"
-    assert list(tmp_path.iterdir()) == []  # it is told without a file
+    assert list(tmp_path.iterdir()) == []  # it needs no file
 
 
 @pytest.mark.usefixtures("quick")
-def test_an_observer_is_told_what_is_being_done_and_for_how_long(tmp_path):
+def test_an_observer_is_given_what_is_being_done_and_for_how_long(tmp_path):
     beat = Heartbeat(tmp_path, 0)
-    told = []
-    beat.observer = lambda doing, seconds: told.append((doing, seconds))
+    observed = []
+    beat.observer = lambda doing, seconds: observed.append((doing, seconds))
     with beat.running():
         beat.doing("loading weights")
-        wait_until(lambda: len({seconds for doing, seconds in told if doing == "loading weights"}) >= 2)
+        wait_until(lambda: len({seconds for doing, seconds in observed if doing == "loading weights"}) >= 2)
         beat.doing("validating")
-        wait_until(lambda: told[-1][0] == "validating")
-    loading = [seconds for doing, seconds in told if doing == "loading weights"]
+        wait_until(lambda: observed[-1][0] == "validating")
+    loading = [seconds for doing, seconds in observed if doing == "loading weights"]
     assert loading == sorted(loading)
     assert 0.0 <= loading[0] < loading[-1] < 10.0
 
@@ -139,22 +139,22 @@ def test_an_observer_is_told_what_is_being_done_and_for_how_long(tmp_path):
 @pytest.mark.usefixtures("quick")
 def test_an_observer_whose_console_is_gone_ends_nothing(tmp_path):
     beat = Heartbeat(tmp_path, 0)
-    told = []
+    observed = []
 
     def fail(doing, seconds):
-        told.append(doing)
+        observed.append(doing)
         raise BrokenPipeError
 
     beat.observer = fail
     with beat.running():
-        wait_until(lambda: len(told) >= 3)
+        wait_until(lambda: len(observed) >= 3)
         beat.doing("saving")
         wait_until(lambda: read(beat)["doing"] == "saving")
 
 
 @pytest.fixture
 def exchange(monkeypatch):
-    """The store, and what rank 1 of 2, which minds silence of 10 s, does with it at a second."""
+    """The store, and what rank 1 of 2, which accepts 10 s of silence, does with it at a second."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
@@ -187,7 +187,7 @@ def test_a_neighbour_that_falls_silent_is_missed_after_the_bound_and_not_before(
     for second in (0, 2, 4):
         store.set(THEIRS, f"{second} saving, step 5, on node7 (pid 12)")
         assert at(second) is None
-    # Ten seconds after its last sign was heard, and no sooner.
+    # Ten seconds after its last sign was seen, and no sooner.
     assert [at(second) for second in (6, 8, 10, 12, 14)] == [None] * 5
     assert at(16) == (
         "Rank 0 of 2 has given no sign of life for 12 s. The last one: saving, step 5, on node7 (pid 12). The process "

@@ -109,7 +109,7 @@ def test_a_store_that_rank_0_has_yet_to_open_is_waited_for(monkeypatch):
 
 
 @pytest.mark.usefixtures("launched")
-def test_a_rank_that_reaches_nobody_tells_soon(monkeypatch):
+def test_a_rank_that_reaches_nobody_reports_soon(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
     monkeypatch.setenv("MASTER_PORT", "9")
     monkeypatch.setattr(supervision, "REPORT_SECONDS", 0.2)
@@ -155,7 +155,7 @@ def wait_for_files(*paths):
 
 
 @pytest.mark.slow
-def test_a_failure_ends_the_others_soon_and_stands_in_the_log(start_ranks, tmp_path, store):
+def test_a_failure_ends_the_others_soon_and_is_in_the_log(start_ranks, tmp_path, store):
     processes = start_ranks(WAITING.replace("WAIT", "600"), 2, store)
     wait_for_files(tmp_path / "ready0", tmp_path / "ready1")
     start = time.monotonic()
@@ -209,7 +209,7 @@ def test_a_good_end_leaves_word_that_no_more_signs_will_come(store):
 
 
 @pytest.mark.usefixtures("launched")
-def test_a_rank_that_minds_no_silence_gives_no_sign(store):
+def test_a_rank_without_a_bound_on_silence_gives_no_sign(store):
     with FailureWatch():
         time.sleep(2 * supervision.POLL_SECONDS)
     assert not store.check([MINE])
@@ -256,16 +256,16 @@ def raising(error):
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "message"),
     [
         (ConfigError("train.epochs is 0."), 2, "x.py: train.epochs is 0.\n"),
         (NotFiniteError("loss = inf"), 5, "x.py: loss = inf\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
-def test_with_one_process_an_error_is_a_message_and_an_exit_code(capsys, error, code, told):
+def test_with_one_process_an_error_is_a_message_and_an_exit_code(capsys, error, code, message):
     assert run_guarded("x.py", raising(error)) == code
-    assert capsys.readouterr() == ("", told)
+    assert capsys.readouterr() == ("", message)
 
 
 @pytest.mark.usefixtures("alone")
@@ -292,7 +292,7 @@ def test_what_main_returns_is_the_exit_code(monkeypatch, ranks, returned, code):
         ("Console().print('line')", 141),  # which meets the closed pipe and exits
         ("print('line')", 141),  # which is not delivered before the end
         ("print('line\\n' * 100_000)", 141),  # which meets it in the midst
-        ("sys.stdout.reconfigure(write_through=True); print('line')", 141),  # of which no buffer tells
+        ("sys.stdout.reconfigure(write_through=True); print('line')", 141),  # of which no buffer shows
         ("argparse.ArgumentParser().parse_args(['--help'])", 141),
         ("print('line'); return 5", 5),
         ("print('line'); raise ConfigError('wrong.')", 2),
@@ -346,7 +346,7 @@ def test_standard_output_is_rank_0s(monkeypatch, capsys, rank, printed):
 
 
 @pytest.mark.parametrize(
-    ("rank", "error", "told"),
+    ("rank", "error", "message"),
     [
         (0, ConfigError("wrong"), "x.py: wrong\n"),
         (3, ConfigError("wrong"), "x.py: rank 3 of 4: wrong\n"),
@@ -355,7 +355,7 @@ def test_standard_output_is_rank_0s(monkeypatch, capsys, rank, printed):
         (0, AssertionError(), "x.py: rank 0 of 4 failed: AssertionError\nAssertionError\n"),
     ],
 )
-def test_what_is_told(monkeypatch, capsys, rank, error, told):
+def test_messages(monkeypatch, capsys, rank, error, message):
     def leave(exit_code):
         raise Left(exit_code)
 
@@ -367,16 +367,16 @@ def test_what_is_told(monkeypatch, capsys, rank, error, told):
         run_guarded("x.py", raising(error))
     out, err = capsys.readouterr()
     assert out == ""
-    assert without_frames(err) == told
+    assert without_frames(err) == message
 
 
 class Left(BaseException):
     """In place of the end of this process, with its exit code."""
 
 
-def without_frames(told):
+def without_frames(message):
     """A message without the frames of its traceback."""
-    return re.sub(r"Traceback \(most recent call last\):\n(  .*\n)+", "", told)
+    return re.sub(r"Traceback \(most recent call last\):\n(  .*\n)+", "", message)
 
 
 START = """\
@@ -423,22 +423,24 @@ def work(rank, all_reduce):
 OTHERS_SLEEP = ONE_RAISES.replace("    all_reduce()", "    time.sleep(600)")
 
 
-def assert_told_once_by(ended, rank, ranks):
+def assert_reported_once_by(ended, rank, ranks):
     """Of all processes, the one that failed has printed its traceback, below a line that names it."""
-    (told,) = [process.err for process in ended if "worker.py:" in process.err]
-    assert f"worker.py: rank {rank} of {ranks} failed: RuntimeError: boom\nTraceback (most recent call last):\n" in told
-    assert 'fail(RuntimeError("boom"))' in told
-    assert told.count("boom") == 3  # in that line, in the traceback's line of source, and as its last
+    (message,) = [process.err for process in ended if "worker.py:" in process.err]
+    assert (
+        f"worker.py: rank {rank} of {ranks} failed: RuntimeError: boom\nTraceback (most recent call last):\n" in message
+    )
+    assert 'fail(RuntimeError("boom"))' in message
+    assert message.count("boom") == 3  # in that line, in the traceback's line of source, and as its last
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("work", [ONE_RAISES, OTHERS_SLEEP], ids=["all_reduce", "sleep"])
-def test_a_rank_that_fails_tells_and_the_others_end_quietly(run_ranks, tmp_path, work):
+def test_a_rank_that_fails_reports_and_the_others_end_quietly(run_ranks, tmp_path, work):
     ended = run_ranks(program(work), 3)
     failed_at = float((tmp_path / "failed_at").read_text())
     assert [process.code for process in ended] == [1, 1, 1]
     assert ended[0].err == ended[2].err == ""
-    assert_told_once_by(ended, 1, 3)
+    assert_reported_once_by(ended, 1, 3)
     # The one that failed ends first, so that a launcher names it; the others soon after.
     assert ended[1].at < min(ended[0].at, ended[2].at)
     assert max(process.at for process in ended) - failed_at < 4.0
@@ -448,13 +450,13 @@ def test_a_rank_that_fails_tells_and_the_others_end_quietly(run_ranks, tmp_path,
 def test_without_a_launchers_store_rank_0s_serves(start_ranks, finish):
     ended = finish(start_ranks(program(ONE_RAISES), 2))
     assert [process.code for process in ended] == [1, 1]
-    assert_told_once_by(ended, 1, 2)
+    assert_reported_once_by(ended, 1, 2)
     assert ended[0].err == ""
 
     rank_0 = program(ONE_RAISES.replace("rank == 1", "rank == 0"))
     ended = finish(start_ranks(rank_0, 2))
     assert [process.code for process in ended] == [1, 1]
-    assert_told_once_by(ended, 0, 2)
+    assert_reported_once_by(ended, 0, 2)
     assert ended[1].err == ""
 
 
@@ -467,7 +469,7 @@ def test_without_a_launchers_store_rank_0_may_end_first(start_ranks, finish):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("slow", [0, 1])
-def test_an_error_that_all_meet_is_told_once_by_rank_0(run_ranks, slow):
+def test_an_error_that_all_meet_is_reported_once_by_rank_0(run_ranks, slow):
     work = f"""
 def work(rank, all_reduce):
     if rank == {slow}:
@@ -479,7 +481,7 @@ def work(rank, all_reduce):
 
 
 @pytest.mark.slow
-def test_an_error_that_one_rank_meets_is_told_by_that_rank(run_ranks):
+def test_an_error_that_one_rank_meets_is_reported_by_that_rank(run_ranks):
     work = """
 def work(rank, all_reduce):
     if rank == 1:
@@ -494,7 +496,7 @@ def work(rank, all_reduce):
 
 
 @pytest.mark.slow
-def test_an_unexpected_error_on_all_ranks_is_told_once(run_ranks):
+def test_an_unexpected_error_on_all_ranks_is_reported_once(run_ranks):
     ended = run_ranks(program("def work(rank, all_reduce): fail(RuntimeError('boom'))"), 2)
     assert [process.code for process in ended] == [1, 1]
     assert sorted(len(process.err) > 0 for process in ended) == [False, True]
@@ -510,7 +512,7 @@ def work(rank, all_reduce): time.sleep(600)
 
 
 @pytest.mark.slow
-def test_before_the_watch_rank_0_tells_and_the_others_see_its_launcher_end(start_ranks, finish):
+def test_before_the_watch_rank_0_reports_and_the_others_see_its_launcher_end(start_ranks, finish):
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = start_ranks(program(EARLY.replace("AT", "(0, 1)")), 2, store)
     assert processes[0].wait(30) == 2
@@ -523,7 +525,7 @@ def test_before_the_watch_rank_0_tells_and_the_others_see_its_launcher_end(start
 
 
 @pytest.mark.slow
-def test_before_the_watch_a_rank_alone_tells_and_ends_the_others(run_ranks):
+def test_before_the_watch_a_rank_alone_reports_and_ends_the_others(run_ranks):
     start = time.time()
     ended = run_ranks(program(EARLY.replace("AT", "(1,)")), 2)
     assert [(process.code, process.err) for process in ended] == [(2, ""), (2, "worker.py: rank 1 of 2: wrong flag.\n")]
@@ -591,19 +593,19 @@ def test_through_the_launcher_the_whole_run_is_gone(launch, worker, tmp_path, wo
     failed_at = float((tmp_path / "failed_at").read_text())
     assert [launcher.code for launcher in ended] == [1] * machines
     assert max(launcher.at for launcher in ended) - failed_at < 10.0
-    assert_told_once_by(ended, 1, processes)
+    assert_reported_once_by(ended, 1, processes)
     # The launcher that ran the failed rank calls it the cause.
-    (told,) = [launcher.err for launcher in ended if "worker.py:" in launcher.err]
-    assert "rank      : 1 " in told.partition("Root Cause")[2]
+    (message,) = [launcher.err for launcher in ended if "worker.py:" in launcher.err]
+    assert "rank      : 1 " in message.partition("Root Cause")[2]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("machines", [1, 2])
-def test_through_the_launcher_a_wrong_flag_is_told_once(launch, machines):
+def test_through_the_launcher_a_wrong_flag_is_reported_once(launch, machines):
     ended = launch(CHECKOUT / "launch" / "train.py", "--epochs", "x", processes=4, machines=machines)
     assert [launcher.code for launcher in ended] == [1] * machines
-    told = [line for launcher in ended for line in launcher.err.splitlines() if line.startswith("train.py: ")]
-    assert told == ["train.py: train.epochs is 'x' (the command line): choose a whole number."]
+    message = [line for launcher in ended for line in launcher.err.splitlines() if line.startswith("train.py: ")]
+    assert message == ["train.py: train.epochs is 'x' (the command line): choose a whole number."]
 
 
 @pytest.mark.slow
