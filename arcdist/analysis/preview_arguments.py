@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from arcdist.config import Arguments, LoadedConfig, Option, Program
+from arcdist.config import LoadedConfig, Option, Program
 from arcdist.errors import ConfigError
 from arcdist.files import expanded
 
 PREVIEW = Program(
     name="preview.py",
     purpose="Look at tasks as the models are given them; without a task, at the data source as a whole.",
-    arguments=Arguments(metavar="TASK_ID", sentence="Tasks to look at, such as 007bbfb7."),
+    arguments=Option(metavar="TASK_ID", sentence="Tasks to look at, such as 007bbfb7."),
     options={
         "query": Option(
             metavar="KIND:N",

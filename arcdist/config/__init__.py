@@ -1,7 +1,7 @@
 """The one configuration of a run: a tree of frozen dataclasses, and how a command line becomes one."""
 
 from arcdist.config.keys import format_config, save_config
-from arcdist.config.loader import TRAIN, Arguments, LoadedConfig, Option, Program, load_config, recipe_names
+from arcdist.config.loader import TRAIN, LoadedConfig, Option, Program, load_config, recipe_names
 from arcdist.config.schema import (
     AgentConfig,
     AugmentConfig,
@@ -17,7 +17,6 @@ from arcdist.config.schema import (
 __all__ = [
     "TRAIN",
     "AgentConfig",
-    "Arguments",
     "AugmentConfig",
     "Config",
     "DataConfig",

@@ -44,26 +44,16 @@ SHORT_FLAGS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Option:
-    """A flag that takes a value."""
+    """A flag that takes a value, or words that belong to no flag."""
 
     metavar: str
-    """What help calls the value."""
+    """What help calls the value, or one of the words."""
     sentence: str
     """What it means."""
     if_bare: str | None = None
     """The value if the flag is given without one; None if it needs one."""
     is_count: bool = False
     """Whether the value must be a whole number of at least 1."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Arguments:
-    """Words that belong to no flag, any number of them."""
-
-    metavar: str
-    """What help calls one of them."""
-    sentence: str
-    """What they mean."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +68,7 @@ class Program:
     """Its own flags that take no value, without their dashes, with their help."""
     options: Mapping[str, Option] = field(default_factory=dict)
     """Its own flags that take a value, without their dashes."""
-    arguments: Arguments | None = None
+    arguments: Option | None = None
     """What it takes before, after and between its flags; None if every word belongs to a flag."""
 
     @property

@@ -141,9 +141,8 @@ class SignsOfLife:
         if now - self._beat_at < BEAT_SECONDS:
             return None
         if now - self._beat_at > 2 * BEAT_SECONDS:
-            self._last_sign_at = (
-                now  # This process was suspended itself, and cannot tell how long the other was silent.
-            )
+            # This process was suspended itself, and cannot know how long the other was silent.
+            self._last_sign_at = now
         self._beat_at = now
         self._beats += 1
         store.set(store_key(f"beat/{rank()}"), f"{self._beats} {self._describe()}")

@@ -8,7 +8,6 @@ import yaml
 
 from arcdist.config import (
     TRAIN,
-    Arguments,
     Config,
     LoadedConfig,
     Option,
@@ -36,7 +35,7 @@ EAT = Program(
     purpose="Eat.",
     switches={"slowly": "Take time."},
     options={"sauce": Option(metavar="KIND", sentence="With what.", if_bare="salt")},
-    arguments=Arguments(metavar="DISH", sentence="What to eat."),
+    arguments=Option(metavar="DISH", sentence="What to eat."),
 )
 
 
