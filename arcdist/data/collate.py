@@ -1,6 +1,7 @@
 """Queries become the tensors of a batch."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -18,35 +19,24 @@ from arcdist.rng import stream
 # B queries, K context pairs (padded), N real context pairs, H W canvas, L tokens.
 
 
+@dataclass(frozen=True, eq=False, slots=True)
 class Collator:
-    """Turns queries into a `QueryBatch`, each seen under the augmentation that its id has in that epoch.
+    """Turns queries into a `QueryBatch`, each seen under the augmentation that its id has in that epoch."""
 
-    Args:
-        tokenizer: writes grids as tokens.
-        task_rows: row of each training task; other tasks get -1.
-        seed: of the augmentations.
-        dihedral: draw one of the 8 symmetries of the square.
-        colors: draw a permutation of the colours 1 to 9.
-        order: draw an order of the context pairs.
-        max_grid_size: largest side of a working area.
-    """
-
-    def __init__(
-        self,
-        tokenizer: GridTokenizer,
-        *,
-        task_rows: Mapping[str, int],
-        seed: int = 0,
-        dihedral: bool = False,
-        colors: bool = False,
-        order: bool = False,
-        max_grid_size: int = MAX_SIDE,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._task_rows = task_rows
-        self._seed = seed
-        self._symmetries = {"dihedral": dihedral, "colors": colors, "order": order}
-        self._max_grid_size = max_grid_size
+    tokenizer: GridTokenizer
+    _: KW_ONLY
+    task_rows: Mapping[str, int]
+    """Row of each training task; other tasks get -1."""
+    seed: int = 0
+    """Seed of the augmentations."""
+    dihedral: bool = False
+    """Whether to draw one of the 8 symmetries of the square."""
+    colors: bool = False
+    """Whether to draw a permutation of the colours 1 to 9."""
+    order: bool = False
+    """Whether to draw an order of the context pairs."""
+    max_grid_size: int = MAX_SIDE
+    """Longest side of a working area."""
 
     def __call__(self, queries: Sequence[Query], epoch: int = 0) -> QueryBatch:
         """Augment and collate queries as they are seen in an epoch."""
@@ -60,11 +50,16 @@ class Collator:
 
     def draw(self, query: Query, epoch: int = 0) -> Augmentation:
         """Give the augmentation that a query is seen under in an epoch."""
-        rng = stream(self._seed, "augment", epoch, query.id)
-        return draw_augmentation(rng, **self._symmetries, num_pairs=len(query.context))
+        return draw_augmentation(
+            stream(self.seed, "augment", epoch, query.id),
+            dihedral=self.dihedral,
+            colors=self.colors,
+            order=self.order,
+            num_pairs=len(query.context),
+        )
 
     def _inputs(self, queries: Sequence[Query], dihedral: Sequence[int]) -> QueryInputs:
-        areas = np.array([working_area(query.context, query.input, self._max_grid_size) for query in queries])
+        areas = np.array([working_area(query.context, query.input, self.max_grid_size) for query in queries])
         height, width = (int(side) for side in areas.max(axis=0))
         query = stack_grids([query.input for query in queries], height, width)
         query_size = np.array([query.input.shape for query in queries])
@@ -94,15 +89,15 @@ class Collator:
             token_mask=token_mask,
             features=torch.from_numpy(features.astype(np.float32)),
             summary=torch.from_numpy(summary.astype(np.float32)),
-            task_index=torch.tensor([self._task_rows.get(query.task_id, -1) for query in queries]),
+            task_index=torch.tensor([self.task_rows.get(query.task_id, -1) for query in queries]),
             dihedral=torch.tensor(dihedral),
         )
 
     def _tokens(self, queries: Sequence[Query]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-        texts = [self._tokenizer.encode(query.context, query.input) for query in queries]
+        texts = [self.tokenizer.encode(query.context, query.input) for query in queries]
         lengths = np.array([len(text) for text in texts])
         token_mask = np.arange(lengths.max()) < lengths[:, None]
-        tokens = np.full(token_mask.shape, self._tokenizer.pad_id, dtype=np.int64)
+        tokens = np.full(token_mask.shape, self.tokenizer.pad_id, dtype=np.int64)
         tokens[token_mask] = np.concatenate(texts)
         return torch.from_numpy(tokens), torch.from_numpy(token_mask)
 

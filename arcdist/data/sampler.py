@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, islice, pairwise
 from math import fsum
@@ -190,30 +191,17 @@ def make_loader(
         pool.shutdown(cancel_futures=True)
 
 
+@dataclass(frozen=True, eq=False)
 class QuerySet:
-    """Queries with the batches they come in, how these are partitioned among processes, and how queries are seen.
+    """Queries with the batches they come in, how these are partitioned among processes, and how queries are seen."""
 
-    Args:
-        queries: the data set.
-        batches: which queries form a batch of all processes.
-        collator: makes tensors of them.
-        partitioner: shares a batch among the processes.
-        process: number of this one.
-    """
-
-    def __init__(
-        self,
-        queries: datasets.Dataset,
-        batches: BucketedBatches,
-        collator: Collator,
-        partitioner: Partitioner,
-        process: int,
-    ) -> None:
-        self.queries = queries
-        self.batches = batches
-        self.collator = collator
-        self._partitioner = partitioner
-        self._process = process
+    queries: datasets.Dataset
+    batches: BucketedBatches
+    """Which queries form a batch of all processes."""
+    collator: Collator
+    partitioner: Partitioner
+    process: int
+    """Number of this process."""
 
     @cached_property
     def ids(self) -> list[str]:
@@ -228,16 +216,16 @@ class QuerySet:
 
     def load(self, batches: Sequence[Sequence[int]], epoch: int, device: torch.device) -> Iterator[DistributedBatch]:
         """Partition and collate batches of rows."""
-        partitions = [self._partitioner.partition(rows) for rows in batches]
-        shares = [share.rows for partition in partitions for share in partition.shares[self._process]]
+        partitions = [self.partitioner.partition(rows) for rows in batches]
+        shares = [share.rows for partition in partitions for share in partition.shares[self.process]]
         pin_memory = device.type == "cuda"
         collated = make_loader(self.queries, self.collator, shares, epoch, pin_memory=pin_memory)
         for partition in partitions:
-            own = partition.shares[self._process]
+            own = partition.shares[self.process]
             yield DistributedBatch(
                 partition=partition,
                 ids=tuple(self.ids[row] for row in partition.rows),
-                process=self._process,
+                process=self.process,
                 shares=own,
                 queries=tuple(queries.to(device) for queries in islice(collated, len(own))),
             )

@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed import TCPStore
 
@@ -98,6 +98,7 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
         pass
 
 
+@settings(deadline=None)  # Each example starts a thread and writes files.
 @given(rank=st.integers(0, 99999), what=st.text(), step=st.integers(0))
 def test_any_activity_comes_back_as_it_was_said(tmp_path_factory, rank, what, step):
     beat = Heartbeat(tmp_path_factory.mktemp("run"), rank)
