@@ -153,6 +153,8 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
 
     is_resumed = False
     if recipe is None and file is None:
+        if options.get("resume") == NEWEST and "output.dir" not in given and (run := newest_run()):
+            options["resume"] = str(run)  # Another run may save before this one is resumed.
         file = config_of_run(options.get("resume"), given.get("output.dir"))
         is_resumed = file is not None
         recipe = None if is_resumed else DEFAULT_RECIPE
@@ -217,11 +219,8 @@ def config_of_run(resume: str | None, directory: str | None) -> Path | None:
     if resume not in (NEWEST, AUTO):
         path = expanded(resume)
         places = [path, path.parent, path.parent.parent]
-    elif directory is not None:
-        places = [expanded(directory)]
     else:
-        run = newest_run()
-        places = [run] if run else []
+        places = [] if directory is None else [expanded(directory)]
     return next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
 
 
