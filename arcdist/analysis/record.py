@@ -1,7 +1,7 @@
 """A run read back: what it was and all its numbers, from its folder or from W&B."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -9,30 +9,20 @@ from typing import Any
 
 import yaml
 
+from arcdist.config.keys import dotted
 from arcdist.errors import ConfigError, DataError
 from arcdist.files import expanded
-from arcdist.tracking.metrics import Validation, read_numbers, read_validations
-from arcdist.tracking.run_folder import FILE, Identity, read_identity
-from arcdist.tracking.wandb import is_wandb_path, read_wandb_run
+from arcdist.tracking.metrics import read_numbers, read_validations
+from arcdist.tracking.run_folder import FILE, read_identity, readable
+from arcdist.tracking.wandb import RunData, is_wandb_path, read_wandb_run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunRecord:
-    """A run and its numbers; a quantity that the run did not record is None."""
+class RunRecord(RunData):
+    """A run as it is looked at afterwards; a quantity that it did not record is None."""
 
     place: str
     """Where it was read from, as the user named it."""
-    identity: Identity
-    config: Mapping[str, Any]
-    """By dotted key."""
-    steps: tuple[Mapping[str, Any], ...]
-    """The logged steps: the objects of `steps.jsonl`, by step."""
-    epochs: tuple[Mapping[str, Any], ...]
-    """The records of `metrics.json`, by epoch."""
-    best: Mapping[str, Any]
-    """The record of the best epoch and `metric`, its measure; empty before the first validation."""
-    validations: tuple[Validation, ...]
-    """By epoch; epochs without a validation are missing."""
 
     @property
     def elapsed(self) -> float | None:
@@ -93,7 +83,7 @@ def read_run_folder(folder: Path) -> RunRecord:
     """Read a run folder; the run may still be training.
 
     Raises:
-        ConfigError: it is no run folder.
+        ConfigError: it is not a run folder.
         DataError: it holds no logged step, or a file is broken.
     """
     if not _is_run_folder(folder):
@@ -101,10 +91,13 @@ def read_run_folder(folder: Path) -> RunRecord:
     steps, metrics = read_numbers(folder)
     if not steps and not metrics["epochs"]:
         raise DataError(f"{folder} holds no logged step yet: wait until the run has made --output.log_every steps.")
+    settings = folder / "config.yaml"
+    with readable(settings, "a configuration of a run", "leave that run out"):
+        config = dotted(yaml.safe_load(settings.read_text(encoding="utf-8")))
     return RunRecord(
         place=str(folder),
         identity=read_identity(folder),
-        config=_read_config(folder / "config.yaml"),
+        config=config,
         steps=tuple(steps),
         epochs=tuple(metrics["epochs"]),
         best=metrics["best"],
@@ -127,22 +120,4 @@ def _not_a_run(path: Path) -> str:
         )
     if not path.is_dir():
         return f"{path}: there is no such folder. Give that of a run, such as runs/NAME."
-    return f"{path} is no run folder: it has no {FILE} or no config.yaml. Give that of a run."
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        return dict(_flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    except (AttributeError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path} is no configuration of a run ({error}): correct it, or leave that run out.") from error
-
-
-def _flat(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings by dotted key."""
-    for name, value in part.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+    return f"{path} is not a run folder: it has no {FILE} or no config.yaml. Give that of a run."

@@ -7,27 +7,70 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from arcdist.config import Config
-from arcdist.tracking.metrics import Record, Row, Validation, finite, make_row, make_rows
-from arcdist.tracking.run_folder import Identity
-from arcdist.tracking.tensorboard import TensorBoardMirror, require_tensorboard
-from arcdist.tracking.wandb import WandbMirror, wandb_mode
+from arcdist.tracking.metrics import Record, Validation, finite
 
-CLOSE_SECONDS = 30.0
+_CLOSE_SECONDS = 30.0
 """How long the end of a run waits for its mirrors."""
-_SHARE_AFTER_INTERRUPT = 0.6
-"""The share of that time that is left after `interrupt`."""
+_SHARE_BEFORE_INTERRUPT = 0.4
+"""The share of that time that passes before `interrupt`."""
 _SECONDS_AFTER_KILL = 1.0
 
 _logger = logging.getLogger(__name__)
 
 
-@runtime_checkable
-class Mirror(Protocol):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """What W&B and TensorBoard keep of one training step: its numbers, and those of the epoch that ends with it."""
+
+    step: int
+    numbers: Mapping[str, Any]
+    ends_epoch: bool = False
+    validation: Validation | None = None
+    plot: Path | None = None
+
+
+EPOCH = "epoch/"
+"""Prefix of an epoch's numbers in a row, except for `EPOCH_ONLY`."""
+EPOCH_ONLY = ("val/", "floor/")
+"""Beginnings of the names that no step has."""
+
+
+def make_row(
+    number: int,
+    step: Mapping[str, Any] | None,
+    epoch: Mapping[str, Any] | None = None,
+    validation: Validation | None = None,
+    plot: Path | None = None,
+) -> Row:
+    """The row of training step `number`, from the records of the step and of the epoch that ends with it."""
+    numbers = dict(step or {})
+    for name, value in (epoch or {}).items():
+        numbers[name if name == "epoch" or name.startswith(EPOCH_ONLY) else EPOCH + name] = value
+    return Row(step=number, numbers=numbers, ends_epoch=epoch is not None, validation=validation, plot=plot)
+
+
+def make_rows(
+    steps: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping[str, Any]], validations: Sequence[Validation]
+) -> list[Row]:
+    """The rows of the records in a run folder, by step; epochs of old versions, which name no step, are left out."""
+    by_step: dict[int, dict[str, Any]] = {}
+    for record in steps:
+        # A run that is ended by its health flags logs them in a line of their own.
+        by_step[record["step"]] = {**by_step.get(record["step"], {}), **record}
+    validated = {validation.epoch: validation for validation in validations}
+    ends = {record["step"]: record for record in epochs if "step" in record}
+    return [
+        make_row(step, by_step.get(step), ends.get(step), validated.get(ends[step]["epoch"]) if step in ends else None)
+        for step in sorted(by_step.keys() | ends)
+    ]
+
+
+class Mirror:
     """A place that a run is shown in. It works in one thread, and may hang or fail."""
 
     name: str
@@ -35,6 +78,7 @@ class Mirror(Protocol):
     @property
     def remedy(self) -> str:
         """How the user gets what is missing there."""
+        raise NotImplementedError
 
     def open(self) -> None:
         """Begin, or continue where an earlier process of the run ended."""
@@ -43,7 +87,7 @@ class Mirror(Protocol):
         """Show a training step, with the epoch that ends with it; what is shown already may come again."""
 
     def log_best(self, folder: Path) -> None:
-        """Keep a new best checkpoint."""
+        """Keep a new best checkpoint, if the place keeps checkpoints."""
 
     def close(self, exit_code: int) -> None:
         """End in order."""
@@ -58,10 +102,9 @@ class Mirror(Protocol):
 class Mirrors:
     """The mirrors of a run. No method but `close` waits, and none raises."""
 
-    def __init__(self, mirrors: Sequence[Mirror], *, close_seconds: float = CLOSE_SECONDS) -> None:
+    def __init__(self, mirrors: Sequence[Mirror]) -> None:
         """Open the mirrors, each in its own daemon thread, so that none waits for another."""
         self._workers = [_Worker(mirror) for mirror in mirrors]
-        self._close_seconds = close_seconds
         self._waiting: dict[str, Any] | None = None
         """The record of a step that ends its epoch, which shares a row with the epoch's record."""
 
@@ -95,16 +138,16 @@ class Mirrors:
         """Show the record of the epoch that ended with `step`, its validation and the metrics plot."""
         if self._waiting is not None and self._waiting["step"] != step:
             self._log_waiting()
-        waiting, self._waiting = self._waiting, None
-        self._log(make_row(step, waiting, finite(record), validation, plot))
+        self._log(make_row(step, self._waiting, finite(record), validation, plot))
+        self._waiting = None
 
     def log_best(self, folder: Path) -> None:
         """Keep the best checkpoint, if the mirror can."""
         self._do(lambda mirror: mirror.log_best(folder))
 
     def close(self, exit_code: int, *, seconds: float | None = None) -> None:
-        """Wait until all is shown, for at most `seconds` if that is less than usual, and end."""
-        deadline = time.monotonic() + min(self._close_seconds, self._close_seconds if seconds is None else seconds)
+        """Wait until all is shown, for at most `seconds`, by default 30, and end."""
+        deadline = time.monotonic() + (_CLOSE_SECONDS if seconds is None else seconds)
         for worker in self._workers:
             worker.end(exit_code)
         for worker in self._workers:
@@ -112,9 +155,9 @@ class Mirrors:
         self._workers = []
 
     def _log_waiting(self) -> None:
-        record, self._waiting = self._waiting, None
-        if record is not None:
-            self._log(make_row(record["step"], record))
+        if self._waiting is not None:
+            self._log(make_row(self._waiting["step"], self._waiting))
+            self._waiting = None
 
     def _log(self, row: Row) -> None:
         self._do(lambda mirror: mirror.log(row))
@@ -122,42 +165,6 @@ class Mirrors:
     def _do(self, call: Callable[[Mirror], None]) -> None:
         for worker in self._workers:
             worker.do(call)
-
-
-def check_mirrors(config: Config) -> None:
-    """Check that what the configuration asks for by name is installed, before a run begins.
-
-    Raises:
-        ConfigError: `WANDB_MODE` in the environment is not one of W&B's modes.
-        PlatformError: a package is not installed.
-    """
-    if config.tracking.tensorboard:
-        require_tensorboard()
-    wandb_mode(config)
-
-
-def open_mirrors(
-    folder: Path, identity: Identity, config: Config, *, best_metric: str, close_seconds: float = CLOSE_SECONDS
-) -> Mirrors:
-    """Open the mirrors that the configuration asks for.
-
-    Args:
-        folder: of the run.
-        identity: of the run.
-        config: of the run; `config.tracking` chooses.
-        best_metric: what the best epoch is chosen by.
-        close_seconds: how long the end of the run waits for them.
-
-    Raises:
-        PlatformError: a package that is asked for by name is not installed.
-    """
-    mirrors: list[Mirror] = []
-    if config.tracking.tensorboard:
-        mirrors.append(TensorBoardMirror(folder, identity))
-    mode = wandb_mode(config)
-    if mode != "disabled":
-        mirrors.append(WandbMirror(folder, identity, config, mode, best_metric=best_metric))
-    return Mirrors(mirrors, close_seconds=close_seconds)
 
 
 class _Worker:
@@ -180,8 +187,7 @@ class _Worker:
         self._calls.put(None)
 
     def join(self, deadline: float) -> None:
-        left = deadline - time.monotonic()
-        self._thread.join(max(0.0, left * (1 - _SHARE_AFTER_INTERRUPT)))
+        self._thread.join(max(0.0, _SHARE_BEFORE_INTERRUPT * (deadline - time.monotonic())))
         if self._thread.is_alive():
             self._mirror.interrupt()
             self._thread.join(max(0.0, deadline - time.monotonic()))

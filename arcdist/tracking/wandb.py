@@ -1,6 +1,6 @@
 """The run in W&B: its mirror, and the reader of `entity/project/run_id`.
 
-W&B itself works in a process of its own, `wandb_process.py`: where its server hangs or its own process dies, the run is
+W&B itself works in a separate process, `wandb_process.py`: if its server hangs or that process dies, the run is
 continued offline by a new one, and nothing that W&B does at an exit or at a signal reaches training.
 """
 
@@ -11,30 +11,22 @@ import re
 import shlex
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from arcdist.config import Config
-from arcdist.config.keys import config_keys
+from arcdist.config.keys import config_keys, dotted
 from arcdist.errors import ArcdistError, ConfigError, DataError, PlatformError
-from arcdist.tracking.metrics import (
-    EPOCH,
-    EPOCH_ONLY,
-    Row,
-    Validation,
-    best_epoch,
-    make_rows,
-    parse_validation,
-    read_numbers,
-    read_validations,
-)
+from arcdist.tracking.metrics import Validation, best_epoch, parse_validation, read_numbers, read_validations
+from arcdist.tracking.mirror import EPOCH, EPOCH_ONLY, Mirror, Row, make_rows
 from arcdist.tracking.run_folder import Identity, parse_identity
 from arcdist.tracking.wandb_process import BEST_METRIC, GRIDS, QUERIES, RESULT, RUN, SHOWN, WandbError, WandbProcess
 
-INSTALL = "pip install 'arcdist[wandb]'"
+_INSTALL = "pip install 'arcdist[wandb]'"
 INIT_SECONDS = 20.0
 """For W&B's server to answer at the start; training does not wait."""
 FINISH_SECONDS = 12.0
@@ -65,9 +57,9 @@ def wandb_mode(config: Config) -> Mode:
     if mode != "disabled" and find_spec("wandb") is None:
         if mode is not None:
             raise PlatformError(
-                f"tracking.wandb is {mode}, but wandb is not installed: {INSTALL}, or --tracking.wandb disabled."
+                f"tracking.wandb is {mode}, but wandb is not installed: {_INSTALL}, or --tracking.wandb disabled."
             )
-        _logger.info("The run is not kept in W&B, which is not installed: %s.", INSTALL)
+        _logger.info("The run is not kept in W&B, which is not installed: %s.", _INSTALL)
         return "disabled"
     if mode is not None:
         return mode
@@ -77,7 +69,7 @@ def wandb_mode(config: Config) -> Mode:
     return _MODES[named]
 
 
-class WandbMirror:
+class WandbMirror(Mirror):
     """Keeps a run in W&B. If that fails, it is kept offline in the run folder, with every row that W&B lacks."""
 
     name = "W&B"
@@ -99,7 +91,7 @@ class WandbMirror:
         self._process: WandbProcess | None = None
         self._killed = threading.Event()
         self._failed = False
-        self._online = self._tried_online = mode != "offline"
+        self._online = mode != "offline"
         self._has: set[int] = set()
         """Steps whose rows W&B has; online, also all `_before` one."""
         self._before = 0
@@ -109,8 +101,7 @@ class WandbMirror:
     @property
     def remedy(self) -> str:
         """How to upload what W&B lacks."""
-        kind = "*run" if self._tried_online else "offline-run"
-        return f"`wandb sync {shlex.quote(str(self._folder / 'wandb'))}/{kind}-*-{self._id}` uploads it"
+        return f"`wandb sync {shlex.quote(str(self._folder / 'wandb'))}/*run-*-{self._id}` uploads it"
 
     def open(self) -> None:
         """Begin the run, or continue it."""
@@ -161,10 +152,8 @@ class WandbMirror:
             process.interrupt()
 
     def _begin(self, mode: Mode) -> None:
-        if self._killed.is_set():
-            raise WandbError("the run has ended")
         self._process = WandbProcess(self._folder / "wandb")
-        if self._killed.is_set():  # meanwhile
+        if self._killed.is_set():
             self._end_at_once()
         try:
             answer = self._ask("open", mode=mode, **self._about)
@@ -175,15 +164,13 @@ class WandbMirror:
         self._online = answer["url"] is not None
         if self._online:
             _logger.info("The run is kept in W&B: %s", answer["url"])
-        elif not self._failed:
-            self._tried_online = False
 
     def _go_offline(self, error: WandbError) -> None:
         self._end()
         if self._failed or self._killed.is_set():
             raise error
         self._failed = True
-        fix = "Check the network, or the key with `wandb login --relogin`; then " if self._tried_online else ""
+        fix = "Check the network, or the key with `wandb login --relogin`; then " if self._online else ""
         _logger.warning(
             "W&B failed (%s): from now on the run is kept for it in the run folder. %s%s.", error, fix, self.remedy
         )
@@ -205,34 +192,34 @@ class WandbMirror:
             process.end()
 
 
-_PATH = re.compile(r"[^/\s.~][^/\s]*/[^/\s]+/[^/\s]+")
-"""`entity/project/run_id`; a path that begins with a dot or a tilde is one of this machine."""
-
-
 def is_wandb_path(name: str) -> bool:
     """Whether a name is that of a run on W&B's server, `entity/project/run_id`, and no path here.
 
-    What is on this disk has precedence; so has a path whose folder exists, which is then mistyped.
+    A path that begins with a dot or a tilde is one of this machine, and so is one that exists or whose folder exists,
+    which is then mistyped.
     """
-    return _PATH.fullmatch(name) is not None and not Path(name).exists() and not Path(name).parent.is_dir()
+    looks_like_one = re.fullmatch(r"[^/\s.~][^/\s]*/[^/\s]+/[^/\s]+", name) is not None
+    return looks_like_one and not Path(name).exists() and not Path(name).parent.is_dir()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WandbRun:
-    """A run as W&B's server has it, in the form that its folder has."""
+class RunData:
+    """What a run is, and its numbers."""
 
     identity: Identity
     config: Mapping[str, Any]
     """By dotted key."""
     steps: tuple[Mapping[str, Any], ...]
-    """The objects of `steps.jsonl`, by step; W&B may keep 1.0 as 1."""
+    """The logged steps: the objects of `steps.jsonl`, by step; W&B may keep 1.0 as 1."""
     epochs: tuple[Mapping[str, Any], ...]
     """The records of `metrics.json`, by epoch."""
     best: Mapping[str, Any]
+    """The record of the best epoch and `metric`, its measure; empty before the first validation."""
     validations: tuple[Validation, ...]
+    """By epoch; epochs without a validation are missing."""
 
 
-def read_wandb_run(path: str, *, seconds: int = 20) -> WandbRun:
+def read_wandb_run(path: str, *, seconds: int = 20) -> RunData:
     """Read a run from W&B's server.
 
     Args:
@@ -240,14 +227,14 @@ def read_wandb_run(path: str, *, seconds: int = 20) -> WandbRun:
         seconds: that the server has for an answer.
 
     Raises:
-        ConfigError: the path has another form, or the run is none of arcdist's.
+        ConfigError: the path has another form, or the run is not one of arcdist.
         DataError: there is no network, no key or no such run, or it holds no logged step.
         PlatformError: wandb is not installed.
     """
     if not is_wandb_path(path):
-        raise ConfigError(f"{path} is no W&B run: give ENTITY/PROJECT/RUN_ID, as in the address of its page.")
+        raise ConfigError(f"{path} is not a W&B run: give ENTITY/PROJECT/RUN_ID, as in the address of its page.")
     if find_spec("wandb") is None:
-        raise PlatformError(f"{path} cannot be read without wandb: {INSTALL}.")
+        raise PlatformError(f"{path} cannot be read without wandb: {_INSTALL}.")
     import wandb
 
     try:
@@ -275,52 +262,47 @@ def read_wandb_run(path: str, *, seconds: int = 20) -> WandbRun:
 
 def parse_wandb_run(
     path: str, config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tables: Mapping[str, Mapping[str, Any]]
-) -> WandbRun:
+) -> RunData:
     """A run from its configuration, its history by step and its tables by their path, as W&B's server gives them.
 
     Raises:
-        ConfigError: it is none of arcdist's.
+        ConfigError: it is not a run of arcdist.
         DataError: it holds no row.
-        AttributeError, KeyError, TypeError, ValueError: its tables are none of a validation.
+        AttributeError, KeyError, TypeError, ValueError: its tables are not those of a validation.
     """
     try:
         identity = parse_identity(config[RUN])
     except (KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path} is no run of arcdist: its configuration in W&B lacks `{RUN}`. Give a run of arcdist."
+            f"{path} is not a run of arcdist: its configuration in W&B lacks `{RUN}`. Give a run of arcdist."
         ) from error
     if not rows:
         raise DataError(f"{path} holds no logged step yet: wait until the run has made --output.log_every steps.")
-    steps, epochs, validations = [], {}, []
+    steps, epochs, validations = [], [], []
     for row in rows:
-        step, epoch = _split(row)
-        if step.get("step") is not None:
-            steps.append(step)
+        # Names with an underscore are W&B's own; mappings are tables and pictures.
+        numbers = {name: value for name, value in row.items() if name[0] != "_" and not isinstance(value, Mapping)}
+        epoch = {name: numbers.pop(name) for name in list(numbers) if name.startswith((EPOCH, *EPOCH_ONLY))}
+        if numbers.get("step") is not None:
+            steps.append(numbers)
         if any(value is not None for value in epoch.values()):
-            epochs[row["epoch"]] = {"epoch": row["epoch"], **epoch}
+            epochs.append({"epoch": row["epoch"], **{name.removeprefix(EPOCH): epoch[name] for name in epoch}})
         queries, shown = (tables.get(row[name]["path"]) if row.get(name) else None for name in (QUERIES, SHOWN))
         if queries is not None:
             validations.append(_parse_tables(row["epoch"], row["_step"], queries, shown))
-    by_epoch = tuple(record for _, record in sorted(epochs.items()))
-    return WandbRun(
+    floats = {key.name for key in config_keys().values() if float in (key.type, *get_args(key.type))}
+    settings = dotted({name: section for name, section in config.items() if name not in (RUN, "_wandb")})
+    # W&B keeps 1.0 as 1.
+    settings |= {name: float(settings[name]) for name in floats & settings.keys() if settings[name] is not None}
+    epochs = sorted({epoch["epoch"]: epoch for epoch in epochs}.values(), key=itemgetter("epoch"))
+    return RunData(
         identity=identity,
-        config=_flat_config(config),
+        config=settings,
         steps=tuple(steps),
-        epochs=by_epoch,
-        best=best_epoch(by_epoch, config[RUN].get(BEST_METRIC, "val/exact")),
+        epochs=tuple(epochs),
+        best=best_epoch(epochs, config[RUN].get(BEST_METRIC, "val/exact")),
         validations=tuple(validations),
     )
-
-
-def _split(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The numbers of the step and of the epoch in a row; names with an underscore are W&B's own."""
-    step, epoch = {}, {}
-    for name, value in row.items():
-        if name.startswith((EPOCH, *EPOCH_ONLY)):
-            epoch[name.removeprefix(EPOCH)] = value
-        elif not name.startswith("_") and not isinstance(value, Mapping):  # tables and pictures
-            step[name] = value
-    return step, epoch
 
 
 def _parse_tables(epoch: int, step: int, queries: Mapping[str, Any], shown: Mapping[str, Any] | None) -> Validation:
@@ -334,18 +316,3 @@ def _parse_tables(epoch: int, step: int, queries: Mapping[str, Any], shown: Mapp
             "shown": [{"id": row["id"], **json.loads(row[GRIDS])} for row in pictured],
         }
     )
-
-
-def _flat(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in part.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's own configuration by dotted key, with 1.0 where the server keeps 1."""
-    floats = {key.name for key in config_keys().values() if float in (key.type, *get_args(key.type))}
-    own = {name: part for name, part in config.items() if name not in (RUN, "_wandb")}
-    return {name: float(value) if name in floats and value is not None else value for name, value in _flat(own)}
