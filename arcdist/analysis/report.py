@@ -42,7 +42,6 @@ _ENDED = ("Interrupted", "Asked to make room", "Ended by Ctrl-C")
 _ALIVE_SECONDS = 60
 """A run writes its heartbeats each second."""
 _GRADIENT = "_gradient_zero"
-_PATIENCE = 100
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
@@ -285,7 +284,7 @@ def raised_flags(steps: Sequence[Mapping[str, Any]]) -> list[tuple[health.Flag, 
 def _flag(name: str) -> health.Flag:
     known = {flag.name: flag for flag in vars(health).values() if isinstance(flag, health.Flag)}
     if name.endswith(_GRADIENT):
-        return health.gradient_zero(name.removesuffix(_GRADIENT), _PATIENCE)
+        return health.gradient_zero(name.removesuffix(_GRADIENT))
     return known.get(name, health.Flag(name, "", ""))
 
 

@@ -476,7 +476,7 @@ def test_a_batch_system_s_signal_saves_the_step_and_the_run_goes_on_from_there(u
     saved = part / "checkpoints" / "step_00000003"
     assert checkpoints(part / "checkpoints") == [saved]
     (told,) = [record.getMessage() for record in caplog.records if "make room" in record.getMessage()]
-    assert told == f"Asked to make room: step 3 is saved in {saved}. Go on with --resume."
+    assert told == f"Asked to make room: step 3 is saved in {saved}. Continue with --resume."
 
     again = Loop(build_tiny(*flags), part, Heartbeat(part, 0))
     again.resume(load_checkpoint(saved))
