@@ -123,8 +123,8 @@ class EFELoss(nn.Module):
     """The expected-free-energy loss: seven terms over valid cells, in float32 whatever the precision of the logits.
 
     It owns the preference sigma(c), which starts uniform, what the prompt moves in it, the prompt's projection to
-    colours, and the running statistics of the outcomes. Each term is a mean over a query's valid cells, then over the
-    queries, so that neither padding nor the size of a grid weighs in.
+    colours, and the running statistics of the outcomes. Each term is a mean over a query's valid cells, so that neither
+    padding nor the size of a grid weighs in.
 
     Args:
         target_share: kappa of `preferred_outcome`.
@@ -173,40 +173,16 @@ class EFELoss(nn.Module):
         prompt_embedding: Float[Tensor, "B P"],
         grid_mask: Bool[Tensor, "B H W"],
         *,
-        query_weight: Float[Tensor, " B"] | None = None,
-        halting: Float[Tensor, "T B"] | None = None,
-    ) -> dict[str, Float[Tensor, ""]]:
-        """The unweighted terms and `total` = sum of lambda x term, each a mean over the queries.
-
-        Arguments as in `per_query`; `query_weight` sums to 1 (default: every query alike).
-        """
-        terms = self.per_query(
-            *(forward_logits, backward_logits, state_logits, obs_probs, final_logits),
-            *(target, prompt_embedding, grid_mask),
-            halting=halting,
-        )
-        return {name: query_mean(values, query_weight) for name, values in terms.items()}
-
-    def per_query(
-        self,
-        forward_logits: Float[Tensor, "T B H W C"],
-        backward_logits: Float[Tensor, "T B H W C"],
-        state_logits: Float[Tensor, "T B H W S"],
-        obs_probs: Float[Tensor, "S C"],
-        final_logits: Float[Tensor, "B H W C"],
-        target: Int[Tensor, "B H W"],
-        prompt_embedding: Float[Tensor, "B P"],
-        grid_mask: Bool[Tensor, "B H W"],
-        *,
         halting: Float[Tensor, "T B"] | None = None,
     ) -> dict[str, Float[Tensor, " B"]]:
-        """The same terms and `total` for each query; all 0 for a query without a valid cell.
+        """The unweighted terms of each query, and `total` = sum of lambda x term; all 0 for one without a valid cell.
 
         Logits need not be normalised; the rows of `obs_probs` are distributions. `target` is `OUTSIDE` (-1) where it is
         unknown: such a cell of `grid_mask` counts in every term but `consistency`. `halting` as in `expected_steps`;
         none means that every step is always taken.
 
-        Raises ValueError if the canvas exceeds `max_grid_size`.
+        Raises:
+            ValueError: the canvas exceeds `max_grid_size`.
         """
         with torch.autocast(forward_logits.device.type, enabled=False):
             log_forward = F.log_softmax(forward_logits.float(), dim=-1)

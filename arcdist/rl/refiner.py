@@ -213,23 +213,18 @@ class PolicyRefinedAgent(nn.Module):
         summary: Float[Tensor, "B F"],
         *,
         noise: Float[Tensor, "B A"] | None = None,
-        deterministic: bool = False,
     ) -> RefinedPrompt:
         """Refine prompts: (1 - alpha) prompt + alpha (prompt + Delta), with (Delta, alpha) from the policy.
 
-        `noise` is a standard normal draw of P + 1 numbers a query; without it, torch's global generator draws.
-        `deterministic` takes the policy's mean instead. The action is a constant to autograd: the policy learns from
-        `log_prob`, and the gradient of `refined` flows through the prompt alone.
+        `noise` is a standard normal draw of P + 1 numbers a query; without it, the action is the policy's mean. The
+        action is a constant to autograd: the policy learns from `log_prob`, and the gradient of `refined` flows
+        through the prompt alone.
         """
-        if noise is not None and deterministic:
-            raise ValueError("refine_prompt was given noise and deterministic=True: choose one of them.")
         with torch.autocast(prompt.device.type, enabled=False):
             prompt, control, summary = prompt.float(), control.float(), summary.float()
             policy, _ = self.policy_and_value(prompt, control, summary)
-            if deterministic:
+            if noise is None:
                 noise = torch.zeros_like(policy.mean)
-            elif noise is None:
-                noise = torch.randn_like(policy.mean)
             action = policy.at(noise).detach()
             delta, alpha = policy.squash(action)
             # Equal to the mixture of the two prompts, without its rounding: where alpha Delta is 0, nothing changes.

@@ -177,7 +177,7 @@ def test_refined_is_the_mixture_of_prompt_and_edited_prompt() -> None:
 
 
 def test_an_untrained_policy_is_centred_and_moderate() -> None:
-    refinement = small_refiner().refine_prompt(*states(), deterministic=True)
+    refinement = small_refiner().refine_prompt(*states())
     assert not refinement.delta.any()
     assert refinement.alpha.flatten().tolist() == [0.5] * 3
     assert torch.equal(refinement.refined, states()[0])
@@ -236,11 +236,6 @@ def test_the_same_noise_gives_the_same_refinement_whatever_the_batch() -> None:
     alone = refiner.refine_prompt(prompt[1:2], control[1:2], summary[1:2], noise=noise[1:2])
     torch.testing.assert_close(alone.refined, together.refined[1:2])
     torch.testing.assert_close(alone.log_prob, together.log_prob[1:2])
-
-
-def test_noise_and_deterministic_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match="choose one of them"):
-        small_refiner().refine_prompt(*states(), noise=draw(), deterministic=True)
 
 
 def test_float32_under_autocast() -> None:
@@ -315,7 +310,7 @@ def test_updates_learn_the_direction_that_is_rewarded() -> None:
         optimizer.step()
 
     prompt, control, summary = states(200, seed=5)
-    refinement = refiner.refine_prompt(prompt, control, summary, deterministic=True)
+    refinement = refiner.refine_prompt(prompt, control, summary)
     # The most that can be had is 3 components x 0.2, applied whole.
     assert gain(refinement.refined - prompt, control).mean().item() > 0.3
 
