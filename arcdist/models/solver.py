@@ -212,7 +212,7 @@ class PermanentSolver(nn.Module):
     """Attention over the nearest solved problems.
 
     Each recalled problem makes two suggestions, weighed by a learned gate: its own outcome, cell by cell, and its
-    colour map applied to the query. A learned null entry, which suggests the query itself, stands for "none fits".
+    colour map applied to the query. A learned null entry, which suggests the query itself, means "none fits".
 
     Args:
         capacity: most problems held.

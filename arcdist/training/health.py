@@ -175,18 +175,14 @@ class RunHealth:
             self._settle(step, gradient_zero(group, batches), rises=is_zero, clears=not is_zero)
         self._pending.append((loss, reward, accuracy_delta))
         if step - self._point_start >= _STEPS_A_POINT:
-            self._point_start = step
-            self._add_point()
+            losses, rewards, deltas = zip(*self._pending, strict=True)
+            point = _Point(math.fsum(losses) / len(losses), math.fsum(rewards) / len(rewards), any(deltas))
+            self._points.append(point)
+            if len(self._first) < _WINDOW:
+                self._first.append(point.loss)
+            self._pending, self._point_start = [], step
             self._judge_window(step)
         return self.flags
-
-    def _add_point(self) -> None:
-        losses, rewards, deltas = zip(*self._pending, strict=True)
-        self._pending.clear()
-        point = _Point(math.fsum(losses) / len(losses), math.fsum(rewards) / len(rewards), any(deltas))
-        self._points.append(point)
-        if len(self._first) < _WINDOW:
-            self._first.append(point.loss)
 
     def _judge_window(self, step: int) -> None:
         points = list(self._points)

@@ -12,7 +12,7 @@ from arcdist.distributed import rank, world_size
 from arcdist.errors import OutOfMemoryError
 
 _SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
-"""Of the CPU's allocator, the CUDA driver and cuBLAS, which have no error type of their own."""
+"""Of the CPU's allocator, the CUDA driver and cuBLAS, which have no own error type."""
 
 
 @contextmanager

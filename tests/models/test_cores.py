@@ -47,7 +47,7 @@ def test_a_token_for_each_row_and_column_that_a_pair_has(encoder, mixed):
 
 
 def test_the_summary_is_the_mean_over_all_cells_of_all_pairs(encoder, mixed):
-    """A slow loop over pairs and cells, each pair on a canvas of its own."""
+    """A slow loop over pairs and cells, each pair on its own canvas."""
     summary = encoder(mixed).summary
     width = encoder.cells.out_features
     for row in range(3):

@@ -297,7 +297,7 @@ def test_a_checkpoint_holds_the_slots_in_use_and_no_pickled_object(tmp_path):
     assert torch.equal(first.similarity, second.similarity)
     assert torch.equal(first.outcomes, second.outcomes)
 
-    # It goes on as the one that was saved: "b" is the one that was not solved.
+    # It continues as the one that was saved: "b" is the one that was not solved.
     add(loaded, ["d"], step=5)
     assert held(loaded, "abcd") == {"a", "c", "d"}
 

@@ -55,7 +55,7 @@ def test_reward_by_hand() -> None:
     [
         ({"size": AFTER.size}, 0.5 * torch.tensor([0.25, 1.0])),
         ({"reconstruction": AFTER.reconstruction}, 0.5 * torch.tensor([0.5, 0.25])),
-        # The second answer's cells in places of their own, with the colours that they had.
+        # Two cells of the first answer trade places.
         ({"grid": torch.tensor([[[1, 2, 9], [3, 0, 9]], [[0, 0, 0], [5, 5, 5]]])}, torch.tensor([0.5, 0.0])),
         # One right cell more, and its colour.
         ({"grid": torch.tensor([[[2, 1, 9], [3, 3, 9]], [[0, 5, 0], [5, 5, 5]]])}, torch.tensor([0.375, 0.5])),
