@@ -148,11 +148,8 @@ class EFELoss(nn.Module):
         **lambdas: float,
     ) -> None:
         super().__init__()
-        keys = {key.name for key in EFE_TERMS.values()}
-        if not lambdas.keys() <= keys:
-            raise TypeError(f"EFELoss has no {', '.join(lambdas.keys() - keys)}: choose among {', '.join(keys)}.")
-        defaults = EFEConfig()
-        self.weights = {term: lambdas.get(key.name, getattr(defaults, key.name)) for term, key in EFE_TERMS.items()}
+        config = EFEConfig(**lambdas)
+        self.weights = {term: getattr(config, key.name) for term, key in EFE_TERMS.items()}
         self.target_share = target_share
         self.statistics_decay = statistics_decay
         self.preference = nn.Parameter(torch.zeros(max_grid_size, max_grid_size, num_colors))
@@ -179,10 +176,7 @@ class EFELoss(nn.Module):
 
         Logits need not be normalised; the rows of `obs_probs` are distributions. `target` is `OUTSIDE` (-1) where it is
         unknown: such a cell of `grid_mask` counts in every term but `consistency`. `halting` as in `expected_steps`;
-        none means that every step is always taken.
-
-        Raises:
-            ValueError: the canvas exceeds `max_grid_size`.
+        none means that every step is always taken. No side of the canvas exceeds `max_grid_size`.
         """
         with torch.autocast(forward_logits.device.type, enabled=False):
             log_forward = F.log_softmax(forward_logits.float(), dim=-1)
@@ -211,11 +205,6 @@ class EFELoss(nn.Module):
         self, prompt: Float[Tensor, "B P"], height: int, width: int
     ) -> Float[Tensor, "B {height} {width} C"]:
         """sigma(c) on the canvas: a colour preference a cell, moved alike in all cells by the prompt."""
-        if max(height, width) > len(self.preference):
-            raise ValueError(
-                f"The canvas is {height} x {width}, but EFELoss holds preferences for {len(self.preference)} x "
-                f"{len(self.preference)} cells: build it with max_grid_size >= {max(height, width)}."
-            )
         moved = self.prompt_preference_mapper(prompt)[:, None, None]
         return floored(F.softmax(self.preference[:height, :width] + moved, dim=-1))
 

@@ -158,9 +158,9 @@ class SolvedMemory(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         _, _, missing, unexpected, errors = others
         unexpected.extend(key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in _FIELDS)
-        names = [name for name in _FIELDS if prefix + name in state_dict]
-        missing.extend(prefix + name for name in _FIELDS if name not in names)
-        if len(names) < len(_FIELDS):
+        absent = [prefix + name for name in _FIELDS if prefix + name not in state_dict]
+        missing.extend(absent)
+        if absent:
             return
         used = len(state_dict[prefix + "keys"])
         if used > self.capacity:

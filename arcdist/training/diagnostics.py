@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from arcdist.tracking.console import log_table, table_text
 _logger = logging.getLogger(__name__)
 
 REST = "the rest, on the host"
-"""The time of a step that lies in none of its regions."""
+"""The time of a step outside its regions."""
 
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
 _ON_THE_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -209,12 +210,10 @@ class StepProfiler:
 
     def _write(self, profile: torch.profiler.profile) -> None:
         self.folder.mkdir(exist_ok=True)
-        trace, plain = self.folder / "trace.json.gz", self.folder / ".trace.json"
-        try:
-            profile.export_chrome_trace(str(plain))
-            content = plain.read_bytes()
-        finally:
-            plain.unlink(missing_ok=True)
+        trace = self.folder / "trace.json.gz"
+        with TemporaryDirectory(dir=self.folder) as plain:
+            profile.export_chrome_trace(f"{plain}/trace.json")
+            content = Path(plain, "trace.json").read_bytes()
         with replacing(trace) as partial:
             # The profiler's own compression takes several times as long, for a tenth less.
             partial.write_bytes(gzip.compress(content, compresslevel=5))

@@ -421,8 +421,3 @@ def test_everything_exists_at_construction_and_the_preference_starts_uniform() -
     }
     preference = loss.preferred_colors(torch.randn(2, 256), 4, 5)
     torch.testing.assert_close(preference, torch.full((2, 4, 5, 10), 0.1))
-
-
-def test_a_canvas_that_is_too_large_says_which_key_to_raise() -> None:
-    with pytest.raises(ValueError, match=r"canvas is 3 x 4.*max_grid_size >= 4"):
-        EFELoss(max_grid_size=3, prompt_dim=4)(**random_inputs([(3, 4)], (3, 4)))
