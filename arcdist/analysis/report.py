@@ -268,7 +268,7 @@ def raised_flags(steps: Sequence[Mapping[str, Any]]) -> list[tuple[health.Flag, 
             up.setdefault(str(name), []).append(step["step"])
     known = {flag.name: flag for flag in vars(health).values() if isinstance(flag, health.Flag)}
     gradients = {name: name.removesuffix("_gradient_zero") for name in up if name.endswith("_gradient_zero")}
-    known |= {name: health.gradient_zero(group, 100) for name, group in gradients.items()}
+    known |= {name: health.gradient_zero(group) for name, group in gradients.items()}
     return [(known.get(name, health.Flag(name, "", "")), at) for name, at in up.items()]
 
 

@@ -379,7 +379,7 @@ def try_longest_batch(config: Config, platform: Platform) -> Fit:
         if all(run_steps(session, [longest]).skipped for _ in range(MOST_SKIPPED_STEPS)):
             raise NotFiniteError(
                 f"Losses or gradients of the longest batch were not finite in {MOST_SKIPPED_STEPS} steps in a row. "
-                f"{LOSS_NOT_FINITE.mend}"
+                f"{LOSS_NOT_FINITE.fix}"
             )
         # Now that the optimizers have their moments. A prompt kept from the first step serves `every` steps.
         run_steps(session, [longest] * (config.qwen.every + 1))

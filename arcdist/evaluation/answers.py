@@ -15,9 +15,6 @@ from arcdist.rl import Answer
 
 # B queries, H W the query's canvas, h w another canvas, C colours, T planning steps, G largest side of a grid.
 
-_OUTSIDE = 0
-"""Of a picture, which holds colours + 1 so that pictures of several processes can be added up."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grades:
@@ -92,11 +89,10 @@ class Predictions:
     """
 
     def __init__(self, ids: Sequence[str], shown: int, steps: int, device: torch.device) -> None:
-        self._ids = tuple(ids)
         self._rows = {name: row for row, name in enumerate(ids)}
         by_checksum = sorted(ids, key=lambda name: sha256(name.encode()).digest())
         self._shown = {name: row for row, name in enumerate(by_checksum[:shown])}
-        self._scores = torch.zeros(len(self._ids), 4, device=device)
+        self._scores = torch.zeros(len(self._rows), 4, device=device)
         self._pictures = torch.zeros(len(self._shown), steps + 3, MAX_SIDE, MAX_SIDE, device=device)
 
     def add(
@@ -110,13 +106,8 @@ class Predictions:
     ) -> None:
         """Add the answers of a batch, each query of which is in no other batch.
 
-        Args:
-            batch: the queries.
-            known: whether each query's target is known, so that it counts.
-            grades: of the answers.
-            output: what the agent planned.
-            size: of the answers.
-            logits: of the answers' cells.
+        `known` says whose target is known, so that it counts; `output` is what the agent planned; `size` and `logits`
+        are those of the answers that have the grades.
         """
         height, width = output.area.shape[1:]
         inside = cells_within(size, height, width)  # [B, H, W]
@@ -132,7 +123,8 @@ class Predictions:
         answers = torch.cat((output.forward_logits[:, chosen].argmax(-1), logits[None, chosen].argmax(-1)))
         answers = answers.where(inside[chosen], OUTSIDE)  # [T + 1, shown, H, W]
         grids = (batch.inputs.query[chosen], batch.targets.target[chosen], *answers)
-        pictures = torch.stack([fit_canvas(grid, MAX_SIDE, MAX_SIDE) for grid in grids], 1) - OUTSIDE + _OUTSIDE
+        # Colours + 1, and 0 outside, so that the pictures of several processes can be added up.
+        pictures = torch.stack([fit_canvas(grid, MAX_SIDE, MAX_SIDE) for grid in grids], 1) - OUTSIDE
         at = torch.tensor([self._shown[batch.ids[index]] for index in chosen], device=self._pictures.device)
         self._pictures.index_add_(0, at, pictures.float() * known[chosen, None, None, None])
 
@@ -144,7 +136,7 @@ class Predictions:
         return [
             Prediction(id=name, exact=exact > 0, cell=cell, confidence=confidence, pictures=shown.get(name, ()))
             for name, (exact, cell, confidence, answered) in sorted(
-                zip(self._ids, whole["scores"].tolist(), strict=True)
+                zip(self._rows, whole["scores"].tolist(), strict=True)
             )
             if answered
         ]
@@ -152,6 +144,6 @@ class Predictions:
 
 def _cropped(picture: Int[Tensor, "G G"]) -> list[list[int]]:
     """The grid in the upper left corner of a picture."""
-    height, width = int((picture[:, 0] != _OUTSIDE).sum()), int((picture[0] != _OUTSIDE).sum())
+    height, width = int((picture[:, 0] > 0).sum()), int((picture[0] > 0).sum())
     grid: list[list[int]] = (picture[:height, :width] - 1).tolist()
     return grid

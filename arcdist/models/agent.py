@@ -14,8 +14,6 @@ from arcdist.models.cores import Context, ContextEncoder, ConvCore, RecursiveCor
 # T steps, B queries, K context pairs, H W canvas, C colours, C1 = C + 1 (the last is "outside"), S states (= C),
 # P prompt, D width of a cell's state and of the conditioning, G largest side of a grid, R rules of the size.
 
-_HEAD_DIM = 16
-_DIHEDRAL_VIEWS = 8
 _OBSERVATION_SHARPNESS = 6.0
 """P(o | s) is nearly the identity at the start, so that states begin as colours."""
 _SIZE_FLOOR = 1e-6
@@ -151,7 +149,7 @@ class ARCPromptGuidedAgent(nn.Module):
         self.ema_decay = ema_decay
         self.from_prompt = nn.Linear(prompt_dim, hidden_dim)
         self.directions = nn.Parameter(torch.randn(2, hidden_dim) * 0.5)
-        self.views = nn.Parameter(torch.randn(_DIHEDRAL_VIEWS, hidden_dim) * 0.5)
+        self.views = nn.Parameter(torch.randn(8, hidden_dim) * 0.5)
         self.mix_condition = nn.Sequential(
             nn.Linear(hidden_dim, 2 * hidden_dim), nn.SiLU(), nn.Linear(2 * hidden_dim, hidden_dim)
         )
@@ -162,14 +160,10 @@ class ARCPromptGuidedAgent(nn.Module):
             if task_vectors:
                 # Row 0 is the unknown task: it stays zero and gets no gradient.
                 self.task_vectors = nn.Embedding(num_tasks + 1, hidden_dim, padding_idx=0)
-            sizes = {
-                "num_colors": num_colors,
-                "max_grid_size": max_grid_size,
-                "hidden_dim": hidden_dim,
-                "heads": max(1, hidden_dim // _HEAD_DIM),
-            }
-            self.context_encoder = ContextEncoder(**sizes)
-            self.core = RecursiveCore(**sizes)
+            sizes = {"num_colors": num_colors, "max_grid_size": max_grid_size, "hidden_dim": hidden_dim}
+            heads = max(1, hidden_dim // 16)
+            self.context_encoder = ContextEncoder(**sizes, heads=heads)
+            self.core = RecursiveCore(**sizes, heads=heads)
         else:
             self.core = ConvCore(num_colors=num_colors, hidden_dim=hidden_dim, max_steps=max_steps)
         self.emission = Emission(hidden_dim, num_colors)
@@ -229,12 +223,12 @@ class ARCPromptGuidedAgent(nn.Module):
         area: Bool[Tensor, "B H W"],
     ) -> tuple[Float[Tensor, "T B H W S"], Float[Tensor, "T B H W C"], Float[Tensor, "B H W D"]]:
         """One trajectory: states and colours of each step, and the state that it ends in."""
-        trajectory = self.core.start(grid, size, conditioning, context, area)
+        step = self.core.start(grid, size, conditioning, context, area)
         inside = area[..., None].to(grid.dtype)
         belief = grid[..., : self.num_colors]
         steps = []
         for _ in range(self.max_steps):
-            state = trajectory.step(belief)
+            state = step(belief)
             state_logits, color_logits = self.emission(state)
             steps.append((state_logits, color_logits))
             belief = color_logits.exp() * inside

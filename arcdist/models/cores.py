@@ -1,7 +1,9 @@
 """What an agent is made of: the encoder of the context pairs, and the two cores that plan from a grid."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +14,9 @@ from arcdist.data.batch import OUTSIDE, QueryInputs
 
 # B queries, K context pairs, H W canvas, C colours, C1 = C + 1 (the last is "outside"), D width of a cell's state and
 # of the conditioning, N context tokens.
+
+PlanningStep: TypeAlias = Callable[[Float[Tensor, "B H W C"]], Float[Tensor, "B H W D"]]
+"""The next step of a trajectory: from what the answer is believed to be at present to the state of each cell."""
 
 
 def one_hot_colors(grid: Int[Tensor, "*shape"], num_colors: int) -> Float[Tensor, "*shape C1"]:
@@ -146,7 +151,7 @@ class RecursiveCore(nn.Module):
         conditioning: Float[Tensor, "B D"],
         context: Context | None,
         area: Bool[Tensor, "B H W"],
-    ) -> "RecursiveTrajectory":
+    ) -> PlanningStep:
         """Embed the grid that a trajectory starts from: colours, positions from both ends, context read once."""
         height, width = grid.shape[1:3]
         from_bottom = (size[:, :1] - torch.arange(height, device=grid.device)).clamp(min=0)  # [B, H]
@@ -160,30 +165,16 @@ class RecursiveCore(nn.Module):
             queries = self.to_query(injection).unflatten(-1, (self.heads, -1)).flatten(1, 2).transpose(1, 2)
             read = F.scaled_dot_product_attention(queries, context.keys, context.values, attn_mask=context.token_mask)
             injection = injection + self.from_context(read.transpose(1, 2).flatten(2).unflatten(1, (height, width)))
-        return RecursiveTrajectory(
-            core=self,
-            injection=injection,
-            modulation=self.block.modulate(conditioning),
-            area=area[..., None].to(injection.dtype),
-            state=torch.zeros_like(injection),
-        )
+        modulation = self.block.modulate(conditioning)
+        inside = area[..., None].to(injection.dtype)
+        state = torch.zeros_like(injection)
 
+        def step(belief: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W D"]:
+            nonlocal state
+            state = self.block(state, injection + self.belief(belief), modulation, inside)
+            return state
 
-@dataclass(kw_only=True, slots=True)
-class RecursiveTrajectory:
-    """The running state of one trajectory through a `RecursiveCore`."""
-
-    core: RecursiveCore
-    injection: Float[Tensor, "B H W D"]
-    modulation: tuple[Tensor, Tensor, Tensor, Tensor]
-    area: Float[Tensor, "B H W 1"]
-    state: Float[Tensor, "B H W D"]
-
-    def step(self, belief: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W D"]:
-        """Apply the block once, given what the answer is believed to be at present."""
-        injection = self.injection + self.core.belief(belief)
-        self.state = self.core.block(self.state, injection, self.modulation, self.area)
-        return self.state
+        return step
 
 
 class ConvCore(nn.Module):
@@ -204,26 +195,15 @@ class ConvCore(nn.Module):
         conditioning: Float[Tensor, "B D"],
         context: Context | None,
         area: Bool[Tensor, "B H W"],
-    ) -> "ConvTrajectory":
+    ) -> PlanningStep:
         """Encode the grid that a trajectory starts from. This core reads neither sizes nor context pairs."""
         del size, context
         inside = area[..., None].to(grid.dtype)
         encoded = F.silu(_convolve(grid * inside, self.first)) * inside
         encoded = F.silu(_convolve(encoded, self.second) + self.fuse_prompt(conditioning)[:, None, None]) * inside
-        return ConvTrajectory(core=self, encoded=encoded, inside=inside)
+        heads = iter(self.heads)
 
+        def step(belief: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W D"]:
+            return F.silu(_convolve((encoded + self.belief(belief)) * inside, next(heads))) * inside
 
-@dataclass(kw_only=True, slots=True)
-class ConvTrajectory:
-    """The running state of one trajectory through a `ConvCore`."""
-
-    core: ConvCore
-    encoded: Float[Tensor, "B H W D"]
-    inside: Float[Tensor, "B H W 1"]
-    steps_done: int = 0
-
-    def step(self, belief: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W D"]:
-        """Read the next planning step, given what the answer is believed to be at present."""
-        head = self.core.heads[self.steps_done]
-        self.steps_done += 1
-        return F.silu(_convolve((self.encoded + self.core.belief(belief)) * self.inside, head)) * self.inside
+        return step

@@ -54,7 +54,7 @@ class PromptProjection(nn.Module):
         self.mix = nn.Linear(2 * prompt_dim, prompt_dim) if fuse == "concat-linear" else None
 
     def forward(self, pooled: Float[Tensor, "B D"], control: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]:
-        """Give the prompts of B queries."""
+        """The prompts of B queries."""
         text, control = self.text(pooled), self.control_weight * control
         if self.mix is None:
             fused = (1 - self.control_weight) * text + control
@@ -144,7 +144,7 @@ class QwenHybridPrompt(nn.Module):
     def forward(
         self, tokens: Int[Tensor, "B L"], token_mask: Bool[Tensor, "B L"], features: Float[Tensor, "B F"]
     ) -> PromptOutput:
-        """Give prompt and control vector of B queries, in float32 under any autocast.
+        """Prompt and control vector of B queries, in float32 under any autocast.
 
         Args:
             tokens: ids of `tokenizer`, padded on the right.
@@ -272,7 +272,6 @@ def training_flops(config: PretrainedConfig, adapter_weights: int, lengths: Iter
     each; adapters also have a gradient themselves; attention looks back on half of the text on average. What is
     computed twice to save memory counts once, and neither embeddings nor an LM head count.
     """
-    layers: int = config.num_hidden_layers
-    linear = 4.0 * layers * layer_weights(config) + 6.0 * adapter_weights
-    attention = 6.0 * config.hidden_size * layers
+    linear = 4.0 * config.num_hidden_layers * layer_weights(config) + 6.0 * adapter_weights
+    attention = 6.0 * config.hidden_size * config.num_hidden_layers
     return sum(length * (linear + attention * length) for length in lengths)

@@ -87,10 +87,11 @@ class SolvedMemory(nn.Module):
     def __len__(self) -> int:
         return len(self._slot_of)
 
+    @torch.no_grad()
     def add(
         self,
         *,
-        keys: Int[Tensor, " B"],
+        ids: Sequence[str],
         features: Float[Tensor, "B D"],
         queries: Int[Tensor, "B H W"],
         outcomes: Int[Tensor, "B H W"],
@@ -99,14 +100,14 @@ class SolvedMemory(nn.Module):
     ) -> None:
         """Remember B solved problems: what was asked, the right outcome, whether it was found exactly, and when."""
         # A row may replace an earlier one of the same batch: a slot goes to the last row that took it.
-        taken = [(self._take_slot(key, exact[row], step), row) for row, key in enumerate(keys.tolist())]
+        taken = [(self._take_slot(key, exact[row], step), row) for row, key in enumerate(query_keys(ids).tolist())]
         row_of = {slot: row for slot, row in taken if slot is not None}
         if not row_of:
             return
         slots, rows = (torch.tensor(list(each), device=self.features.device) for each in (row_of, row_of.values()))
         queries, outcomes = queries[rows], outcomes[rows]
         height, width = (min(side, self.max_grid_size) for side in outcomes.shape[1:])
-        self.features[slots] = F.normalize(features[rows].detach().float(), dim=-1)
+        self.features[slots] = F.normalize(features[rows].float(), dim=-1)
         self.outcomes[slots] = OUTSIDE
         self.outcomes[slots, :height, :width] = outcomes[:, :height, :width].to(torch.int8)
         self.color_maps[slots] = color_map(queries, outcomes, self.num_colors)
@@ -128,12 +129,13 @@ class SolvedMemory(nn.Module):
 
     @torch.no_grad()
     def recall(
-        self, features: Float[Tensor, "B D"], own_keys: Int[Tensor, " B"], *, k: int, height: int, width: int
+        self, features: Float[Tensor, "B D"], ids: Sequence[str], *, k: int, height: int, width: int
     ) -> Neighbors:
         """The k entries nearest to each query by cosine. A query never recalls itself: its answer is its target."""
         used = len(self)
         similarity = F.normalize(features.float(), dim=-1) @ self.features[:used].T  # [B, used]
-        similarity = similarity.masked_fill(own_keys[:, None] == self.keys[:used], -torch.inf)
+        own = query_keys(ids).to(features.device)[:, None] == self.keys[:used]
+        similarity = similarity.masked_fill(own, -torch.inf)
         similarity = F.pad(similarity, (0, max(0, k - used)), value=-torch.inf)
         similarity, slots = similarity.topk(k)
         found = similarity > -torch.inf
@@ -156,9 +158,9 @@ class SolvedMemory(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         _, _, missing, unexpected, errors = others
         unexpected.extend(key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in _FIELDS)
-        names = [name for name in _FIELDS if prefix + name in state_dict]
-        missing.extend(prefix + name for name in _FIELDS if name not in names)
-        if len(names) < len(_FIELDS):
+        absent = [prefix + name for name in _FIELDS if prefix + name not in state_dict]
+        missing.extend(absent)
+        if absent:
             return
         used = len(state_dict[prefix + "keys"])
         if used > self.capacity:
@@ -210,7 +212,7 @@ class PermanentSolver(nn.Module):
     """Attention over the nearest solved problems.
 
     Each recalled problem makes two suggestions, weighed by a learned gate: its own outcome, cell by cell, and its
-    colour map applied to the query. A learned null entry, which suggests the query itself, stands for "none fits".
+    colour map applied to the query. A learned null entry, which suggests the query itself, means "none fits".
 
     Args:
         capacity: most problems held.
@@ -249,11 +251,11 @@ class PermanentSolver(nn.Module):
         In float32 under any autocast.
         """
         with torch.autocast(features.device.type, enabled=False):
-            return self._propose(F.normalize(features.float(), dim=-1), inputs, query_keys(ids).to(features.device))
+            return self._propose(F.normalize(features.float(), dim=-1), inputs, ids)
 
-    def _propose(self, features: Float[Tensor, "B D"], inputs: QueryInputs, own_keys: Int[Tensor, " B"]) -> Proposal:
+    def _propose(self, features: Float[Tensor, "B D"], inputs: QueryInputs, ids: Sequence[str]) -> Proposal:
         batch, height, width = inputs.query.shape
-        recalled = self.memory.recall(features, own_keys, k=self.top_k, height=height, width=width)
+        recalled = self.memory.recall(features, ids, k=self.top_k, height=height, width=width)
 
         keys = torch.cat([self.to_key(recalled.features), self.null_key.expand(batch, 1, -1)], dim=1)  # [B, k+1, 64]
         match = torch.einsum("bd,bkd->bk", self.to_query(features), keys) / keys.shape[-1] ** 0.5
@@ -276,23 +278,8 @@ class PermanentSolver(nn.Module):
             confidence_logit=self.confidence(evidence).squeeze(-1),
         )
 
-    @torch.no_grad()
-    def remember(
-        self,
-        *,
-        ids: Sequence[str],
-        features: Float[Tensor, "B D"],
-        queries: Int[Tensor, "B H W"],
-        outcomes: Int[Tensor, "B H W"],
-        exact: Bool[Tensor, " B"],
-        step: int,
-    ) -> None:
-        """Add solved problems to the memory."""
-        keys = query_keys(ids)
-        self.memory.add(keys=keys, features=features, queries=queries, outcomes=outcomes, exact=exact, step=step)
-
     def remember_packed(self, rows: UInt8[Tensor, "n bytes"], ids: Sequence[str], step: int) -> None:
-        """Add what processes have packed to the memory, in the order of the batch.
+        """Add solved problems, as processes have packed them, to the memory in the order of the batch.
 
         Args:
             rows: of all processes, `SolvedQueries.packed` on a canvas of the memory's `max_grid_size`.
@@ -304,7 +291,7 @@ class PermanentSolver(nn.Module):
         place, features, queries, outcomes, exact = rows.split([8, width, side * side, side * side, 1], dim=1)
         places = place.flatten().view(torch.int64)
         order = places.argsort()
-        self.remember(
+        self.memory.add(
             ids=[ids[index] for index in places[order].tolist()],
             features=features.flatten().view(torch.float32).unflatten(0, (len(order), -1))[order],
             queries=queries.view(torch.int8).unflatten(1, (side, side)).long()[order],

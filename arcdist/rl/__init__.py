@@ -9,7 +9,6 @@ from arcdist.rl.rewards import (
     advantages,
     score_answers,
     shaping_reward,
-    weigh,
 )
 
 __all__ = [
@@ -23,5 +22,4 @@ __all__ = [
     "advantages",
     "score_answers",
     "shaping_reward",
-    "weigh",
 ]

@@ -11,7 +11,8 @@ from arcdist.losses import cell_mean, color_shares
 
 # B queries, h w the target's canvas, H W the query's canvas.
 
-ACC_WEIGHT, SIZE_WEIGHT, COLOR_WEIGHT, REV_WEIGHT = 1.0, 0.5, 0.5, 0.5
+WEIGHTS = {"acc": 1.0, "size": 0.5, "color": 0.5, "rev": 0.5}
+"""Of the improvements in the reward, by the names of `AnswerScores`."""
 VARIANCE_FLOOR = 1e-6
 """Added to the variance of the rewards, so that equal rewards have advantages of 0 rather than of rounding errors."""
 
@@ -69,17 +70,6 @@ def score_answers(answer: Answer, target: Int[Tensor, "B h w"], input: Int[Tenso
     )
 
 
-def weigh(
-    d_acc: Float[Tensor, " B"],
-    d_size: Float[Tensor, " B"],
-    d_color: Float[Tensor, " B"],
-    d_rev: Float[Tensor, " B"],
-    reward_scale: float = 5.0,
-) -> Float[Tensor, " B"]:
-    """reward_scale x (1.0 d_acc + 0.5 d_size + 0.5 d_color + 0.5 d_rev)."""
-    return reward_scale * (ACC_WEIGHT * d_acc + SIZE_WEIGHT * d_size + COLOR_WEIGHT * d_color + REV_WEIGHT * d_rev)
-
-
 def shaping_reward(
     before: Answer,
     after: Answer,
@@ -87,10 +77,14 @@ def shaping_reward(
     input: Int[Tensor, "B H W"],
     reward_scale: float = 5.0,
 ) -> Rewards:
-    """Reward of going from the answer `before` refinement to the one `after` it; `input` is the query's input grid."""
+    """Reward of going from the answer `before` refinement to the one `after` it; `input` is the query's input grid.
+
+    reward_scale x (1.0 d_acc + 0.5 d_size + 0.5 d_color + 0.5 d_rev), each a score's improvement.
+    """
     first, refined = score_answers(before, target, input), score_answers(after, target, input)
-    gains = {f"d_{name}": getattr(refined, name) - getattr(first, name) for name in ("acc", "size", "color", "rev")}
-    return Rewards(reward=weigh(**gains, reward_scale=reward_scale), **gains)
+    gains = {name: getattr(refined, name) - getattr(first, name) for name in WEIGHTS}
+    reward = reward_scale * sum(weight * gains[name] for name, weight in WEIGHTS.items())
+    return Rewards(reward=reward, **{f"d_{name}": gain for name, gain in gains.items()})
 
 
 class RewardTotals(NamedTuple):

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from types import TracebackType
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -26,16 +26,11 @@ from arcdist.tracking.console import log_table, table_text
 
 _logger = logging.getLogger(__name__)
 
-FOLDER = "profile"
-WARM_UP_STEPS = 5
 REST = "the rest, on the host"
-"""The time of a step that lies in none of its regions."""
+"""The time of a step outside its regions."""
 
-_TRACE = "trace.json.gz"
-_TABLE = "table.txt"
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
 _ON_THE_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
-_COLLECTIVE = "nccl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +46,7 @@ class StepTimes:
 
 @dataclass(slots=True)
 class _Region:
-    """A part of the training thread's time; in microseconds, as traces are."""
+    """A part of the training thread's time, in microseconds."""
 
     name: str
     start: float
@@ -89,7 +84,7 @@ def step_times(trace: Mapping[str, Any]) -> StepTimes:
         if event.get("cat") not in _ON_THE_DEVICE or launch is None:
             continue
         if around := _innermost(regions, launch):
-            title = "communication" if event["name"].startswith(_COLLECTIVE) else around.title
+            title = "communication" if event["name"].startswith("nccl") else around.title
             device[title] += float(event["dur"]) * scale
     return StepTimes(steps=steps, wall=dict(wall), device=dict(device))
 
@@ -98,11 +93,10 @@ def _nested(events: Sequence[Mapping[str, Any]]) -> list[_Region]:
     """The regions of steps and of the waits before them, by their start."""
     ours = [event for event in events if event.get("cat") == "user_annotation" and event["name"].startswith(PREFIX)]
     threads = {event["tid"] for event in ours if event["name"] == PREFIX + STEP}
+    of_training = [event for event in ours if event["tid"] in threads]
     kept: list[_Region] = []
     around: list[_Region] = []
-    for event in sorted(ours, key=lambda event: (event["ts"], -event["dur"])):
-        if event["tid"] not in threads:
-            continue
+    for event in sorted(of_training, key=lambda event: (event["ts"], -event["dur"])):
         start, length = float(event["ts"]), float(event["dur"])
         # By the middle: times are rounded, so that neighbours may seem to overlap.
         while around and around[-1].end < start + length / 2:
@@ -126,7 +120,7 @@ def _innermost(regions: Sequence[_Region], time: float) -> _Region | None:
 
 
 def times_table(times: StepTimes) -> Table:
-    """Times by region, the longest first, and their sum; with those of the GPU beside them if there are any."""
+    """Times by region, the longest first, and their sum; beside them those of the GPU, if there are any."""
     columns = {"": times.wall} | ({"GPU ": times.device} if times.device else {})
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
     table.add_column("where a step's time goes", "a step")
@@ -157,9 +151,9 @@ class StepProfiler:
     """
 
     def __init__(self, folder: Path, steps: int, ahead: int, device: torch.device) -> None:
-        self.folder = folder / FOLDER
+        self.folder = folder / "profile"
         self.steps = steps
-        self.warm_up = max(1, min(WARM_UP_STEPS, ahead - steps))
+        self.warm_up = max(1, min(5, ahead - steps))
         self._device = device
         self._seconds: list[float] = []
         self._profile: torch.profiler.profile | None = None
@@ -181,9 +175,7 @@ class StepProfiler:
         self._stack.enter_context(self._profile)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         ended_well = kind is None or issubclass(kind, KeyboardInterrupt)
         recorded = len(self._seconds) > self.warm_up
         if self._profile is not None and not (ended_well and recorded):
@@ -196,7 +188,7 @@ class StepProfiler:
         self._end()
 
     def step(self, seconds: float) -> None:
-        """A step has ended, which took so many seconds, the wait for its data included."""
+        """Count a step that took so many seconds, the wait for its data included."""
         if self._profile is None:
             return
         self._seconds.append(seconds)
@@ -218,17 +210,14 @@ class StepProfiler:
 
     def _write(self, profile: torch.profiler.profile) -> None:
         self.folder.mkdir(exist_ok=True)
-        trace, plain = self.folder / _TRACE, self.folder / f".{_TRACE}.plain"
-        try:
-            profile.export_chrome_trace(str(plain))
-            content = plain.read_bytes()
-        finally:
-            plain.unlink(missing_ok=True)
+        trace = self.folder / "trace.json.gz"
+        with TemporaryDirectory(dir=self.folder) as plain:
+            profile.export_chrome_trace(f"{plain}/trace.json")
+            content = Path(plain, "trace.json").read_bytes()
         with replacing(trace) as partial:
             # The profiler's own compression takes several times as long, for a tenth less.
             partial.write_bytes(gzip.compress(content, compresslevel=5))
-        times = step_times(json.loads(content))
-        during = self._seconds[self.warm_up :]
+        times, during = step_times(json.loads(content)), self._seconds[self.warm_up :]
         missing = f" of {self.steps}, the run had no more" if times.steps < self.steps else ""
         notes = [
             f"Recorded: {times.steps} steps{missing}. To warm up: {self.warm_up}.",
@@ -237,6 +226,6 @@ class StepProfiler:
         if self._device.type == "cuda" and not times.device:
             notes.append("The GPU's times are missing: CUPTI recorded nothing, and says why on the console, if at all.")
         report = Group(times_table(times), *notes, f"Trace: {trace}")
-        with replacing(self.folder / _TABLE) as table:
+        with replacing(self.folder / "table.txt") as table:
             table.write_text(table_text(report), encoding="utf-8")
         log_table(report)

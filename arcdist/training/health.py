@@ -8,13 +8,16 @@ import logging
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from arcdist.errors import HealthError, NotFiniteError
 
 _logger = logging.getLogger(__name__)
 
+PATIENCE = 100
+"""Batches in which a gradient may be zero."""
+_WINDOW = 10
+"""Points that are compared with others."""
 _STEPS_A_POINT = 20
 _REWARD_FLOOR = -0.1
 _CLEAR_Z = 3.0
@@ -23,13 +26,12 @@ _VAGUE_Z = 2.0
 """Within two it counts as absent. The gap keeps a flag from flapping."""
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(NamedTuple):
     """A symptom: its name in `steps.jsonl`, what it means, what to try."""
 
     name: str
     sentence: str
-    mend: str
+    fix: str
 
 
 LOSS_NOT_FINITE = Flag(
@@ -64,7 +66,7 @@ ACCURACY_DELTA_ZERO = Flag(
 )
 
 
-def gradient_zero(group: str, batches: int) -> Flag:
+def gradient_zero(group: str, batches: int = PATIENCE) -> Flag:
     """The flag of a group whose gradient has been zero for so many batches."""
     return Flag(
         f"{group}_gradient_zero",
@@ -84,8 +86,7 @@ def mann_whitney_z(earlier: Sequence[float], later: Sequence[float]) -> float:
     return (pairs_above - m * n / 2) / math.sqrt(m * n * (m + n + 1) / 12)
 
 
-@dataclass(frozen=True, slots=True)
-class _Point:
+class _Point(NamedTuple):
     """Means over at least `_STEPS_A_POINT` steps, whatever the log cadence."""
 
     loss: float
@@ -96,20 +97,16 @@ class _Point:
 class RunHealth:
     """Judges a run at log cadence; keeps a few dozen floats.
 
-    A window is `window` points, a point the mean over at least 20 steps. The loss is compared by ranks: the latest
-    window with the run's first (flat: a plateau far below the start is no alarm) and with the one before it (rising).
-    `start_step` is the step that the run continues from; `patience` the batches that a gradient may be zero.
+    A window is 10 points, a point the mean over at least 20 steps. The loss is compared by ranks: the latest window
+    with the run's first (flat: a plateau far below the start is no alarm) and with the one before it (rising).
     """
 
-    def __init__(self, *, start_step: int = 0, window: int = 10, patience: int = 100) -> None:
-        self.window = window
-        self.patience = patience
-        self._start_step = start_step
+    def __init__(self) -> None:
         self._last_gradient: dict[str, int] = {}
         self._first: list[float] = []
-        self._points: deque[_Point] = deque(maxlen=2 * window)
+        self._points: deque[_Point] = deque(maxlen=2 * _WINDOW)
         self._pending: list[tuple[float, float, float]] = []
-        self._point_start = start_step
+        self._point_start = 0
         self._raised: dict[str, Flag] = {}
 
     @property
@@ -122,36 +119,34 @@ class RunHealth:
         return {
             "gradients": dict(self._last_gradient),
             "first": list(self._first),
-            "points": [astuple(point) for point in self._points],
+            "points": [list(point) for point in self._points],
             "pending": [list(means) for means in self._pending],
             "point_start": self._point_start,
-            "raised": [astuple(flag) for flag in self._raised.values()],
+            "raised": [list(flag) for flag in self._raised.values()],
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()` of another run."""
         self._last_gradient = dict(state["gradients"])
         self._first = list(state["first"])
-        self._points.clear()
-        self._points.extend(_Point(*values) for values in state["points"])
+        self._points = deque((_Point(*values) for values in state["points"]), maxlen=2 * _WINDOW)
         self._pending = [(loss, reward, delta) for loss, reward, delta in state["pending"]]
         self._point_start = state["point_start"]
-        self._raised = {flag.name: flag for flag in (Flag(*values) for values in state["raised"])}
+        self._raised = {values[0]: Flag(*values) for values in state["raised"]}
 
-    def require_finite(self, step: int, values: Mapping[str, float], skipped: int = 1) -> None:
-        """Check a step's losses and gradient norms; `skipped` is the number of steps in a row that were not finite.
+    def not_finite(self, step: int, numbers: str, in_a_row: int) -> NotFiniteError:
+        """Raise the flag of losses or gradients that are NaN or infinite, and give the error that ends the run.
 
-        Raises:
-            NotFiniteError: naming the values that are NaN or infinite.
+        Args:
+            step: the last one that was skipped.
+            numbers: what of it is not finite.
+            in_a_row: how many such steps came one after the other.
         """
-        bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            self._raised[LOSS_NOT_FINITE.name] = LOSS_NOT_FINITE
-            in_a_row = f", the last of {skipped} such steps in a row" if skipped > 1 else ""
-            raise NotFiniteError(
-                f"{LOSS_NOT_FINITE.name} at step {step}: {', '.join(bad)}{in_a_row}. No such step changed a parameter. "
-                f"{LOSS_NOT_FINITE.mend}"
-            )
+        flag = self._raised[LOSS_NOT_FINITE.name] = LOSS_NOT_FINITE
+        last = f", the last of {in_a_row} such steps in a row" if in_a_row > 1 else ""
+        return NotFiniteError(
+            f"{flag.name} at step {step}: {numbers}{last}. No such step changed a parameter. {flag.fix}"
+        )
 
     def require_gradients(self, norms: Mapping[str, float]) -> None:
         """Check, by the norms after the first step's backward passes, that every trainable group has a gradient.
@@ -162,63 +157,55 @@ class RunHealth:
         dry = [group for group, norm in norms.items() if norm == 0.0]
         if dry:
             flag = self._raised[GROUP_WITHOUT_GRADIENT.name] = GROUP_WITHOUT_GRADIENT
-            raise HealthError(f"{flag.name}: {', '.join(dry)}. {flag.sentence} {flag.mend}")
+            raise HealthError(f"{flag.name}: {', '.join(dry)}. {flag.sentence} {flag.fix}")
 
     def observe(
         self, step: int, *, loss: float, reward: float, accuracy_delta: float, gradient_norms: Mapping[str, float]
     ) -> list[str]:
-        """Judge a logged step and return the names of the flags that are up.
+        """Judge a logged step and return the names of the flags that are up. Changes are logged.
 
         `loss`, `reward` and `accuracy_delta` are means, `gradient_norms` each group's largest norm before clipping,
         all since the last call: with a cached prompt (`qwen.every`), a single batch may rightly have no gradient.
-        Changes are logged.
-
-        Raises:
-            NotFiniteError: the loss is NaN or infinite.
         """
-        self.require_finite(step, {"loss": loss})
         for group, norm in gradient_norms.items():
             if norm != 0.0:
                 self._last_gradient[group] = step
-            batches = step - self._last_gradient.setdefault(group, self._start_step)
-            is_zero = batches >= self.patience
+            batches = step - self._last_gradient.setdefault(group, 0)
+            is_zero = batches >= PATIENCE
             self._settle(step, gradient_zero(group, batches), rises=is_zero, clears=not is_zero)
         self._pending.append((loss, reward, accuracy_delta))
         if step - self._point_start >= _STEPS_A_POINT:
-            self._point_start = step
-            self._add_point()
+            losses, rewards, deltas = zip(*self._pending, strict=True)
+            point = _Point(math.fsum(losses) / len(losses), math.fsum(rewards) / len(rewards), any(deltas))
+            self._points.append(point)
+            if len(self._first) < _WINDOW:
+                self._first.append(point.loss)
+            self._pending, self._point_start = [], step
             self._judge_window(step)
         return self.flags
 
-    def _add_point(self) -> None:
-        losses, rewards, deltas = zip(*self._pending, strict=True)
-        self._pending.clear()
-        point = _Point(math.fsum(losses) / len(losses), math.fsum(rewards) / len(rewards), any(deltas))
-        self._points.append(point)
-        if len(self._first) < self.window:
-            self._first.append(point.loss)
-
     def _judge_window(self, step: int) -> None:
-        latest = list(self._points)[-self.window :]
-        if len(latest) < self.window:
+        points = list(self._points)
+        before, latest = points[:-_WINDOW], points[-_WINDOW:]
+        if len(latest) < _WINDOW:
             return
         low = sum(point.reward < _REWARD_FLOOR for point in latest)
-        self._settle(step, REWARD_LOW, rises=low == self.window, clears=2 * low <= self.window)
+        self._settle(step, REWARD_LOW, rises=low == _WINDOW, clears=2 * low <= _WINDOW)
         moved = any(point.moved for point in latest)
         self._settle(step, ACCURACY_DELTA_ZERO, rises=not moved, clears=moved)
 
-        if len(self._points) < 2 * self.window:
+        if len(before) < _WINDOW:
             return
         losses = [point.loss for point in latest]
         since_start = mann_whitney_z(self._first, losses)
         self._settle(step, LOSS_FLAT, rises=since_start > -_VAGUE_Z, clears=since_start <= -_CLEAR_Z)
-        lately = mann_whitney_z([point.loss for point in list(self._points)[: self.window]], losses)
+        lately = mann_whitney_z([point.loss for point in before], losses)
         self._settle(step, LOSS_RISING, rises=lately >= _CLEAR_Z, clears=lately < _VAGUE_Z)
 
     def _settle(self, step: int, flag: Flag, *, rises: bool, clears: bool) -> None:
         if flag.name not in self._raised and rises:
             self._raised[flag.name] = flag
-            _logger.warning("red flag at step %d, %s: %s %s", step, flag.name, flag.sentence, flag.mend)
+            _logger.warning("red flag at step %d, %s: %s %s", step, *flag)
         elif flag.name in self._raised and clears:
             del self._raised[flag.name]
             _logger.info("red flag cleared at step %d: %s", step, flag.name)

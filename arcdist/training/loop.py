@@ -4,14 +4,15 @@ Every process runs it and knows the same numbers; only process 0 writes and logs
 """
 
 import logging
+import math
 import os
 import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from arcdist.regions import DATA, STEP, each_in_region, region
 from arcdist.tracking import Mirrors, MovingPace, ProgressBar
 from arcdist.training.diagnostics import StepProfiler
 from arcdist.training.loop_state import LoopState
-from arcdist.training.metrics import MetricsLogger, judged, not_finite, progress_note, validate
+from arcdist.training.metrics import MetricsLogger, validate
 from arcdist.training.session import Session
 from arcdist.training.step import StepReport, StepSettings, train_step
 
@@ -73,9 +74,7 @@ class Interrupt:
             self._previous[number] = signal.signal(number, self._preempt)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -147,16 +146,18 @@ class Loop:
         """
         state, session = self.state, self.session
         state.cost.start()
-        if mirrors is not None:
+        if mirrors:
             self.metrics_logger.show_in(mirrors)
         profiler = StepProfiler(self.folder, self.profiled_steps, state.total_steps - state.step, session.device)
         progress = ProgressBar(state.total_steps, done=state.step, quiet=not session.is_main)
-        with Interrupt() as interrupt, progress, profiler, self._failures_flagged():
+        with Interrupt() as interrupt, progress, profiler:
             self.heartbeat.observer = progress.tell_phase
             while state.epoch < self.config.train.epochs:
                 for batch, start in self._batches():
                     report = self._train_on(batch, start, interrupt)
-                    progress.advance(label=f"epoch {state.epoch}", note=progress_note(report, self.pace))
+                    loss, exact = report.metrics["loss"], report.metrics["train/exact"]
+                    note = f"loss {loss:.3g}, exact {exact:.0%}, {self.pace}"
+                    progress.advance(label=f"epoch {state.epoch}", note=note)
                     profiler.step(self.pace.seconds)
                     stop, preempted = report.stop, report.preempted
                     if state.ends_epoch:
@@ -167,7 +168,6 @@ class Loop:
                     if not state.ends_epoch:
                         self._save()
                 self._end_epoch()
-            self._finish_saving()
         return True
 
     def _batches(self) -> Iterator[tuple[DistributedBatch, float]]:
@@ -201,7 +201,11 @@ class Loop:
         state.batch += 1
         if report.save_failed:
             self.checkpointing.report_failure()
-        self._check(report)
+        try:
+            self._check(report)
+        except (HealthError, NotFiniteError):
+            self.metrics_logger.log_flags()
+            raise
         seconds = time.perf_counter() - start
         self.pace.add(report.queries, report.tokens, seconds)
         if report.finite:
@@ -226,11 +230,15 @@ class Loop:
                 state.gradients_checked = True
                 state.health.require_gradients(report.group_norms)
             return
+        numbers = {"loss": report.metrics["loss"], **report.group_norms}
+        bad = ", ".join(f"{name} = {value}" for name, value in numbers.items() if not math.isfinite(value))
         state.skipped += 1
         state.skipped_in_a_row += 1
         if state.skipped_in_a_row < MOST_SKIPPED_STEPS:
             if not self.session.engines.precision.scales_losses:
-                _logger.warning("Step %d was skipped on all processes: %s.", state.step, not_finite(report))
+                ranks = ", ".join(map(str, report.not_finite_on))
+                origin = f" (from rank {ranks})" if ranks else ""
+                _logger.warning("Step %d was skipped on all processes: %s%s.", state.step, bad, origin)
             if not state.ends_run or state.skipped < state.step:
                 return
         in_a_row = state.skipped_in_a_row
@@ -240,27 +248,17 @@ class Loop:
             state.skipped_in_a_row = 0
             with suppress(SaveError):  # It is logged, and not the error to report.
                 self._save(now=True)
-                self._finish_saving()
-            state.skipped_in_a_row = in_a_row
-        state.health.require_finite(state.step, judged(report), in_a_row)
-
-    @contextmanager
-    def _failures_flagged(self) -> Iterator[None]:
-        """Log the flags that are up if the block ends over one."""
-        try:
-            yield
-        except (HealthError, NotFiniteError):
-            self.metrics_logger.log_flags()
-            raise
+        raise state.health.not_finite(state.step, bad, in_a_row)
 
     def _end_epoch(self) -> None:
         """Validate if that is due, log the epoch, and begin the next one with its checkpoint."""
         epochs = self.state.epoch + 1
+        scores: dict[str, float] = {}
         validation = None
         if epochs == self.config.train.epochs or epochs % self.config.output.validate_every == 0:
             self.heartbeat.doing("validating")
-            validation = validate(self.session)
-        self.checkpointing.best_is_new = self.metrics_logger.log_epoch(validation)
+            scores, validation = validate(self.session, epoch=self.state.epoch, step=self.state.step)
+        self.checkpointing.best_is_new = self.metrics_logger.log_epoch(scores, validation)
         self.state.begin_epoch()
         self._save(now=self.state.ends_run)
 
@@ -273,23 +271,21 @@ class Loop:
     def _stop(self, *, preempted: bool) -> bool:
         """Save the last step and end the run: by KeyboardInterrupt, or with False if it is preempted."""
         self._save(now=True)
-        self._finish_saving()
-        step = self.state.step
-        why = "Asked to make room" if preempted else "Interrupted"
+        step, why = self.state.step, "Asked to make room" if preempted else "Interrupted"
         folder = self.checkpointing.folder_of(step)
-        _logger.warning("%s: step %d is saved in %s. Go on with --resume.", why, step, folder)
+        _logger.warning("%s: step %d is saved in %s. Continue with --resume.", why, step, folder)
         if not preempted:
             raise KeyboardInterrupt
         return False
 
     def _save(self, *, now: bool = False) -> None:
+        """Save the step if that is due; `now` saves it in any case, and waits until it is on disk."""
         self.heartbeat.doing("saving")
         self.checkpointing.save(self.state.step, self._snapshot, now=now)
+        if now:
+            self.heartbeat.doing("finishing the checkpoint")
+            self.checkpointing.finish()
 
     def _snapshot(self) -> Snapshot | None:
         counted, epochs = self.state.state(), self.metrics_logger.tracker.epochs
         return take_snapshot(self.session, {"run_id": self.run_id, **counted, "epochs": epochs, "base": self.base})
-
-    def _finish_saving(self) -> None:
-        self.heartbeat.doing("finishing the checkpoint")
-        self.checkpointing.finish()

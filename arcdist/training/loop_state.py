@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,44 +12,25 @@ from arcdist.training.health import RunHealth
 from arcdist.training.step import StepReport
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SizeWarmupCurriculum:
-    """Lowers the weight of the size loss linearly: cells can only be right once the grid has its size."""
-
-    start: float = 1.0
-    end: float = 0.5
-    epochs: int = 3
-    """Length of the warm-up; 0 gives `end` from the beginning."""
-
-    def weight(self, epoch: float | int) -> float:
-        """Weight at `epoch`, counted from 0 and fractional within an epoch.
-
-        w(e) = start + (end - start) * min(e / epochs, 1)
-        """
-        if epoch >= self.epochs:
-            return self.end
-        return self.start + (self.end - self.start) * epoch / self.epochs
-
-
 class DynamicMemoryThreshold:
     """Gates the solver's memory by how well the run does at present.
 
     average <- (1 - alpha) average + alpha accuracy, beginning at `start`.
     """
 
-    def __init__(self, start: float = 0.2, alpha: float = 0.1, gate: float = 1.1) -> None:
-        self.alpha = alpha
-        self.gate = gate
+    def __init__(self, start: float, alpha: float, gate: float) -> None:
         self._average = start
+        self._alpha = alpha
+        self._gate = gate
 
     @property
     def threshold(self) -> float:
         """Cell accuracy that a query must exceed: `gate` times the average. Above 1 only exact grids enter."""
-        return self.gate * self._average
+        return self._gate * self._average
 
     def update(self, accuracy: float) -> None:
         """Move the average towards a batch's mean cell accuracy (0 to 1)."""
-        self._average += self.alpha * (accuracy - self._average)
+        self._average += self._alpha * (accuracy - self._average)
 
     def state(self) -> dict[str, float]:
         """What a resumed run needs."""
@@ -57,10 +39,6 @@ class DynamicMemoryThreshold:
     def load_state(self, state: Mapping[str, float]) -> None:
         """Continue from `state()` of another run."""
         self._average = state["average"]
-
-
-def _added(totals: Mapping[str, float], values: Mapping[str, float]) -> dict[str, float]:
-    return {**totals, **{name: totals.get(name, 0.0) + value for name, value in values.items()}}
 
 
 @dataclass(slots=True)
@@ -80,35 +58,37 @@ class Interval:
 
     def add(self, report: StepReport, *, seconds: float) -> None:
         """Count a step and the time it took, its wait for data included."""
-        norms = report.group_norms
         self.steps += 1
         self.queries += report.queries
         self.tokens += report.tokens
         self.seconds += seconds
-        # By queries: the last batch of an epoch may be smaller.
-        self.sums = _added(self.sums, {name: value * report.queries for name, value in report.metrics.items()})
-        self.norm_sums = _added(self.norm_sums, {f"grad_norm/{name}": norm for name, norm in norms.items()})
-        self.largest_norms = {
-            **self.largest_norms,
-            **{name: max(norm, self.largest_norms.get(name, 0.0)) for name, norm in norms.items()},
-        }
+        for name, value in report.metrics.items():
+            # By queries: the last batch of an epoch may be smaller.
+            self.sums[name] = self.sums.get(name, 0.0) + value * report.queries
+        for group, norm in report.group_norms.items():
+            name = f"grad_norm/{group}"
+            self.norm_sums[name] = self.norm_sums.get(name, 0.0) + norm
+            self.largest_norms[group] = max(norm, self.largest_norms.get(group, 0.0))
 
     def means(self) -> dict[str, float]:
-        """Metrics, `grad_norm/<group>`, and `pairs_per_s` and `tokens_per_s`; only the pace if nothing was added."""
+        """Every metric of the steps, `pairs_per_s` and `tokens_per_s`; only the pace if nothing was added."""
         seconds = max(self.seconds, 1e-9)
         return {
             **{name: total / self.queries for name, total in self.sums.items()},
-            **{name: total / self.steps for name, total in self.norm_sums.items()},
             "pairs_per_s": self.queries / seconds,
             "tokens_per_s": self.tokens / seconds,
         }
+
+    def mean_norms(self) -> dict[str, float]:
+        """Gradient norms by group."""
+        return {name.removeprefix("grad_norm/"): total / self.steps for name, total in self.norm_sums.items()}
 
 
 class Cost:
     """Time, by the clock and by device, over interruptions; steps that were lost with one are not counted.
 
     Args:
-        processes: each of which computes on a device of its own.
+        processes: each of which computes on its own device.
     """
 
     def __init__(self, processes: int) -> None:
@@ -117,7 +97,7 @@ class Cost:
         self._start = time.perf_counter()
 
     def start(self) -> None:
-        """Begin to count, or continue with it."""
+        """Begin or continue to count."""
         self._start = time.perf_counter()
 
     @contextmanager
@@ -130,7 +110,7 @@ class Cost:
             self._counted["tracking"] += time.perf_counter() - start
 
     def record(self) -> dict[str, float]:
-        """As it is logged: since the run's first step began, the same over all devices, and the share of tracking."""
+        """As it is logged."""
         state = self.state()
         return {
             "time/elapsed_s": state["seconds"],
@@ -154,12 +134,12 @@ class Cost:
 
 
 class LoopState:
-    """All that changes from step to step beside the models. Checkpoints store it whole; every process knows the same.
+    """All that changes from step to step beside the models. Checkpoints store it whole; every process has the same.
 
     Args:
         config: of the run.
         steps_per_epoch: batches that an epoch takes.
-        processes: each of which computes on a device of its own.
+        processes: each of which computes on its own device.
     """
 
     _NUMBERS = ("step", "epoch", "batch", "skipped", "skipped_in_a_row", "gradients_checked")
@@ -167,7 +147,7 @@ class LoopState:
     _INTERVALS = ("since_log", "since_epoch")
 
     def __init__(self, config: Config, steps_per_epoch: int, processes: int) -> None:
-        curriculum = config.curriculum
+        curriculum = self._curriculum = config.curriculum
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = config.train.epochs * steps_per_epoch
         self.epoch = 0
@@ -186,9 +166,6 @@ class LoopState:
         self.since_log = Interval()
         self.since_epoch = Interval()
         self.cost = Cost(processes)
-        self._size_warmup = SizeWarmupCurriculum(
-            start=curriculum.size_weight_start, end=curriculum.size_weight_end, epochs=curriculum.size_warmup_epochs
-        )
 
     @property
     def ends_epoch(self) -> bool:
@@ -202,8 +179,13 @@ class LoopState:
 
     @property
     def size_weight(self) -> float:
-        """Weight of the size loss at present."""
-        return self._size_warmup.weight(self.step / self.steps_per_epoch)
+        """Weight of the size loss, which falls linearly: cells can only be right once the grid has its size.
+
+        w(e) = start + (end - start) min(e / size_warmup_epochs, 1), e the epochs so far, a fraction included.
+        """
+        start, end = self._curriculum.size_weight_start, self._curriculum.size_weight_end
+        epoch, warmup = self.step / self.steps_per_epoch, self._curriculum.size_warmup_epochs
+        return end if epoch >= warmup else start + (end - start) * epoch / warmup
 
     def add(self, report: StepReport, *, seconds: float) -> None:
         """Count a step whose numbers are finite and the time it took, its wait for data included."""
@@ -235,4 +217,4 @@ class LoopState:
             if name in state:  # Checkpoints of older versions have no `cost`.
                 getattr(self, name).load_state(state[name])
         for name in self._INTERVALS:
-            setattr(self, name, Interval(**state[name]))
+            setattr(self, name, Interval(**deepcopy(state[name])))

@@ -11,13 +11,8 @@ from arcdist.config import Config
 from arcdist.distributed import rank, world_size
 from arcdist.errors import OutOfMemoryError
 
-VIEWER = "https://pytorch.org/memory_viz"
-
-_EVENTS = 10_000
-"""Allocations that are recorded beside what is held: about those of a step, some KB each on the host."""
 _SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
-"""Of the CPU's allocator, the CUDA driver and cuBLAS, which have no error type of their own."""
-_SETTINGS_NAMED = 3
+"""Of the CPU's allocator, the CUDA driver and cuBLAS, which have no own error type."""
 
 
 @contextmanager
@@ -37,11 +32,9 @@ def explained_out_of_memory(config: Config, folder: Path | None = None) -> Itera
         is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not is_typed and not any(sign in str(error) for sign in _SIGNS):
             raise
-        # Python's own error has no text.
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        settings = "; ".join(f"{n}. {each}" for n, each in enumerate(islice(_settings(config), _SETTINGS_NAMED), 1))
-        snapshot = _write_snapshot(folder) if folder is not None and recorded else None
-        held = f" What held the GPU's memory: {snapshot}, to be opened at {VIEWER}." if snapshot else ""
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__  # Python's own error has no text.
+        settings = "; ".join(f"{n}. {each}" for n, each in enumerate(islice(_settings(config), 3), 1))
+        held = _write_snapshot(folder) if folder is not None and recorded else ""
         raise OutOfMemoryError(
             f"Out of memory ({reason}). In this order: {settings}. --dry_run shows the peak of the longest batch.{held}"
         ) from error
@@ -55,31 +48,32 @@ def _record_allocations() -> bool:
     if not torch.cuda.is_initialized():
         return False
     with suppress(RuntimeError):  # Of CUDA's own asynchronous allocator, which has no history.
-        torch.cuda.memory._record_memory_history(stacks="python", max_entries=_EVENTS)
+        # The entries are allocations beside what is held, about those of a step; some KB each on the host.
+        torch.cuda.memory._record_memory_history(stacks="python", max_entries=10_000)
         return True
     return False
 
 
-def _write_snapshot(folder: Path) -> Path | None:
-    """Write what is held, and by which lines of code, as a pickle with a name for each process; none if that failed."""
+def _write_snapshot(folder: Path) -> str:
+    """Write what is held, and by which lines of code; the sentence that says where, empty if it cannot be written."""
     path = folder / "profile" / (f"memory_snapshot_rank_{rank():05d}.pickle" if rank() else "memory_snapshot.pickle")
-    with suppress(OSError, RuntimeError, MemoryError):  # The error to report is the one that brought us here.
+    with suppress(OSError, RuntimeError, MemoryError):  # The error to report is the one that led here.
         path.parent.mkdir(exist_ok=True)
         torch.cuda.memory._dump_snapshot(str(path))
-        return path
-    return None
+        return f" What held the GPU's memory: {path}, to be opened at https://pytorch.org/memory_viz."
+    return ""
 
 
 def _settings(config: Config) -> Iterator[str]:
     """What can still be changed, by how much it helps for what it costs."""
-    train, side, width = config.train, config.data.max_side, config.agent.hidden_dim
-    of_process = -(-train.batch_size // world_size())
-    in_pass = -(-of_process // train.accumulation)
+    train, side = config.train, config.data.max_side
+    queries = -(-train.batch_size // world_size())  # Of a process.
+    in_pass = -(-queries // train.accumulation)
     if in_pass > 1:
-        passes = min(2 * train.accumulation, of_process)
+        passes = min(2 * train.accumulation, queries)
         yield (
             f"--train.accumulation {passes} (now {train.accumulation}), or half of --batch_size (now "
-            f"{train.batch_size}): activations of {-(-of_process // passes)} queries at a time in place of {in_pass}"
+            f"{train.batch_size}): activations of {-(-queries // passes)} queries at a time in place of {in_pass}"
         )
     if not config.qwen.gradient_checkpointing:
         yield (
@@ -96,5 +90,5 @@ def _settings(config: Config) -> Iterator[str]:
         yield "--train.precision bf16, if the device has it: half the bytes of most activations"
     if config.qwen.dtype == "float32":
         yield "--qwen.dtype bfloat16: half the bytes of Qwen's frozen weights"
-    yield f"a smaller --agent.hidden_dim (now {width}): the grid modules' activations shrink with it"
+    yield f"a smaller --agent.hidden_dim (now {config.agent.hidden_dim}): the grid modules' activations shrink with it"
     yield "a smaller --qwen.model"

@@ -20,13 +20,6 @@ from arcdist.models import training_flops
 from arcdist.training.session import Session, build_session
 from arcdist.training.step import StepSettings, train_step
 
-WARM_UP_STEPS = 5
-_TIMED_BATCHES = 4
-"""Of a dry run, beside the longest batch."""
-_SIDE = {"cuda": 8192, "mps": 2048, "cpu": 1024}
-"""Of the square matrices whose product measures a device."""
-_PRODUCTS = 20
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pace:
@@ -80,12 +73,12 @@ def benchmark(config: Config, steps: int) -> None:
     Raises:
         OutOfMemoryError: by way of the caller, if a batch does not fit.
     """
-    session = build_session(config)
+    session, warm_up = build_session(config), 5
     epoch = session.training.batches.batches(0)
-    batches = (epoch * (1 + (WARM_UP_STEPS + steps) // len(epoch)))[: WARM_UP_STEPS + steps]
-    run_steps(session, batches[:WARM_UP_STEPS])
-    pace = run_steps(session, batches[WARM_UP_STEPS:])
-    # The first gathering may set things up. Writing what was gathered goes on beside the training.
+    batches = (epoch * (1 + (warm_up + steps) // len(epoch)))[: warm_up + steps]
+    run_steps(session, batches[:warm_up])
+    pace = run_steps(session, batches[warm_up:])
+    # The first gathering may set things up. Writing what was gathered happens beside the training.
     take_snapshot(session, {})
     start = time.perf_counter()
     snapshot = take_snapshot(session, {})
@@ -105,7 +98,7 @@ def benchmark(config: Config, steps: int) -> None:
             "peak memory of a process": _largest_peak(session.device),
             f"{str(dtype).removeprefix('torch.')} products, measured": f"{rate / 1e12:.3g} TFLOP/s a device",
             "Qwen's operations": f"{used / 1e12:.3g} TFLOP/s a device, {used / rate:.1%} of that",
-            "copy for a checkpoint": (f"{saving:.2f} s, {size / 1e6:,.1f} MB: {share:.2%} of each {every} steps"),
+            "copy for a checkpoint": f"{saving:.2f} s, {size / 1e6:,.1f} MB: {share:.2%} of each {every} steps",
         },
     )
 
@@ -118,8 +111,7 @@ def dry_run(config: Config) -> None:
     """
     session = build_session(config)
     run_steps(session, [longest_batch(session)])
-    pace = run_steps(session, session.training.batches.batches(0)[:_TIMED_BATCHES])
-
+    pace = run_steps(session, session.training.batches.batches(0)[:4])
     total, trainable = session.engines.qwen.parameter_counts()
     grid, refiner = (engine.parameter_counts()[1] for engine in (session.engines.grid, session.engines.refiner))
     steps = session.steps_per_epoch
@@ -147,19 +139,16 @@ def _largest_peak(device: torch.device) -> str:
 
 
 def _measured_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of large matrix products on this device."""
-    side = _SIDE[device.type]
+    """Operations a second of large square matrix products on this device."""
+    side = {"cuda": 8192, "mps": 2048, "cpu": 1024}[device.type]
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-
-    def seconds(products: int) -> float:
+    for products in (2, 20):  # The first two warm up.
         start = time.perf_counter()
         for _ in range(products):
             product = left @ right
         product[0, 0].item()  # Waits for the device.
-        return time.perf_counter() - start
-
-    seconds(2)
-    return 2.0 * side**3 * _PRODUCTS / seconds(_PRODUCTS)
+        seconds = time.perf_counter() - start
+    return 2.0 * side**3 * products / seconds
 
 
 def _print_table(title: str, rows: dict[str, str]) -> None:

@@ -65,7 +65,7 @@ def ask(models: Predictor, query: Query, collate) -> tuple[Said, Said]:
     for module in (models.qwen, models.agent, models.solver):
         module.eval()
     prompt, control = models.qwen(inputs.tokens, inputs.token_mask, inputs.features)
-    refined = models.refiner.refine_prompt(prompt, control, inputs.summary, deterministic=True).refined
+    refined = models.refiner.refine_prompt(prompt, control, inputs.summary).refined
     proposal = models.solver(prompt, inputs, batch.ids)
     trust = proposal.confidence_logit.sigmoid().item()
     both = []
@@ -179,7 +179,7 @@ def test_the_solver_has_its_say(predictor, questions, collate):
     with torch.no_grad():
         predictor.qwen.eval()
         prompt, _ = predictor.qwen(batch.inputs.tokens, batch.inputs.token_mask, batch.inputs.features)
-        predictor.solver.remember(
+        predictor.solver.memory.add(
             ids=["another:train:0"],
             features=prompt,
             queries=batch.inputs.query,

@@ -17,7 +17,9 @@ def assert_ended_at_a_step(attempt, processes, signalled):
     """All processes are gone in time, and the log's last word is the step that was saved; that step."""
     assert attempt.left_of(processes, SECONDS - (time.monotonic() - signalled)) == []
     log = (attempt.run / "training.log").read_text()
-    found = re.search(r"WARNING Asked to make room: step (\d+) is saved in \S+/step_0*\1\. Go on with --resume\.", log)
+    found = re.search(
+        r"WARNING Asked to make room: step (\d+) is saved in \S+/step_0*\1\. Continue with --resume\.", log
+    )
     assert found, attempt.output
     assert attempt.last_step() == int(found[1])
     state = json.loads((attempt.run / "checkpoints" / f"step_{int(found[1]):08d}" / "state.json").read_text())

@@ -161,10 +161,10 @@ def remember(session, batch, prompts):
     grids = queries.inputs.query
     known = {"queries": grids, "exact": torch.ones(len(batch), dtype=torch.bool), "step": 0}
     outcomes = fit_canvas(queries.targets.target, *grids.shape[1:])
-    memory = session.models.solver
-    memory.remember(ids=batch.ids, features=prompts, outcomes=outcomes, **known)
+    memory = session.models.solver.memory
+    memory.add(ids=batch.ids, features=prompts, outcomes=outcomes, **known)
     beside = [f"beside {query_id}" for query_id in batch.ids]
-    memory.remember(ids=beside, features=torch.ones_like(prompts), outcomes=grids, **known)
+    memory.add(ids=beside, features=torch.ones_like(prompts), outcomes=grids, **known)
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -47,7 +47,7 @@ def test_a_token_for_each_row_and_column_that_a_pair_has(encoder, mixed):
 
 
 def test_the_summary_is_the_mean_over_all_cells_of_all_pairs(encoder, mixed):
-    """A slow loop over pairs and cells, each pair on a canvas of its own."""
+    """A slow loop over pairs and cells, each pair on its own canvas."""
     summary = encoder(mixed).summary
     width = encoder.cells.out_features
     for row in range(3):
@@ -132,21 +132,21 @@ def test_the_encoder_widens_as_the_seed_s_did():
 def test_step_t_is_read_by_head_t(conv_core):
     grid = torch.zeros(1, 4, 4, dtype=torch.long)
     trajectory = start_conv(conv_core, grid)
-    first = [trajectory.step(no_belief(grid)) for _ in range(T)]
+    first = [trajectory(no_belief(grid)) for _ in range(T)]
     with torch.no_grad():
         conv_core.heads[1].bias += 1.0
     trajectory = start_conv(conv_core, grid)
-    second = [trajectory.step(no_belief(grid)) for _ in range(T)]
+    second = [trajectory(no_belief(grid)) for _ in range(T)]
     assert [torch.equal(a, b) for a, b in zip(first, second, strict=True)] == [True, False, True]
-    with pytest.raises(IndexError):
-        trajectory.step(no_belief(grid))
+    with pytest.raises(StopIteration):
+        trajectory(no_belief(grid))
 
 
 def test_a_state_sees_three_cells_in_each_direction(conv_core):
     grid = torch.zeros(1, 9, 9, dtype=torch.long)
     changed = grid.clone()
     changed[0, 4, 4] = 6
-    states = [start_conv(conv_core, each).step(no_belief(each)) for each in (grid, changed)]
+    states = [start_conv(conv_core, each)(no_belief(each)) for each in (grid, changed)]
     difference = (states[0] - states[1]).abs().amax(-1)[0]
     rows, columns = torch.nonzero(difference > 1e-6, as_tuple=True)
     assert (rows.min().item(), rows.max().item(), columns.min().item(), columns.max().item()) == (1, 7, 1, 7)
@@ -157,26 +157,24 @@ def test_cells_beyond_the_working_area_are_zero_and_unread(conv_core):
     area[0, :3, :2] = True
     grid = torch.randint(0, 10, (1, 5, 5), generator=torch.Generator().manual_seed(0))
     other = torch.where(area, grid, (grid + 1) % 10)
-    state = start_conv(conv_core, grid, area=area).step(no_belief(grid))
+    state = start_conv(conv_core, grid, area=area)(no_belief(grid))
     assert not state[~area].any()
     assert state[area].abs().max() > 0
     wild = torch.where(area[..., None], 0.0, 5.0).expand(1, 5, 5, 10)
-    torch.testing.assert_close(start_conv(conv_core, other, area=area).step(wild), state, rtol=0, atol=1e-6)
-    torch.testing.assert_close(
-        start_conv(conv_core, grid[:, :3, :2]).step(no_belief(grid)[:, :3, :2]), state[:, :3, :2]
-    )
+    torch.testing.assert_close(start_conv(conv_core, other, area=area)(wild), state, rtol=0, atol=1e-6)
+    torch.testing.assert_close(start_conv(conv_core, grid[:, :3, :2])(no_belief(grid)[:, :3, :2]), state[:, :3, :2])
 
 
 def test_conditioning_and_belief_are_fused(conv_core):
     grid = torch.zeros(2, 3, 3, dtype=torch.long)
-    first = start_conv(conv_core, grid).step(no_belief(grid))
+    first = start_conv(conv_core, grid)(no_belief(grid))
     conditioning = torch.tensor([[0.0] * CONV_DIM, [1.0] * CONV_DIM])
-    second = start_conv(conv_core, grid, conditioning).step(no_belief(grid))
+    second = start_conv(conv_core, grid, conditioning)(no_belief(grid))
     assert torch.equal(first[0], second[0])
     assert (first[1] - second[1]).abs().max() > 1e-3
     sure = no_belief(grid)
     sure[0, 1, 1, 5] = 1.0
-    third = start_conv(conv_core, grid).step(sure)
+    third = start_conv(conv_core, grid)(sure)
     assert (first[0] - third[0]).abs().max() > 1e-3
     assert torch.equal(first[1], third[1])
 
@@ -239,23 +237,26 @@ def test_more_steps_go_on_from_fewer(mixed, shaken):
 def test_a_step_re_reads_what_is_believed(start_recursive, mixed):
     certain = no_belief(mixed.query)
     certain[0, 1, 1, 7] = 1.0
-    assert changed(start_recursive().step(no_belief(mixed.query)), start_recursive().step(certain)) == [
+    assert changed(start_recursive()(no_belief(mixed.query)), start_recursive()(certain)) == [
         True,
         False,
         False,
     ]
 
 
-def test_a_step_goes_on_from_the_state_before(start_recursive, mixed):
+def test_a_trajectory_starts_at_zero_and_each_step_continues_from_the_state_before(start_recursive, agent, mixed):
+    given = []
+    agent.core.block.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
     trajectory = start_recursive()
-    first, second = trajectory.step(no_belief(mixed.query)).clone(), trajectory.step(no_belief(mixed.query))
+    first, second = trajectory(no_belief(mixed.query)), trajectory(no_belief(mixed.query))
     assert changed(first, second) == [True, True, True]
-    assert torch.equal(second, trajectory.state)
+    assert not given[0].any()
+    assert torch.equal(given[1], first)
 
 
 def test_one_step_reaches_every_cell_of_the_working_area(start_recursive, mixed):
     start_belief = no_belief(mixed.query).requires_grad_()
-    state = start_recursive().step(start_belief)
+    state = start_recursive()(start_belief)
     state[1, 0, 0].cos().sum().backward()
     reached = start_belief.grad.abs().sum(-1) > 0
     assert reached[1, 0, :8].any()  # its row, its column, and cells of neither
@@ -271,15 +272,15 @@ def test_no_cell_beyond_the_working_area_is_read(start_recursive, mixed):
     beyond[0, :, 3:, 5] = 1.0
     trajectory, other = start_recursive(), start_recursive()
     for _ in range(2):
-        state, other_state = trajectory.step(no_belief(mixed.query)), other.step(beyond)
+        state, other_state = trajectory(no_belief(mixed.query)), other(beyond)
     assert torch.equal(state[0, :3, :3], other_state[0, :3, :3])
 
 
 def test_the_grid_its_place_and_its_size_are_seen(start_recursive, mixed):
-    first = start_recursive().step(no_belief(mixed.query))
+    first = start_recursive()(no_belief(mixed.query))
     recolored = mixed.query.clone()
     recolored[0, 0, 0] = (recolored[0, 0, 0] + 1) % 10
-    assert changed(first, start_recursive(replace(mixed, query=recolored)).step(no_belief(mixed.query))) == [
+    assert changed(first, start_recursive(replace(mixed, query=recolored))(no_belief(mixed.query))) == [
         True,
         False,
         False,
@@ -287,12 +288,12 @@ def test_the_grid_its_place_and_its_size_are_seen(start_recursive, mixed):
     size = mixed.query_size.clone()
     size[1, 0] += 1
     size[2, 1] += 1
-    assert changed(first, start_recursive(size=size).step(no_belief(mixed.query))) == [False, True, True]
+    assert changed(first, start_recursive(size=size)(no_belief(mixed.query))) == [False, True, True]
 
 
 def test_equal_cells_are_told_apart_by_their_place(start_recursive, mixed):
     flat = replace(mixed, query=torch.where(mixed.query >= 0, 3, -1))
-    state = start_recursive(flat).step(no_belief(mixed.query))[1, :4, :8].flatten(0, 1)
+    state = start_recursive(flat)(no_belief(mixed.query))[1, :4, :8].flatten(0, 1)
     distances = torch.cdist(state, state) + torch.eye(len(state))
     assert distances.min() > 1e-3
 
@@ -301,8 +302,8 @@ def test_the_conditioning_modulates_each_query_on_its_own(start_recursive, mixed
     conditioning = torch.zeros(3, RECURSIVE_DIM)
     conditioning[2] = 1.0
     first, second = (
-        start_recursive().step(no_belief(mixed.query)),
-        start_recursive(conditioning=conditioning).step(no_belief(mixed.query)),
+        start_recursive()(no_belief(mixed.query)),
+        start_recursive(conditioning=conditioning)(no_belief(mixed.query)),
     )
     assert changed(first, second) == [False, False, True]
 
@@ -312,15 +313,13 @@ def test_the_context_is_attended_to(agent, start_recursive, mixed):
     outputs[1, 2, 0, 0] = (outputs[1, 2, 0, 0] + 1) % 10
     other = start_recursive(replace(mixed, context_outputs=outputs))
     # By attention alone: the context's summary goes into the conditioning, which is the same here.
-    assert changed(start_recursive().step(no_belief(mixed.query)), other.step(no_belief(mixed.query))) == [
+    assert changed(start_recursive()(no_belief(mixed.query)), other(no_belief(mixed.query))) == [
         False,
         True,
         False,
     ]
 
 
-def test_a_fresh_trajectory_starts_at_zero_and_leaves_the_core_alone(start_recursive, mixed):
-    trajectory = start_recursive()
-    assert not trajectory.state.any()
-    before = trajectory.step(no_belief(mixed.query)).clone()
-    assert torch.equal(start_recursive().step(no_belief(mixed.query)), before)
+def test_a_trajectory_leaves_the_core_alone(start_recursive, mixed):
+    before = start_recursive()(no_belief(mixed.query))
+    assert torch.equal(start_recursive()(no_belief(mixed.query)), before)

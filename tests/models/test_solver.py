@@ -1,6 +1,7 @@
 """The solver: what its memory holds, what it proposes from it, how far it is trusted, who learns."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from arcdist.models import PermanentSolver, Proposal
+from arcdist.data import OUTSIDE
+from arcdist.models import PermanentSolver, Proposal, SolvedQueries
 from arcdist.models.solver import SolvedMemory, color_map, query_keys
 
 FEATURE_DIM, SIDE = 4, 3
@@ -33,7 +35,7 @@ def add(memory, ids, *, exact=True, step=0):
     """Remember queries, whose features and outcomes follow from their names; `exact` for all or for each."""
     solved = [exact] * len(ids) if isinstance(exact, bool) else list(exact)
     memory.add(
-        keys=query_keys(ids),
+        ids=ids,
         features=torch.stack([feature(each) for each in ids]),
         queries=torch.zeros(len(ids), 2, 2, dtype=torch.long),
         outcomes=torch.stack([outcome(each) for each in ids]),
@@ -59,7 +61,7 @@ def held(memory, names):
 
 def recall(memory, ids, *, k=2, height=SIDE, width=SIDE):
     features = torch.stack([feature(each) for each in ids])
-    return memory.recall(features, query_keys(ids), k=k, height=height, width=width)
+    return memory.recall(features, ids, k=k, height=height, width=width)
 
 
 def test_colour_map_by_hand():
@@ -81,7 +83,7 @@ def test_keys_are_stable_distinct_and_positive():
 def test_an_entry_is_kept_whole():
     memory = build_memory()
     memory.add(
-        keys=query_keys(["x"]),
+        ids=["x"],
         features=torch.tensor([[3.0, 0.0, 4.0, 0.0]], requires_grad=True),
         queries=torch.tensor([[[1, 1]]]),
         outcomes=torch.tensor([[[2, 7]]]),
@@ -101,7 +103,7 @@ def test_no_more_than_the_largest_side_is_kept():
     memory = build_memory()
     grid = torch.arange(20).reshape(1, 4, 5) % 10
     memory.add(
-        keys=query_keys(["x"]),
+        ids=["x"],
         features=torch.ones(1, FEATURE_DIM),
         queries=grid,
         outcomes=grid,
@@ -114,7 +116,7 @@ def test_no_more_than_the_largest_side_is_kept():
 def test_nothing_to_add():
     memory = build_memory()
     memory.add(
-        keys=query_keys([]),
+        ids=[],
         features=torch.zeros(0, FEATURE_DIM),
         queries=torch.zeros(0, 2, 2, dtype=torch.long),
         outcomes=torch.zeros(0, 2, 2, dtype=torch.long),
@@ -128,7 +130,7 @@ def test_a_query_solved_again_replaces_its_own_entry():
     memory = build_memory()
     add(memory, ["a", "b"], step=1)
     memory.add(
-        keys=query_keys(["a"]),
+        ids=["a"],
         features=torch.tensor([[0.0, 0.0, 0.0, 2.0]]),
         queries=torch.tensor([[[4]]]),
         outcomes=torch.tensor([[[8]]]),
@@ -295,7 +297,7 @@ def test_a_checkpoint_holds_the_slots_in_use_and_no_pickled_object(tmp_path):
     assert torch.equal(first.similarity, second.similarity)
     assert torch.equal(first.outcomes, second.outcomes)
 
-    # It goes on as the one that was saved: "b" is the one that was not solved.
+    # It continues as the one that was saved: "b" is the one that was not solved.
     add(loaded, ["d"], step=5)
     assert held(loaded, "abcd") == {"a", "c", "d"}
 
@@ -348,7 +350,7 @@ def features(queries: int = 3, seed: int = 0) -> Tensor:
 def fill(solver: PermanentSolver, count: int = 5, *, side: int = 4) -> None:
     """Solved problems m0, m1, ... with random features, queries and outcomes."""
     generator = torch.Generator().manual_seed(3)
-    solver.remember(
+    solver.memory.add(
         ids=[f"m{index}" for index in range(count)],
         features=features(count, seed=7),
         queries=torch.randint(0, 10, (count, side, side), generator=generator),
@@ -459,7 +461,7 @@ def test_a_like_problem_s_colour_map_is_applied_to_the_query(mixed):
     solver = build_solver(top_k=1)
     recolor = torch.tensor([0, 5, 1, 2, 9, 4, 3, 8, 7, 6])
     colors = torch.arange(10).reshape(1, 2, 5)
-    solver.remember(
+    solver.memory.add(
         ids=["m"], features=features(1), queries=colors, outcomes=recolor[colors], exact=torch.tensor([True]), step=0
     )
     trust_null(solver, 50.0)
@@ -477,7 +479,7 @@ def test_what_a_query_left_itself_changes_no_bit_of_its_proposal(shaken, mixed):
     first = solver(features(), mixed, IDS)
     for outcome in (3, 8):
         knowing = copy.deepcopy(solver)
-        knowing.remember(
+        knowing.memory.add(
             ids=IDS[:1],
             features=features()[:1],
             queries=mixed.query[:1],
@@ -561,7 +563,7 @@ def test_statistics_count_clusters_of_like_problems():
     nudge = 0.05 * torch.eye(SOLVER_DIM)[2]
     directions = torch.stack([east, east + nudge, 3.0 * east, north, north - nudge, west])
     grid = torch.zeros(6, 1, 1, dtype=torch.long)
-    solver.remember(
+    solver.memory.add(
         ids=list("uvwxyz"),
         features=directions,
         queries=grid,
@@ -580,3 +582,122 @@ def test_a_state_dict_takes_parameters_and_memory_along(shaken, mixed):
     first, second = (each(features(), mixed, IDS) for each in (solver, other))
     assert torch.equal(first.candidate, second.candidate)
     assert torch.equal(first.confidence_logit, second.confidence_logit)
+
+
+# Solved queries on their way from one process to the memories of all.
+PROMPT_DIM, CANVAS, BATCH = 8, 6, 7
+BATCH_IDS = tuple(f"task{index}:train:0" for index in range(BATCH))
+
+
+def make_small_solver(capacity=16):
+    return PermanentSolver(capacity=capacity, feature_dim=PROMPT_DIM, top_k=2, max_grid_size=CANVAS)
+
+
+def grids(height, width, seed):
+    """Grids of all colours, the last row outside."""
+    grid = torch.randint(0, 10, (BATCH, height, width), generator=torch.Generator().manual_seed(seed))
+    grid[:, -1] = OUTSIDE
+    return grid
+
+
+PROMPTS = torch.randn(BATCH, PROMPT_DIM, generator=torch.Generator().manual_seed(0))
+ASKED, OUTCOMES = grids(4, 5, seed=1), grids(4, 5, seed=2)
+EXACT = torch.tensor([True, False, True, False, False, True, False])
+
+
+def share(positions, admitted):
+    rows = torch.tensor(positions)
+    return SolvedQueries(
+        admitted=torch.tensor([place in admitted for place in positions]),
+        positions=tuple(positions),
+        features=PROMPTS[rows],
+        queries=ASKED[rows],
+        outcomes=OUTCOMES[rows],
+        exact=EXACT[rows],
+    )
+
+
+def memory_of(shares, admitted, solver=None, step=3):
+    solver = solver or make_small_solver()
+    packed = torch.cat([share(positions, admitted).packed(CANVAS) for positions in shares])
+    if len(packed):
+        solver.remember_packed(packed, BATCH_IDS, step)
+    return solver
+
+
+def memory_state(solver):
+    return {name: value.clone() for name, value in solver.memory.state_dict().items()}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_processes_remember_what_one_would_of_the_whole_batch():
+    admitted = [0, 2, 3, 6]
+    ours = memory_of([(1, 3, 5), (0, 2, 4, 6)], admitted)
+    expected = make_small_solver()
+    expected.memory.add(
+        ids=[BATCH_IDS[place] for place in admitted],
+        features=PROMPTS[admitted],
+        queries=ASKED[admitted],
+        outcomes=OUTCOMES[admitted],
+        exact=EXACT[admitted],
+        step=3,
+    )
+    assert_same(memory_state(ours), memory_state(expected))
+    assert len(ours.memory) == 4
+    assert ours.memory.exact[:4].tolist() == [True, True, False, False]
+    assert (ours.memory.age[:4] == 3).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.permutations(range(BATCH)),
+    st.lists(st.integers(1, BATCH - 1), max_size=3, unique=True).map(sorted),
+    st.sets(st.integers(0, BATCH - 1)),
+)
+def test_however_a_batch_is_partitioned_its_memory_is_the_same(order, cuts, admitted):
+    ends = [0, *cuts, BATCH]
+    shares = [sorted(order[start:end]) for start, end in pairwise(ends)]
+    # A memory of four has to push out some.
+    ours = memory_of(shares, admitted, make_small_solver(capacity=4))
+    assert_same(memory_state(ours), memory_state(memory_of([range(BATCH)], admitted, make_small_solver(capacity=4))))
+
+
+@pytest.mark.parametrize("admitted", [[], [1]])
+def test_what_is_not_admitted_leaves_no_trace(admitted):
+    solver = memory_of([(0, 1, 2)], admitted)
+    assert len(solver.memory) == len(admitted)
+
+
+def test_a_row_of_bytes_holds_everything():
+    packed = share((2, 5, 6), [2, 6]).packed(CANVAS)
+    assert packed.dtype == torch.uint8
+    assert packed.shape == (2, 8 + 4 * PROMPT_DIM + 2 * CANVAS * CANVAS + 1)
+    place, features, query, _, exact = packed.split([8, 4 * PROMPT_DIM, CANVAS * CANVAS, CANVAS * CANVAS, 1], dim=1)
+    assert place.contiguous().view(torch.int64).flatten().tolist() == [2, 6]
+    assert torch.equal(features.contiguous().view(torch.float32), PROMPTS[[2, 6]])
+    assert torch.equal(query.contiguous().view(torch.int8).view(2, CANVAS, CANVAS)[:, :4, :5].long(), ASKED[[2, 6]])
+    assert (query.contiguous().view(torch.int8).view(2, CANVAS, CANVAS)[:, 4:] == OUTSIDE).all()
+    assert exact.tolist() == [[1], [0]]
+
+
+def test_shares_may_have_different_canvases():
+    wide, low = share((0, 1), [0, 1]), share((2,), [2])
+    low = SolvedQueries(
+        admitted=low.admitted,
+        positions=low.positions,
+        features=low.features,
+        queries=low.queries[:, :3, :2],
+        outcomes=low.outcomes[:, :3, :2],
+        exact=low.exact,
+    )
+    solver = make_small_solver()
+    solver.remember_packed(torch.cat([low.packed(CANVAS), wide.packed(CANVAS)]), BATCH_IDS, 0)
+    assert solver.memory.outcomes[2, :3, :2].tolist() == OUTCOMES[2, :3, :2].tolist()
+    assert (solver.memory.outcomes[2, 3:] == OUTSIDE).all()
+    assert (solver.memory.outcomes[2, :, 2:] == OUTSIDE).all()
+    assert solver.memory.outcomes[1, :4, :5].tolist() == OUTCOMES[1].tolist()

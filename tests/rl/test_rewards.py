@@ -1,12 +1,14 @@
 """The scores of an answer, the reward of a refinement, and the advantages over all processes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from arcdist.rl import Answer, RewardTotals, advantages, score_answers, shaping_reward, weigh
+from arcdist.rl import Answer, RewardTotals, advantages, score_answers, shaping_reward
 
 # Two queries: a 2 x 2 target in a 2 x 3 canvas and a 1 x 3 one; inputs of 1 x 2 and 2 x 2.
 TARGET = torch.tensor([[[1, 2, -1], [3, 3, -1]], [[5, 5, 5], [-1, -1, -1]]])
@@ -48,10 +50,21 @@ def test_reward_by_hand() -> None:
     assert rewards.reward.tolist() == pytest.approx([5 * 1.25, 5 * (1 / 3 + 0.5 * (1 + 1 / 3 + 0.25))])
 
 
-def test_weights_of_the_four_improvements() -> None:
-    improvements = (torch.tensor([x]) for x in (0.05, 0.10, 0.02, 0.01))
-    assert weigh(*improvements, reward_scale=1.0).item() == pytest.approx(0.115)
-    assert weigh(*(torch.tensor([x]) for x in (0.05, 0.10, 0.02, 0.01))).item() == pytest.approx(0.575)
+@pytest.mark.parametrize(
+    ("change", "reward"),
+    [
+        ({"size": AFTER.size}, 0.5 * torch.tensor([0.25, 1.0])),
+        ({"reconstruction": AFTER.reconstruction}, 0.5 * torch.tensor([0.5, 0.25])),
+        # Two cells of the first answer trade places.
+        ({"grid": torch.tensor([[[1, 2, 9], [3, 0, 9]], [[0, 0, 0], [5, 5, 5]]])}, torch.tensor([0.5, 0.0])),
+        # One right cell more, and its colour.
+        ({"grid": torch.tensor([[[2, 1, 9], [3, 3, 9]], [[0, 5, 0], [5, 5, 5]]])}, torch.tensor([0.375, 0.5])),
+    ],
+    ids=["size", "reconstruction", "cells", "cells and colours"],
+)
+def test_weights_of_the_four_improvements(change: dict[str, Tensor], reward: Tensor) -> None:
+    rewards = shaping_reward(BEFORE, replace(BEFORE, **change), TARGET, INPUT, reward_scale=2.0)
+    torch.testing.assert_close(rewards.reward, 2.0 * reward)
 
 
 def test_no_change_no_reward() -> None:

@@ -252,15 +252,15 @@ def test_steps_after_the_recorded_ones_are_not_in_it(tmp_path):
 def test_a_run_that_ends_before_anything_was_recorded_says_so(tmp_path, caplog):
     take_steps(tmp_path, 1, steps=2, ahead=1)
     assert list(tmp_path.iterdir()) == []
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert told == ("--profile 2: nothing was recorded, because the run ended within the steps that warm up (1).")
+    (logged,) = [record.getMessage() for record in caplog.records]
+    assert logged == ("--profile 2: nothing was recorded, because the run ended within the steps that warm up (1).")
 
 
 def test_a_profile_that_cannot_be_written_ends_no_run(tmp_path, caplog):
     (tmp_path / "profile").write_text("")
     take_steps(tmp_path, 20, steps=2, ahead=20)
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert told.startswith(f"The profile could not be written into {tmp_path / 'profile'}: ")
+    (logged,) = [record.getMessage() for record in caplog.records]
+    assert logged.startswith(f"The profile could not be written into {tmp_path / 'profile'}: ")
 
 
 def test_a_run_that_fails_leaves_no_profile_and_its_own_error(tmp_path):

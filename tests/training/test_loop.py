@@ -218,7 +218,7 @@ def test_numbers_that_are_not_finite_end_the_run_before_they_do_harm(make_loop, 
     assert read_steps(tmp_path)[-1] == {"step": 12, "epoch": 5, "flags": ["loss_not_finite"]}
 
 
-def test_a_step_that_is_not_finite_is_skipped_told_and_counted(make_loop, tmp_path, caplog):
+def test_a_step_that_is_not_finite_is_skipped_logged_and_counted(make_loop, tmp_path, caplog):
     loop = make_loop("--epochs=4", "--max_batches=3")
     # Never ten in a row: nine of them, a good one, one more and a good one.
     spoil_steps(loop.session, (*range(1, 10), 11), math.nan)
@@ -226,21 +226,21 @@ def test_a_step_that_is_not_finite_is_skipped_told_and_counted(make_loop, tmp_pa
         loop.run()
     assert (loop.state.step, loop.state.skipped, loop.state.skipped_in_a_row) == (12, 10, 0)
     assert [(record["step"], record["skipped_steps"]) for record in read_steps(tmp_path)] == [(10, 9), (12, 10)]
-    told = [record.message for record in caplog.records if "was skipped" in record.message]
-    assert told[0] == "Step 1 was skipped on all processes: agent = nan."
-    assert len(told) == 10
+    logged = [record.message for record in caplog.records if "was skipped" in record.message]
+    assert logged[0] == "Step 1 was skipped on all processes: agent = nan."
+    assert len(logged) == 10
     # The memory's gate and the interval's means know the good steps only.
     moments = load_checkpoint(checkpoints(tmp_path / "checkpoints")[-1]).moments
     assert moments["grid.agent.from_prompt.weight@step"].item() == 2.0
 
 
-def test_a_loss_that_is_not_finite_is_told_with_the_rank_it_began_on(make_loop, tmp_path, caplog):
+def test_a_loss_that_is_not_finite_is_logged_with_the_rank_it_began_on(make_loop, tmp_path, caplog):
     loop = make_loop("--efe.lambda_risk=1e300", "--max_batches=1")
     with pytest.raises(NotFiniteError), caplog.at_level(logging.WARNING, logger="arcdist"):
         loop.run()
-    (told,) = [record.message for record in caplog.records if "was skipped" in record.message]
-    assert told.startswith("Step 1 was skipped on all processes: loss = inf, ")
-    assert told.endswith(" (from rank 0).")
+    (logged,) = [record.message for record in caplog.records if "was skipped" in record.message]
+    assert logged.startswith("Step 1 was skipped on all processes: loss = inf, ")
+    assert logged.endswith(" (from rank 0).")
 
 
 def test_a_run_in_which_no_step_counted_has_failed(make_loop, tmp_path):
@@ -310,7 +310,7 @@ def test_the_first_step_that_counts_is_the_one_whose_gradients_are_checked(make_
 
 def test_ctrl_c_ends_the_run_with_the_next_step_of_all_processes_and_saves_it(make_loop, tmp_path):
     loop = make_loop("--max_batches=5", "--save_every=100")
-    signal_in_step(loop, 1, signal.SIGINT)  # which step 2 tells every process
+    signal_in_step(loop, 1, signal.SIGINT)  # which step 2 passes to every process
     with pytest.raises(KeyboardInterrupt):
         loop.run()
     (folder,) = checkpoints(tmp_path / "checkpoints")
@@ -372,7 +372,7 @@ def whole_run(undrawn, build_tiny, tmp_path):
         assert loop_in(whole, flags, prepare, 0).run()
 
         def resume(step, source=whole):
-            """What a run leaves that is killed later than after this step, and goes on from there to its end."""
+            """What a run leaves that is killed later than after this step, and continues from there to its end."""
             folder = tmp_path / f"{source.name}_{step}"
             shutil.copytree(source, folder)
             for checkpoint in checkpoints(folder / "checkpoints")[step:]:
@@ -427,7 +427,7 @@ def test_steps_that_are_skipped_stay_skipped_and_counted(whole_run):
 
 
 @pytest.mark.slow
-def test_a_loss_scale_goes_on_where_it_was(whole_run, scale_losses):
+def test_a_loss_scale_continues_where_it_was(whole_run, scale_losses):
     def prepare(session, behind):
         scale_losses(session.engines.precision, 1024.0)  # what a new run begins with, whatever the old one had come to
         spoil_steps(session, [step - behind for step in (2, 6) if step > behind], math.inf)
@@ -462,7 +462,7 @@ def test_a_finished_run_can_be_given_more_epochs(undrawn, make_loop, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_batch_system_s_signal_saves_the_step_and_the_run_goes_on_from_there(undrawn, build_tiny, tmp_path, caplog):
+def test_a_batch_system_s_signal_saves_the_step_and_the_run_continues_from_there(undrawn, build_tiny, tmp_path, caplog):
     whole, part = tmp_path / "whole", tmp_path / "part"
     flags = (*LIVELY, "--save_every=100")
     for folder in (whole, part):
@@ -470,13 +470,13 @@ def test_a_batch_system_s_signal_saves_the_step_and_the_run_goes_on_from_there(u
     Loop(build_tiny(*flags), whole, Heartbeat(whole, 0)).run()
 
     loop = Loop(build_tiny(*flags), part, Heartbeat(part, 0))
-    signal_in_step(loop, 2, signal.SIGTERM)  # which step 3 tells every process
+    signal_in_step(loop, 2, signal.SIGTERM)  # which step 3 passes to every process
     with caplog.at_level(logging.WARNING, logger="arcdist"):
         assert loop.run() is False
     saved = part / "checkpoints" / "step_00000003"
     assert checkpoints(part / "checkpoints") == [saved]
-    (told,) = [record.getMessage() for record in caplog.records if "make room" in record.getMessage()]
-    assert told == f"Asked to make room: step 3 is saved in {saved}. Go on with --resume."
+    (logged,) = [record.getMessage() for record in caplog.records if "make room" in record.getMessage()]
+    assert logged == f"Asked to make room: step 3 is saved in {saved}. Continue with --resume."
 
     again = Loop(build_tiny(*flags), part, Heartbeat(part, 0))
     again.resume(load_checkpoint(saved))
@@ -486,7 +486,7 @@ def test_a_batch_system_s_signal_saves_the_step_and_the_run_goes_on_from_there(u
 
 
 @pytest.mark.parametrize("on_save_error", ["continue", "stop"])
-def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on_or_ends(
+def test_a_checkpoint_that_cannot_be_written_is_reported_and_training_continues_or_ends(
     undrawn, make_loop, tmp_path, caplog, monkeypatch, on_save_error
 ):
     loop = make_loop(*LIVELY, f"--output.on_save_error={on_save_error}")
@@ -504,15 +504,15 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on_or_end
             with pytest.raises(SaveError, match=r"^The disk is full\.$") as raised:
                 loop.run()
             assert raised.value.exit_code == 7
-    told = [record.getMessage() for record in caplog.records]
+    logged = [record.getMessage() for record in caplog.records]
     saved = [int(folder.name.removeprefix("step_")) for folder in checkpoints(tmp_path / "checkpoints")]
     if on_save_error == "continue":
         assert saved == [1, 3, 4, 5, 6, 7, 8]
-        assert told == ["NOT SAVED: The disk is full. Training continues."]
+        assert logged == ["NOT SAVED: The disk is full. Training continues."]
     else:
         # All processes learn of it with step 3 or, where it was still being written then, with step 4.
         assert set(saved) <= {1, 3}
-        assert told == ["NOT SAVED: The disk is full."]
+        assert logged == ["NOT SAVED: The disk is full."]
 
 
 def test_a_run_does_not_end_well_without_its_last_checkpoint(undrawn, make_loop, tmp_path, monkeypatch):

@@ -12,35 +12,17 @@ from hypothesis import strategies as st
 from arcdist.config import load_config
 from arcdist.config.schema import CurriculumConfig
 from arcdist.errors import ConfigError
-from arcdist.training.loop_state import Cost, DynamicMemoryThreshold, Interval, LoopState, SizeWarmupCurriculum
+from arcdist.training.loop_state import Cost, DynamicMemoryThreshold, Interval, LoopState
 from arcdist.training.step import StepReport
 
 
-@pytest.mark.parametrize(("epoch", "weight"), [(0, 1.0), (0.75, 0.875), (1.5, 0.75), (3, 0.5), (7, 0.5)])
-def test_size_weight_falls_linearly_over_three_epochs(epoch, weight):
-    assert SizeWarmupCurriculum().weight(epoch) == pytest.approx(weight, abs=1e-12)
-
-
-def test_size_weight_without_warm_up_is_its_end():
-    assert SizeWarmupCurriculum(start=2.0, end=0.25, epochs=0).weight(0) == 0.25
-
-
 def test_threshold_is_the_gate_times_the_average():
-    threshold = DynamicMemoryThreshold()
+    threshold = DynamicMemoryThreshold(start=0.2, alpha=0.1, gate=1.1)
     assert threshold.threshold == pytest.approx(0.22)
     threshold.update(0.7)
     assert threshold.threshold == pytest.approx(1.1 * 0.25)
     threshold.update(0.25)
     assert threshold.threshold == pytest.approx(1.1 * 0.25)
-
-
-def test_threshold_continues_from_its_state():
-    first, second = DynamicMemoryThreshold(), DynamicMemoryThreshold()
-    first.update(0.9)
-    second.load_state(first.state())
-    for threshold in (first, second):
-        threshold.update(0.3)
-    assert second.threshold == first.threshold
 
 
 @pytest.mark.parametrize(
@@ -71,19 +53,18 @@ def test_means_maxima_and_pace_by_hand():
         {
             "train/cell": 0.0,
             "loss": 3.0,  # Of the queries: (4 x 2 + 2 x 5) / 6.
-            "grad_norm/lora": 0.25,
-            "grad_norm/agent": 2.0,
             "pairs_per_s": 4.0,
             "tokens_per_s": 100.0,
         }
     )
+    assert interval.mean_norms() == {"lora": 0.25, "agent": 2.0}
     assert interval.largest_norms == {"lora": 0.5, "agent": 3.0}
 
 
 def test_an_empty_interval_has_a_pace_of_zero_and_nothing_else():
     interval = Interval()
     assert interval.means() == {"pairs_per_s": 0.0, "tokens_per_s": 0.0}
-    assert interval.largest_norms == {}
+    assert interval.mean_norms() == interval.largest_norms == {}
 
 
 def test_a_norm_that_was_always_zero_is_known():
@@ -107,7 +88,7 @@ STEPS = st.lists(
 
 
 @given(before=STEPS, after=STEPS)
-def test_one_that_goes_on_from_its_state_is_the_same_to_the_last_bit(before, after):
+def test_one_that_continues_from_its_state_is_the_same_to_the_last_bit(before, after):
     whole, first = Interval(), Interval()
     for step in before:
         whole.add(report(**step), seconds=0.1)
@@ -116,8 +97,8 @@ def test_one_that_goes_on_from_its_state_is_the_same_to_the_last_bit(before, aft
     for step in after:
         whole.add(report(**step), seconds=0.1)
         second.add(report(**step), seconds=0.1)
-    assert second.means() == whole.means()
     assert second == whole
+    assert (second.means(), second.mean_norms()) == (whole.means(), whole.mean_norms())
 
 
 def test_a_state_is_no_part_of_what_it_was_taken_of():
@@ -133,8 +114,7 @@ def test_a_state_is_no_part_of_what_it_was_taken_of():
         "norm_sums": {"grad_norm/agent": 2.0},
         "largest_norms": {"agent": 2.0},
     }
-    for each in (interval, Interval(**state)):
-        each.add(report(5.0, agent=7.0, lora=1.0), seconds=0.5)
+    interval.add(report(5.0, agent=7.0, lora=1.0), seconds=0.5)
     assert (state["steps"], state["sums"], state["largest_norms"]) == (
         1,
         {"loss": 1.0, "train/cell": 0.0},
@@ -190,8 +170,8 @@ FLAGS = (
 )
 
 
-def make_state():
-    return LoopState(load_config(FLAGS).config, steps_per_epoch=4, processes=2)
+def make_state(*flags):
+    return LoopState(load_config([*FLAGS, *flags]).config, steps_per_epoch=4, processes=2)
 
 
 def make_steps(state, cells):
@@ -210,10 +190,22 @@ def test_where_epochs_and_the_run_end_and_what_the_size_loss_weighs():
             make_steps(state, [1.0])
             ends.append((state.ends_epoch, state.ends_run))
         state.begin_epoch()
-    # From 1.0 to 0.5 over two epochs of four steps.
+    # From 1.0 to 0.5 over two epochs of four steps, and then as it is.
     assert weights == pytest.approx([1.0 - step / 16 for step in range(8)] + 4 * [0.5])
     assert ends == 2 * (3 * [(False, False)] + [(True, False)]) + 3 * [(False, False)] + [(True, True)]
     assert (state.epoch, state.batch, state.step) == (3, 0, 12)
+
+
+@pytest.mark.parametrize(("step", "weight"), [(0, 1.0), (3, 0.875), (6, 0.75), (12, 0.5), (28, 0.5)])
+def test_by_default_the_size_weight_falls_over_three_epochs(step, weight):
+    state = LoopState(load_config([]).config, steps_per_epoch=4, processes=1)
+    state.step = step
+    assert state.size_weight == pytest.approx(weight, abs=1e-12)
+
+
+def test_without_a_warm_up_the_size_weight_is_its_end():
+    flags = ("--curriculum.size_weight_start=2", "--curriculum.size_weight_end=0.25")
+    assert make_state(*flags, "--curriculum.size_warmup_epochs=0").size_weight == 0.25
 
 
 def test_a_step_moves_the_gate_and_both_intervals_and_an_epoch_begins_with_an_empty_one():
@@ -228,17 +220,21 @@ def test_a_step_moves_the_gate_and_both_intervals_and_an_epoch_begins_with_an_em
     assert state.since_log.steps == 0
 
 
-def test_a_state_goes_on_through_json_where_it_was():
+def test_a_state_continues_through_json_where_it_was():
     first, second = make_state(), make_state()
     make_steps(first, [0.7, 0.3, 0.2])
     first.cost.load_state({"seconds": 1000.0, "device_seconds": 3600.0, "tracking": 10.0})
     first.skipped, first.skipped_in_a_row, first.gradients_checked = 2, 1, True
-    second.load_state(json.loads(json.dumps(first.state())))
+    stored = json.dumps(first.state())
+    loaded = json.loads(stored)
+    second.load_state(loaded)
     for state in (first, second):
         make_steps(state, [0.9])
         state.skipped += 1
+    assert json.dumps(loaded) == stored
+    assert second.memory_gate.threshold == first.memory_gate.threshold
     kept, again = first.state(), second.state()
-    # Two processes, each on a device of its own: the clock goes on.
+    # Two processes, each with its own device: the clock continues.
     cost = again.pop("cost")
     assert again == {name: value for name, value in kept.items() if name != "cost"}
     assert 1000.0 < cost["seconds"] < 1100.0

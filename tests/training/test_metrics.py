@@ -1,4 +1,4 @@
-""""""
+"""The numbers that a run leaves, on disk and in what shows them."""
 
 import signal
 
@@ -57,6 +57,16 @@ def test_logged_numbers_are_means_over_the_steps_since_the_last_line(make_loop, 
             tolerance = 0.05 if name == "grad_norm/agent" else 1e-6
             assert record[name] == pytest.approx((first[name] + second[name]) / 2, rel=tolerance, abs=1e-9), name
         assert record["memory_threshold"] == second["memory_threshold"]
+
+
+def test_an_epoch_holds_every_metric_of_its_steps(make_loop, tmp_path):
+    make_loop("--log_every=1", "--max_batches=1").run()
+    (step,), (epoch,) = read_steps(tmp_path), read_metrics(tmp_path)["epochs"]
+    of_lines = {"loss", "size_weight", "memory_threshold", "skipped_steps", "flags"}
+    names = {name for name in step.keys() - of_lines if not name.startswith(("grad_norm/", "lr/", "time/"))}
+    assert {name: epoch[name] for name in names} == {name: step[name] for name in names}
+    assert epoch["train/loss"] == step["loss"]
+    assert {"size_loss", "solver_loss", "reversibility_loss", "mask_ratio", "solver/confidence", "imbalance"} <= names
 
 
 def test_curriculum_and_gate_move_with_the_steps(make_loop, tmp_path):
@@ -135,7 +145,7 @@ def test_an_epoch_that_was_stopped_at_its_end_is_shown_with_its_last_step(undraw
     signal_in_step(stopped, 2, signal.SIGTERM)
     assert not stopped.run(first)
     assert (stopped.state.step, stopped.state.epoch, stopped.state.batch) == (2, 0, 2)
-    assert first.of("epoch") == []  # whose validation is left to whoever goes on
+    assert first.of("epoch") == []  # whose validation is left to whoever resumes it
     loop, seen = Loop(build_tiny(*flags), tmp_path, Heartbeat(tmp_path, 0)), Seen()
     loop.resume(load_checkpoint(tmp_path / "checkpoints" / "step_00000002"))
     assert loop.run(seen)
@@ -146,7 +156,7 @@ def test_an_epoch_that_was_stopped_at_its_end_is_shown_with_its_last_step(undraw
     assert [record["step"] for record in read_metrics(tmp_path)["epochs"]] == [2, 4]
 
 
-def test_time_that_a_run_took_goes_on_where_it_is_resumed(undrawn, build_tiny, tmp_path):
+def test_time_that_a_run_took_continues_where_it_is_resumed(undrawn, build_tiny, tmp_path):
     Loop(build_tiny("--log_every=1"), tmp_path, Heartbeat(tmp_path, 0)).run()
     snapshot = load_checkpoint(tmp_path / "checkpoints" / "step_00000001")
     snapshot.state["cost"] = {"seconds": 1000.0, "device_seconds": 3600.0, "tracking": 0.0}

@@ -1,3 +1,5 @@
+"""What a dry run shows: sizes, memory, pace and time; and that it leaves nothing."""
+
 import re
 
 import pytest
@@ -26,7 +28,7 @@ def number(text):
     return float(re.match(r"[\d,.]+", text)[0].replace(",", ""))
 
 
-def test_it_tells_sizes_memory_pace_and_time_and_writes_nothing(dry_run, build_tiny):
+def test_it_shows_sizes_memory_pace_and_time_and_writes_nothing(dry_run, build_tiny):
     rows = dry_run("--max_batches=5", "--epochs=120")
     assert rows["device"] == "cpu, precision no"
 
@@ -46,7 +48,7 @@ def test_it_tells_sizes_memory_pace_and_time_and_writes_nothing(dry_run, build_t
     assert number(rows["120 epochs"]) == pytest.approx(120 * 20 / queries / 60, rel=0.3, abs=0.1)
 
 
-def test_running_out_of_memory_is_told_as_in_a_run(dry_run, tmp_path):
+def test_running_out_of_memory_is_explained_as_in_a_run(dry_run, tmp_path):
     width = 2**50
     with pytest.raises(OutOfMemoryError, match="--dry_run shows the peak"):
         dry_run(f"--qwen.prompt_dim={width}")
