@@ -6,14 +6,12 @@ import logging
 import multiprocessing
 import os
 import sys
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich import box
@@ -38,23 +36,11 @@ from arcdist.errors import ArcdistError
 from arcdist.formatting import percent
 
 _FILE_ONLY = {"file_only": True}
-_FILE_WIDTH = 100
 _PACE_STEPS = 20
 _FIRST_SECONDS, _AGAIN_SECONDS = 10.0, 30.0
-"""When a phase that lasts is reported, and how often after that."""
-_BESIDE_THE_BAR = 88
-"""Columns of the terminal that the texts take."""
-_WIDE = 110
-"""From this number of columns there is room for the elapsed time as well."""
+"""When a long phase is reported, and how often after that."""
 _ESTIMATE_SECONDS = 600.0
 """What the remaining time is estimated from: a step of a large model may take a minute."""
-_SCORES = (
-    ("exact grids", "val/exact", "floor/copy_exact"),
-    ("cells", "val/cell", "floor/copy_cell"),
-    ("grid sizes", "val/size", ""),
-    ("exact grids in training", "train/exact", ""),
-)
-_GAIN = ("cells gained by refinement", "val/accuracy_delta")
 
 _logger = logging.getLogger("arcdist")
 
@@ -70,17 +56,16 @@ def shared_console() -> Console:
 
 
 @contextmanager
-def open_log(run_dir: Path, quiet: bool = False) -> Iterator[logging.Logger]:
+def open_log(run_dir: Path) -> Iterator[logging.Logger]:
     """Send what arcdist logs to `run_dir/training.log` and to the console while the block runs.
 
-    On a terminal lines are coloured and stay above the progress bar; elsewhere they are plain. `quiet` limits the
-    console to warnings. An error that leaves the block is written to the file: the caller shows it on the console.
+    On a terminal lines are coloured and stay above the progress bar; elsewhere they are plain. An error that leaves
+    the block is written to the file: the caller shows it on the console.
     """
     file = _LogFile(run_dir / "training.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     screen = _console_handler()
     screen.addFilter(lambda record: not getattr(record, "file_only", False))
-    screen.setLevel(logging.WARNING if quiet else logging.INFO)
     level, propagate = _logger.level, _logger.propagate
     _logger.setLevel(logging.INFO)
     # The root logger's handlers, which some libraries install, would print each line a second time.
@@ -119,17 +104,16 @@ def no_log() -> Iterator[None]:
         _logger.propagate = propagate
 
 
-def log_table(table: RenderableType, quiet: bool = False) -> None:
-    """Show a table on the console, unless `quiet`, and write it into `training.log` as text."""
-    if not quiet:
-        shared_console().print(table)
+def log_table(table: RenderableType) -> None:
+    """Show a table on the console, and write it into `training.log` as text."""
+    shared_console().print(table)
     _logger.info("\n%s", table_text(table).rstrip("\n"), extra=_FILE_ONLY)
 
 
 def table_text(table: RenderableType) -> str:
     """A table as lines of plain text, for a file."""
     text = io.StringIO()
-    Console(file=text, width=_FILE_WIDTH, color_system=None).print(table)
+    Console(file=text, width=100, color_system=None).print(table)
     return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 
 
@@ -210,51 +194,36 @@ def _print_line(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def progress_line(done: int, total: int, elapsed: float, label: str, note: str, *, before: int = 0) -> str:
-    """One line of progress: the share done, the time taken and, at the same pace, the time left (in seconds).
-
-    `before` steps were done when the time began.
-    """
-    left = timedelta(seconds=round(elapsed / (done - before) * (total - done))) if done > before else "?"
-    parts = (label, f"{done}/{total}", f"{done / total:.0%}", f"{timedelta(seconds=round(elapsed))} passed")
-    return ", ".join(part for part in (*parts, f"{left} left", note) if part)
-
-
 class ProgressBar:
     """Counts to `total` steps; a context manager.
 
     On a terminal, and in a notebook that has widgets, it is one bar on the shared console. Elsewhere it prints a line
-    when `interval` seconds have passed since the last, and one at the end. `quiet` prints nothing. `done` steps were
-    taken by an earlier run.
+    when `interval` seconds have passed since the last, and one at the end: the share done, the time taken and, at the
+    same pace, the time left. `quiet` prints nothing. `done` steps were taken by an earlier run.
     """
 
     def __init__(
         self, total: int, *, done: int = 0, interval: float = 30.0, quiet: bool = False, console: Console | None = None
     ) -> None:
-        self.total = total
-        self.interval = interval
-        self.quiet = quiet
-        self._console = console or shared_console()
+        self._total, self._interval = total, interval
+        self._console = Console(quiet=True, force_terminal=False) if quiet else console or shared_console()
         self._done = self._before = done
-        self._label = ""
-        self._note = ""
-        self._start = self._printed = time.monotonic()
+        self._label = self._note = ""
+        self._start = self._printed = self._console.get_time()
         self._phase_lines = PhaseLines(self._console)
         self._bar: Progress | None = None
-        if _can_draw(self._console) and not quiet:
+        if _can_draw(self._console):
             self._bar = Progress(*_columns(self._console.width), console=self._console)
             self._bar.speed_estimate_period = _ESTIMATE_SECONDS
             self._task = self._bar.add_task("", total=total, completed=done, note="")
 
     def __enter__(self) -> "ProgressBar":
-        self._start = self._printed = time.monotonic()
+        self._start = self._printed = self._console.get_time()
         if self._bar is not None:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -265,25 +234,27 @@ class ProgressBar:
         self._note = self._note if note is None else note
         if self._bar is not None:
             self._bar.update(self._task, advance=steps, description=self._label, note=self._note)
-        elif not self.quiet:
-            self._print_when_due(steps)
+            return
+        now = self._console.get_time()
+        if now - self._printed >= self._interval or (steps > 0 and self._done == self._total):
+            self._printed = now
+            _print_line(self._console, self._line(now - self._start))
 
     def tell_phase(self, doing: str, seconds: float) -> None:
         """Show a phase other than training, and its seconds, once it takes long; from any thread."""
         if self._bar is not None:
             label = f"{doing} {seconds:.0f} s" if _is_long(doing, seconds) else self._label
             self._bar.update(self._task, description=label)
-        elif not self.quiet:
+        else:
             self._phase_lines(doing, seconds)
 
-    def _print_when_due(self, steps: int) -> None:
-        now = time.monotonic()
-        finished = steps > 0 and self._done == self.total
-        if finished or now - self._printed >= self.interval:
-            self._printed = now
-            elapsed = now - self._start
-            line = progress_line(self._done, self.total, elapsed, self._label, self._note, before=self._before)
-            _print_line(self._console, line)
+    def _line(self, elapsed: float) -> str:
+        taken, left = self._done - self._before, "?"
+        if taken:
+            left = str(timedelta(seconds=round(elapsed / taken * (self._total - self._done))))
+        counts = f"{self._done}/{self._total}, {self._done / self._total:.0%}"
+        parts = (self._label, counts, f"{timedelta(seconds=round(elapsed))} passed", f"{left} left", self._note)
+        return ", ".join(filter(None, parts))
 
 
 def _can_draw(console: Console) -> bool:
@@ -296,20 +267,18 @@ def _can_draw(console: Console) -> bool:
     return console.is_terminal
 
 
-def _columns(width: int) -> list[ProgressColumn]:
+def _columns(width: int) -> list[str | ProgressColumn]:
     """The parts of the bar. On a narrow terminal the note is shortened, and nothing else is cut."""
-    room = width - _BESIDE_THE_BAR - (8 if width >= _WIDE else 0)
-
-    def whole() -> Column:
-        return Column(no_wrap=True)
-
+    is_wide = width >= 110  # with room for the elapsed time as well
+    bar_width = width - 88 - (8 if is_wide else 0)  # what the texts leave
+    whole = Column(no_wrap=True)
     return [
-        TextColumn("{task.description}", markup=False, table_column=whole()),
-        BarColumn(max(5, min(40, room)), table_column=whole()),
-        MofNCompleteColumn(table_column=whole()),
-        *([TimeElapsedColumn(table_column=whole())] if width >= _WIDE else []),
-        TextColumn("ETA", table_column=whole()),
-        TimeRemainingColumn(table_column=whole()),
+        TextColumn("{task.description}", markup=False, table_column=whole),
+        BarColumn(max(5, min(40, bar_width)), table_column=whole),
+        MofNCompleteColumn(table_column=whole),
+        *([TimeElapsedColumn(table_column=whole)] if is_wide else []),
+        "ETA",
+        TimeRemainingColumn(table_column=whole),
         _NoteColumn(),
     ]
 
@@ -323,16 +292,16 @@ class _Note:
     """As many of a text's parts, which are separated by commas, as there is room for."""
 
     def __init__(self, text: str) -> None:
-        self._parts = text.split(", ")
+        self._text = text
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement(0, len(", ".join(self._parts)))
+        return Measurement(0, len(self._text))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        shown = self._parts
-        while shown and len(", ".join(shown)) > options.max_width:
-            shown = shown[:-1]
-        yield Text(", ".join(shown), no_wrap=True)
+        shown = self._text
+        while len(shown) > options.max_width:
+            shown = shown.rpartition(", ")[0]
+        yield Text(shown, no_wrap=True)
 
 
 def epoch_table(epoch: Mapping[str, Any], best: Mapping[str, Any], outputs: Mapping[str, Path]) -> RenderableType:
@@ -345,10 +314,15 @@ def epoch_table(epoch: Mapping[str, Any], best: Mapping[str, Any], outputs: Mapp
     scores.add_column(f"epoch {epoch['epoch']}", justify="right")
     scores.add_column(f"best: epoch {best['epoch']}" if best else "best", justify="right", style="bold")
     scores.add_column("copying the input", justify="right")
-    for name, key, floor in _SCORES:
-        scores.add_row(name, *(percent(value) for value in (epoch.get(key), best.get(key), epoch.get(floor))))
-    name, key = _GAIN
-    scores.add_row(name, *(percent(value, sign="+") for value in (epoch.get(key), best.get(key), None)))
+    for name, key, floor in (
+        ("exact grids", "val/exact", "floor/copy_exact"),
+        ("cells", "val/cell", "floor/copy_cell"),
+        ("grid sizes", "val/size", ""),
+        ("exact grids in training", "train/exact", ""),
+    ):
+        scores.add_row(name, percent(epoch.get(key)), percent(best.get(key)), percent(epoch.get(floor)))
+    gains = (percent(scored.get("val/accuracy_delta"), "+") for scored in (epoch, best, {}))
+    scores.add_row("cells gained by refinement", *gains)
 
     paths = Table.grid(padding=(0, 2))
     paths.add_column()
