@@ -8,12 +8,23 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from arcdist.analysis.record import RunRecord, finite_value
 from arcdist.analysis.scores import Run, last_shares
 from arcdist.config.schema import EFE_TERMS
-from arcdist.tracking.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from arcdist.tracking.plots import (
+    BLACK,
+    BLUE,
+    GREEN,
+    MOST_MARKED_POINTS,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    bare_axes,
+    running_mean,
+)
 
 Dash: TypeAlias = Literal["-", "--", "-.", ":"]
 
@@ -30,7 +41,6 @@ CURVES = {
 _FROM_ZERO = (_EXACT, "grad_norm/qwen", "pairs_per_s")
 _COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 _DASHES: tuple[Dash, ...] = ("-", "--", "-.", ":")
-_MOST_MARKED_POINTS = 25
 _DARK = 0.45
 """Luminance below which white is easier to read than black."""
 _LONGEST_NAME = 31
@@ -84,14 +94,6 @@ def style_of(runs: Sequence[Run], run: Run) -> tuple[str, Dash]:
     return _COLORS[place], _DASHES[times]
 
 
-def smooth(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
-    """The running mean over an odd number of points, about a tenth of all, each at the middle of its points."""
-    width = len(y) // 10 | 1
-    mean = np.convolve(y, np.full(width, 1 / width), mode="valid") if y else np.empty(0)
-    start = (width - 1) // 2
-    return list(x[start : start + len(mean)]), mean.tolist()
-
-
 def _draw_curve(axes: Axes, runs: Sequence[Run], key: str) -> None:
     """One of `CURVES` over the steps; over the training queries if the runs have different batch sizes.
 
@@ -105,22 +107,19 @@ def _draw_curve(axes: Axes, runs: Sequence[Run], key: str) -> None:
         scale = float(run.record.config["train.batch_size"]) if by_query else 1.0
         x, y = [scale * step for step, _ in points], [value for _, value in points]
         if key == _EXACT:
-            marker = "o" if len(x) <= _MOST_MARKED_POINTS else ""
+            marker = "o" if len(x) <= MOST_MARKED_POINTS else ""
             axes.plot(x, y, marker=marker, markersize=4, color=color, linestyle=dash)
             continue
-        mean_x, mean = smooth(x, y)
+        mean_x, mean = running_mean(x, y, len(y) // 10 | 1)
         if len(mean) < len(y):
             axes.plot(x, y, color=color, linewidth=0.7, alpha=0.3)
         marker = "o" if len(mean) == 1 else ""
         axes.plot(mean_x, mean, color=color, linestyle=dash, linewidth=1.8, marker=marker)
     axes.set_title(CURVES[key])
     axes.set_xlabel("training queries" if by_query else "step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    bare_axes(axes)
     if key == _EXACT:
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=None))
-    axes.grid(color="#DDDDDD", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     if not any(np.size(line.get_xdata()) for line in axes.get_lines()):
         axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", color="#555555")
     if key in _FROM_ZERO:

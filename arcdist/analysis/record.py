@@ -1,7 +1,7 @@
 """A run read back: what it was and all its numbers, from its folder or from W&B."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
+from arcdist.config.keys import dotted
 from arcdist.errors import ConfigError, DataError
 from arcdist.files import expanded
 from arcdist.tracking.metrics import Validation, read_numbers, read_validations
-from arcdist.tracking.run_folder import FILE, Identity, read_identity
+from arcdist.tracking.run_folder import FILE, Identity, read_identity, readable
 from arcdist.tracking.wandb import is_wandb_path, read_wandb_run
 
 
@@ -101,10 +102,13 @@ def read_run_folder(folder: Path) -> RunRecord:
     steps, metrics = read_numbers(folder)
     if not steps and not metrics["epochs"]:
         raise DataError(f"{folder} holds no logged step yet: wait until the run has made --output.log_every steps.")
+    settings = folder / "config.yaml"
+    with readable(settings, "a configuration of a run", "leave that run out"):
+        config = dotted(yaml.safe_load(settings.read_text(encoding="utf-8")))
     return RunRecord(
         place=str(folder),
         identity=read_identity(folder),
-        config=_read_config(folder / "config.yaml"),
+        config=config,
         steps=tuple(steps),
         epochs=tuple(metrics["epochs"]),
         best=metrics["best"],
@@ -128,21 +132,3 @@ def _not_a_run(path: Path) -> str:
     if not path.is_dir():
         return f"{path}: there is no such folder. Give that of a run, such as runs/NAME."
     return f"{path} is no run folder: it has no {FILE} or no config.yaml. Give that of a run."
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        return dict(_flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    except (AttributeError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path} is no configuration of a run ({error}): correct it, or leave that run out.") from error
-
-
-def _flat(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings by dotted key."""
-    for name, value in part.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -14,12 +14,13 @@ from arcdist.analysis.page import picture, render
 from arcdist.analysis.record import RunRecord, finite_values, read_run_folder
 from arcdist.config import Config, load_config, recipe_names
 from arcdist.config.keys import flatten
-from arcdist.errors import ConfigError, DataError
+from arcdist.errors import ConfigError
 from arcdist.files import replacing
 from arcdist.formatting import DASH, counted, duration, number, percent
 from arcdist.tracking import plots
 from arcdist.tracking.grids import DIFFERENCE, query_figure, right_cells, verdict_of
 from arcdist.tracking.metrics import QueryResult, ShownQuery, Validation, task_of
+from arcdist.tracking.run_folder import readable
 from arcdist.training import health
 
 REPORT = "report.html"
@@ -122,12 +123,8 @@ def read_log(path: Path) -> list[LogEntry]:
     Raises:
         DataError: it cannot be read.
     """
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): see who may read there.") from error
+    with readable(path, "a log"):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     messages: list[list[str]] = []
     for line in lines:
         if match := _LOG_LINE.fullmatch(line):

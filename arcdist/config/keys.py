@@ -91,6 +91,14 @@ def flatten(config: Config) -> dict[str, object]:
     return {name: attrgetter(name)(config) for name in config_keys()}
 
 
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by dotted key."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        leaves |= dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return leaves
+
+
 def build(values: Mapping[str, object]) -> Config:
     """The tree from a value for every dotted key; the inverse of `flatten`.
 

@@ -14,7 +14,6 @@ __all__ = [
     "TrainingMetricsTracker",
     "check_mirrors",
     "discard_run_folder",
-    "draw_grids",
     "epoch_table",
     "log_table",
     "make_run_folder",

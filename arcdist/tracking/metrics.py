@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 
 from arcdist.errors import DataError
 from arcdist.files import replacing
+from arcdist.tracking.run_folder import readable
 
-_STEPS, _METRICS, _VALIDATION = "steps.jsonl", "metrics.json", "validation"
+_STEPS, _METRICS = "steps.jsonl", "metrics.json"
 
 Record: TypeAlias = Mapping[str, float | int | str | Sequence[str] | None]
 """Numbers by name, as Python floats: a tensor would have to be waited for."""
@@ -115,9 +116,7 @@ class TrainingMetricsTracker:
     that holds such files continues them. What a full disk refuses is reported, and written once there is room.
     """
 
-    def __init__(
-        self, run_dir: Path, best_metric: str = "val/exact", tie_metric: str = "val/cell", *, writes: bool = True
-    ) -> None:
+    def __init__(self, run_dir: Path, best_metric: str = "val/exact", *, writes: bool = True) -> None:
         """Open the files in `run_dir`; without `writes`, the numbers of epochs are kept and no file is touched.
 
         Raises:
@@ -126,9 +125,8 @@ class TrainingMetricsTracker:
         self.steps_path = run_dir / _STEPS
         self.metrics_path = run_dir / _METRICS
         self.plot_path = run_dir / "metrics_plot.png"
-        self.best_metric = best_metric
-        self.tie_metric = tie_metric
         self._folder = run_dir
+        self._best_metric = best_metric
         self._writes = writes
         self._unwritten: dict[Path, Callable[[], None]] = {}
         self._steps: list[dict[str, Any]] = []
@@ -159,7 +157,7 @@ class TrainingMetricsTracker:
     @property
     def best(self) -> dict[str, Any]:
         """The record of the best epoch and `metric`, its measure; empty before the first validation."""
-        return best_epoch(self._epochs, self.best_metric, self.tie_metric)
+        return best_epoch(self._epochs, self._best_metric)
 
     def go_on_from(self, step: int, epochs: Sequence[Mapping[str, Any]]) -> None:
         """Continue from a checkpoint: keep the steps up to `step`, and its epochs in place of the known ones."""
@@ -173,9 +171,8 @@ class TrainingMetricsTracker:
         else:
             self.metrics_path.unlink(missing_ok=True)
         known = {validation_path(self._folder, epoch["epoch"]) for epoch in self._epochs}
-        for path in _validation_paths(self._folder):
-            if path not in known:
-                path.unlink()
+        for path in set(_validation_paths(self._folder)) - known:
+            path.unlink()
 
     def log_step(self, record: Record) -> None:
         """Append a logged step (with its `step` and `epoch`) to `steps.jsonl`."""
@@ -205,15 +202,14 @@ class TrainingMetricsTracker:
 
     def draw(self) -> Path:
         """Draw `metrics_plot.png` again and return its path."""
-        metrics = {"epochs": self._epochs, "best": self.best}
-        self._write(self.plot_path, lambda: self._draw(metrics))
+        self._write(self.plot_path, self._draw)
         return self.plot_path
 
-    def _draw(self, metrics: Mapping[str, Any]) -> None:
-        from arcdist.tracking.plots import plot_metrics
+    def _draw(self) -> None:
+        from arcdist.tracking.plots import Curves, plot_metrics
 
         try:
-            plot_metrics(metrics, self._steps, self.plot_path)
+            plot_metrics(Curves(epochs=self._epochs, best=self.best, steps=self._steps), self.plot_path)
         except OSError:
             raise
         except Exception as error:  # A picture is not worth a run.
@@ -250,21 +246,18 @@ class TrainingMetricsTracker:
         _replace(self.metrics_path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def best_epoch(epochs: Sequence[Mapping[str, Any]], metric: str, tie_metric: str = "val/cell") -> dict[str, Any]:
+def best_epoch(epochs: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
     """The record of the epoch with the highest `metric`, with that name as `metric`; empty if none has one.
 
-    Ties go to the higher `tie_metric`, then to the earlier epoch.
+    Ties go to the higher `val/cell`, then to the earlier epoch.
     """
 
     def rank(record: Mapping[str, Any]) -> tuple[float, float]:
-        tie = record.get(tie_metric)
+        tie = record.get("val/cell")
         return float(record[metric]), -math.inf if tie is None else float(tie)  # W&B keeps 1.0 as 1
 
-    scored = [dict(record) for record in epochs if record.get(metric) is not None]
-    if not scored:
-        return {}
-    best = max(scored, key=rank)
-    return {"metric": metric, **best}
+    best = max((record for record in epochs if record.get(metric) is not None), key=rank, default=None)
+    return {"metric": metric, **best} if best else {}
 
 
 def finite(record: Record) -> dict[str, Any]:
@@ -301,18 +294,12 @@ def read_numbers(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     Raises:
         DataError: a file is broken, or cannot be read.
     """
-    steps, metrics = folder / _STEPS, folder / _METRICS
-    return (
-        _read_steps(steps) if steps.exists() else [],
-        _read_metrics(metrics) if metrics.exists() else {"epochs": [], "best": {}},
-    )
+    return _read_steps(folder / _STEPS), _read_metrics(folder / _METRICS)
 
 
 def _read_steps(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    with readable(path, "a file of steps"):
+        content = path.read_bytes() if path.exists() else b""
     steps = []
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         try:
@@ -323,15 +310,9 @@ def _read_steps(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
+    with readable(path, "a metrics file"):
+        content = json.loads(path.read_bytes()) if path.exists() else {"epochs": []}
         return {"epochs": [dict(epoch) for epoch in content["epochs"]], "best": dict(content.get("best", {}))}
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f'{path} is not a metrics file ({error!r}): it needs {{"epochs": [...]}}; repair it or move it away.'
-        ) from error
 
 
 def task_of(query: str) -> str:
@@ -341,7 +322,11 @@ def task_of(query: str) -> str:
 
 def validation_path(folder: Path, epoch: int) -> Path:
     """The file of an epoch's validation in a run folder."""
-    return folder / _VALIDATION / f"epoch_{epoch:05d}.json"
+    return folder / "validation" / f"epoch_{epoch:05d}.json"
+
+
+def _validation_paths(folder: Path) -> list[Path]:
+    return sorted((folder / "validation").glob("epoch_*.json"))
 
 
 def write_validation(folder: Path, validation: Validation) -> None:
@@ -357,7 +342,11 @@ def read_validations(folder: Path) -> tuple[Validation, ...]:
     Raises:
         DataError: a file is broken.
     """
-    return tuple(map(_read_validation, _validation_paths(folder)))
+    validations = []
+    for path in _validation_paths(folder):
+        with readable(path, "a validation"):
+            validations.append(parse_validation(json.loads(path.read_bytes())))
+    return tuple(validations)
 
 
 def parse_validation(content: Mapping[str, Any]) -> Validation:
@@ -366,6 +355,10 @@ def parse_validation(content: Mapping[str, Any]) -> Validation:
     Raises:
         AttributeError, KeyError, TypeError, ValueError: it is none.
     """
+
+    def rows(grid: Sequence[Sequence[int]]) -> Rows:
+        return tuple(tuple(map(int, row)) for row in grid)
+
     return Validation(
         epoch=int(content["epoch"]),
         step=int(content["step"]),
@@ -373,28 +366,11 @@ def parse_validation(content: Mapping[str, Any]) -> Validation:
         shown=tuple(
             ShownQuery(
                 id=query["id"],
-                input=_rows(query["input"]),
-                target=_rows(query["target"]),
-                steps=tuple(map(_rows, query["steps"])),
-                prediction=_rows(query["prediction"]),
+                input=rows(query["input"]),
+                target=rows(query["target"]),
+                steps=tuple(map(rows, query["steps"])),
+                prediction=rows(query["prediction"]),
             )
             for query in content["shown"]
         ),
     )
-
-
-def _validation_paths(folder: Path) -> list[Path]:
-    return sorted((folder / _VALIDATION).glob("epoch_*.json"))
-
-
-def _read_validation(path: Path) -> Validation:
-    try:
-        return parse_validation(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is no validation ({error!r}): move it away; the rest is read without it.") from error
-
-
-def _rows(grid: Any) -> Rows:
-    return tuple(tuple(int(color) for color in row) for row in grid)

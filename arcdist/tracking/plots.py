@@ -19,9 +19,8 @@ from arcdist.files import replacing
 # Okabe & Ito's palette (2008), distinguishable with every kind of colour vision, without its pale yellow.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
-_MOST_MARKED_POINTS = 25
-_LEGEND_ROW = 16.0
-"""Points of height that a row of a legend takes above its panel."""
+MOST_MARKED_POINTS = 25
+"""A curve of more points has no marker for each."""
 
 Records: TypeAlias = Sequence[Mapping[str, Any]]
 
@@ -42,13 +41,11 @@ Panel: TypeAlias = Callable[[Axes, Curves], None]
 """Draws title, curves and legend on its axes."""
 
 
-def plot_metrics(metrics: Mapping[str, Any], steps: Records, path: Path) -> None:
+def plot_metrics(run: Curves, path: Path) -> None:
     """Draw training loss, validation accuracy, perfect-grid rate and loss components as a PNG of 1200 x 800 pixels.
 
-    `metrics` is the content of `metrics.json`, `steps` the objects of `steps.jsonl`. Losses are drawn over the logged
-    steps, or over the epochs if there are fewer than two. Values that are missing or null are left out.
+    Losses are drawn over the logged steps, or over the epochs if there are fewer than two.
     """
-    run = Curves(epochs=metrics["epochs"], best=metrics["best"], steps=steps)
     figure = Figure(figsize=(12, 8), dpi=100)
     panels = (draw_loss, draw_accuracy, draw_exact, draw_terms)
     for axes, panel in zip(figure.subplots(2, 2).flat, panels, strict=True):
@@ -159,6 +156,23 @@ def draw_learning_rates(axes: Axes, run: Curves) -> None:
     _finish(axes, "Learning rates", "step", columns=3)
 
 
+def running_mean(x: Sequence[float], y: Sequence[float], width: int) -> tuple[list[float], list[float]]:
+    """The means over `width` points, at least one, each at the middle of its points; empty for fewer points."""
+    if len(y) < width:
+        return [], []
+    mean = np.convolve(y, np.full(width, 1 / width), mode="valid")
+    start = (width - 1) // 2
+    return list(x[start : start + len(mean)]), mean.tolist()
+
+
+def bare_axes(axes: Axes) -> None:
+    """A pale grid below the curves, no more than six whole numbers on the x axis, no frame above and on the right."""
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes.grid(color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def _losses(run: Curves) -> tuple[Records, str, str, str]:
     """Records with losses, their x axis, the key of the combined loss, and a note on the running mean."""
     if len(run.steps) < 2:
@@ -170,12 +184,10 @@ def _losses(run: Curves) -> tuple[Records, str, str, str]:
 def _finish(axes: Axes, title: str, unit: str, *, columns: int = 2) -> None:
     """Title, legend and axes; the legend is above the panel, where it hides no curve."""
     axes.set_xlabel(unit)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    axes.grid(color="#DDDDDD", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    bare_axes(axes)
     rows = -(-len(axes.get_lines()) // columns)
-    axes.set_title(title, loc="left", y=1.0, pad=6 + _LEGEND_ROW * max(1, rows), fontweight="bold", fontsize=12)
+    # A row of the legend is 16 points high.
+    axes.set_title(title, loc="left", y=1.0, pad=6 + 16 * max(1, rows), fontweight="bold", fontsize=12)
     if rows:
         axes.legend(
             loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2, ncols=columns, frameon=False,
@@ -199,7 +211,7 @@ def _draw_line(
     if dashed and len(x) == 1:
         axes.axhline(y[0], color=color, linestyle="--", linewidth=1.6, label=label)
         return
-    marker = "o" if len(x) <= _MOST_MARKED_POINTS and not dashed else ""
+    marker = "o" if len(x) <= MOST_MARKED_POINTS and not dashed else ""
     axes.plot(x, y, marker=marker, markersize=5, color=color, linestyle="--" if dashed else "-", label=label)
 
 
@@ -212,9 +224,7 @@ def _draw_noisy(
     if width < 2:
         _draw_line(axes, records, over, key, label, color)
         return
-    mean = np.convolve(y, np.full(width, 1 / width), mode="valid")
-    start = (width - 1) // 2
     if pale is not None:
         axes.plot(x, y, color=pale, linewidth=0.8, alpha=0.6, label=label)
         label = f"running mean of {width} logged steps"
-    axes.plot(x[start : start + len(mean)], mean, color=color, linewidth=2, label=label)
+    axes.plot(*running_mean(x, y, width), color=color, linewidth=2, label=label)

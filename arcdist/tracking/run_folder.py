@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
+from yaml import YAMLError
 
 from arcdist.config.loader import DEFAULT_ROOT
 from arcdist.errors import ConfigError, DataError
@@ -183,12 +184,28 @@ def read_identity(folder: Path) -> Identity:
         DataError: it is missing or broken.
     """
     path = folder / FILE
-    try:
+    with readable(path, "the identity of a run", "leave that run out"):
         return parse_identity(json.loads(path.read_bytes()))
+
+
+@contextmanager
+def readable(path: Path, kind: str, instead: str = "move it away") -> Iterator[None]:
+    """Report as an error of the user's data that a file cannot be read, or that it is not what it should be.
+
+    Args:
+        path: the file that the block reads and parses.
+        kind: what it should be, such as "a validation".
+        instead: what can be done about a broken one besides repairing it.
+
+    Raises:
+        DataError: the block failed.
+    """
+    try:
+        yield
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): give the folder of a run.") from error
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} does not describe a run ({error}): repair it, or leave that run out.") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
+    except (AttributeError, KeyError, TypeError, ValueError, YAMLError) as error:
+        raise DataError(f"{path} is not {kind} ({error!r}): repair it, or {instead}.") from error
 
 
 def parse_identity(content: Mapping[str, Any]) -> Identity:

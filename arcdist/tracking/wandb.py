@@ -11,14 +11,14 @@ import re
 import shlex
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from arcdist.config import Config
-from arcdist.config.keys import config_keys
+from arcdist.config.keys import config_keys, dotted
 from arcdist.errors import ArcdistError, ConfigError, DataError, PlatformError
 from arcdist.tracking.metrics import (
     EPOCH,
@@ -336,16 +336,10 @@ def _parse_tables(epoch: int, step: int, queries: Mapping[str, Any], shown: Mapp
     )
 
 
-def _flat(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in part.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
 def _flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The run's own configuration by dotted key, with 1.0 where the server keeps 1."""
     floats = {key.name for key in config_keys().values() if float in (key.type, *get_args(key.type))}
     own = {name: part for name, part in config.items() if name not in (RUN, "_wandb")}
-    return {name: float(value) if name in floats and value is not None else value for name, value in _flat(own)}
+    return {
+        name: float(value) if name in floats and value is not None else value for name, value in dotted(own).items()
+    }

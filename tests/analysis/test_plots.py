@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from shared.made_records import answers, made_record
 
-from arcdist.analysis.plots import draw_curves, draw_efe_terms, draw_panels, smooth, style_of
+from arcdist.analysis.plots import draw_curves, draw_efe_terms, draw_panels, style_of
 from arcdist.analysis.scores import letter_runs
 from arcdist.config.schema import EFE_TERMS
 from arcdist.tracking.plots import BLUE, VERMILION
@@ -29,15 +29,6 @@ def run_with(name, steps=3, batch_size=32):
 
 def lines(axes, color):
     return [line for line in axes.get_lines() if line.get_color() == color]
-
-
-def test_a_running_mean_is_drawn_at_the_middle_of_its_points():
-    assert smooth([1.0, 2.0, 3.0], [5.0, 1.0, 3.0]) == ([1.0, 2.0, 3.0], [5.0, 1.0, 3.0])
-    # Of 30 points three each.
-    x, y = smooth([float(number) for number in range(30)], [float(number % 3) for number in range(30)])
-    assert x == list(range(1, 29))
-    assert y == pytest.approx([1.0] * 28)
-    assert smooth([], []) == ([], [])
 
 
 def test_each_run_is_drawn_in_its_colour_on_common_axes():

@@ -81,13 +81,13 @@ def test_a_run_without_steps_is_refused(tmp_path):
 
 def test_a_broken_validation_is_named(tmp_path):
     (make_run(tmp_path / "run") / "validation" / "epoch_00001.json").write_text("[1]")
-    with pytest.raises(DataError, match=r"epoch_00001\.json is no validation"):
+    with pytest.raises(DataError, match=r"epoch_00001\.json is not a validation"):
         read_run_folder(tmp_path / "run")
 
 
 def test_a_broken_configuration_is_named(tmp_path):
     (make_run(tmp_path / "run", epochs=1) / "config.yaml").write_text("a: [1")
-    with pytest.raises(DataError, match=r"config\.yaml is no configuration of a run"):
+    with pytest.raises(DataError, match=r"config\.yaml is not a configuration of a run"):
         read_run_folder(tmp_path / "run")
 
 

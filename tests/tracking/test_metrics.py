@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import math
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_resumed_run_forgets_the_validations_after_its_checkpoint(tmp_path):
 def test_a_broken_file_is_named(tmp_path, content):
     path = validation_path(make_run(tmp_path / "run", epochs=1), 0)
     path.write_text(content)
-    with pytest.raises(DataError, match=r"epoch_00000\.json is no validation"):
+    with pytest.raises(DataError, match=r"epoch_00000\.json is not a validation"):
         read_validations(tmp_path / "run")
 
 
@@ -273,15 +274,19 @@ def test_a_full_disk_ends_no_run_and_loses_no_number(tmp_path, disk, caplog):
 def test_half_a_line_that_a_full_disk_took_is_no_part_of_the_file(tmp_path, monkeypatch):
     tracker = TrainingMetricsTracker(tmp_path)
     tracker.log_step({"step": 1, "epoch": 0})
+    real = Path.open
 
-    def half(step):
-        with tracker.steps_path.open("a") as steps:
-            steps.write('{"step": 2, "ep')
+    @contextmanager
+    def half(path, mode="r", **options):
+        with real(path, mode, **options) as lines:
+            lines.write('{"step": 2, "ep')
         raise OSError(errno.ENOSPC, "No space left on device")
+        yield
 
     with monkeypatch.context() as patched:
-        patched.setattr(tracker, "_append", half)
+        patched.setattr(Path, "open", half)
         tracker.log_step({"step": 2, "epoch": 0})
+    assert (tmp_path / "steps.jsonl").read_text().endswith('{"step": 2, "ep')
     tracker.log_step({"step": 3, "epoch": 0})
     assert [record["step"] for record in lines(tmp_path / "steps.jsonl")] == [1, 2, 3]
 

@@ -7,7 +7,7 @@ from matplotlib.image import imread
 
 from arcdist.config.schema import EFE_TERMS
 from arcdist.tracking import plots
-from arcdist.tracking.plots import BLUE, VERMILION, Curves, panel_figure, plot_metrics
+from arcdist.tracking.plots import BLUE, VERMILION, Curves, panel_figure, plot_metrics, running_mean
 
 
 def drawn(image, color):
@@ -27,7 +27,7 @@ def test_four_panels_at_the_documented_size(tmp_path, epochs, steps):
     path = tmp_path / "plot.png"
     records = [epoch_record(epoch) for epoch in range(epochs)]
     logged = [{"step": 50 * i, "loss": 2.0 / (i + 1), "efe/risk": 1.0} for i in range(steps)]
-    plot_metrics({"epochs": records, "best": {"metric": "val/exact", **records[-1]}}, logged, path)
+    plot_metrics(Curves(epochs=records, best={"metric": "val/exact", **records[-1]}, steps=logged), path)
     image = imread(path)
     assert image.shape[:2] == (800, 1200)
     upper_left, upper_right, lower_left, lower_right = (
@@ -42,12 +42,13 @@ def test_four_panels_at_the_documented_size(tmp_path, epochs, steps):
 
 def test_missing_and_null_values_are_left_out(tmp_path):
     records = [epoch_record(0), epoch_record(1, **{"val/exact": None, "train/loss": None}), {"epoch": 2}]
-    plot_metrics({"epochs": records, "best": {}}, [{"step": 1, "loss": None}, {"step": 2}], tmp_path / "plot.png")
+    steps = [{"step": 1, "loss": None}, {"step": 2}]
+    plot_metrics(Curves(epochs=records, best={}, steps=steps), tmp_path / "plot.png")
     assert imread(tmp_path / "plot.png").shape[:2] == (800, 1200)
 
 
 def test_a_run_without_numbers_still_gets_its_panels(tmp_path):
-    plot_metrics({"epochs": [], "best": {}}, [], tmp_path / "plot.png")
+    plot_metrics(Curves(epochs=[], best={}, steps=[]), tmp_path / "plot.png")
     assert imread(tmp_path / "plot.png").shape[:2] == (800, 1200)
 
 
@@ -107,6 +108,14 @@ def test_a_running_mean_is_over_a_twentieth_and_in_the_middle_of_its_steps():
     assert lines[0].get_ydata().tolist() == [step["loss"] for step in steps]
     assert lines[1].get_xdata().tolist() == [step["step"] for step in steps[1:-1]]
     assert lines[1].get_ydata() == pytest.approx([float(index) for index in range(1, 59)])
+
+
+def test_a_running_mean_is_at_the_middle_of_its_points():
+    assert running_mean([1.0, 2.0, 3.0], [5.0, 1.0, 3.0], 1) == ([1.0, 2.0, 3.0], [5.0, 1.0, 3.0])
+    x, y = running_mean([float(number) for number in range(30)], [float(number % 3) for number in range(30)], 3)
+    assert x == list(range(1, 29))
+    assert y == pytest.approx([1.0] * 28)
+    assert running_mean([], [], 1) == ([], [])
 
 
 def test_learning_rates_that_are_the_same_share_a_line():

@@ -134,5 +134,5 @@ def test_keys_that_are_not_known_are_left_out_and_missing_ones_named(tmp_path):
     assert read_identity(tmp_path / "run").id == content["id"]
     del content["group"]
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"run.json does not describe a run .*'group'"):
+    with pytest.raises(DataError, match=r"run.json is not the identity of a run .*'group'"):
         read_identity(tmp_path / "run")
