@@ -132,9 +132,12 @@ class TrainingMetricsTracker:
         self._steps: list[dict[str, Any]] = []
         self._epochs: list[dict[str, Any]] = []
         if writes:
-            _drop_unfinished_line(self.steps_path)
             self._steps, metrics = read_numbers(run_dir)
             self._epochs = metrics["epochs"]
+            # A last line may have been cut off with the process that wrote it.
+            if self.steps_path.exists() and self.steps_path.read_bytes()[-1:] not in (b"", b"\n"):
+                _logger.warning("%s: dropped an unfinished last line.", self.steps_path)
+                self._write_steps()
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -274,15 +277,6 @@ def _line(record: Mapping[str, Any]) -> str:
 def _replace(path: Path, text: str) -> None:
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
-
-
-def _drop_unfinished_line(path: Path) -> None:
-    """Remove a last line that was cut off with the process that wrote it."""
-    content = path.read_bytes() if path.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        _logger.warning("%s: dropped an unfinished last line.", path)
-        _replace(path, whole.decode())
 
 
 def read_numbers(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

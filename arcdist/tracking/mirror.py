@@ -8,19 +8,21 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from arcdist.config import Config
+from arcdist.errors import PlatformError
 from arcdist.tracking.metrics import Record, Row, Validation, finite, make_row, make_rows
 from arcdist.tracking.run_folder import Identity
-from arcdist.tracking.tensorboard import TensorBoardMirror, require_tensorboard
+from arcdist.tracking.tensorboard import TensorBoardMirror
 from arcdist.tracking.wandb import WandbMirror, wandb_mode
 
-CLOSE_SECONDS = 30.0
+_CLOSE_SECONDS = 30.0
 """How long the end of a run waits for its mirrors."""
-_SHARE_AFTER_INTERRUPT = 0.6
-"""The share of that time that is left after `interrupt`."""
+_SHARE_BEFORE_INTERRUPT = 0.4
+"""The share of that time that passes before `interrupt`."""
 _SECONDS_AFTER_KILL = 1.0
 
 _logger = logging.getLogger(__name__)
@@ -58,10 +60,9 @@ class Mirror(Protocol):
 class Mirrors:
     """The mirrors of a run. No method but `close` waits, and none raises."""
 
-    def __init__(self, mirrors: Sequence[Mirror], *, close_seconds: float = CLOSE_SECONDS) -> None:
+    def __init__(self, mirrors: Sequence[Mirror]) -> None:
         """Open the mirrors, each in its own daemon thread, so that none waits for another."""
         self._workers = [_Worker(mirror) for mirror in mirrors]
-        self._close_seconds = close_seconds
         self._waiting: dict[str, Any] | None = None
         """The record of a step that ends its epoch, which shares a row with the epoch's record."""
 
@@ -103,8 +104,8 @@ class Mirrors:
         self._do(lambda mirror: mirror.log_best(folder))
 
     def close(self, exit_code: int, *, seconds: float | None = None) -> None:
-        """Wait until all is shown, for at most `seconds` if that is less than usual, and end."""
-        deadline = time.monotonic() + min(self._close_seconds, self._close_seconds if seconds is None else seconds)
+        """Wait until all is shown, for at most `seconds`, by default 30, and end."""
+        deadline = time.monotonic() + (_CLOSE_SECONDS if seconds is None else seconds)
         for worker in self._workers:
             worker.end(exit_code)
         for worker in self._workers:
@@ -131,25 +132,18 @@ def check_mirrors(config: Config) -> None:
         ConfigError: `WANDB_MODE` in the environment is not one of W&B's modes.
         PlatformError: a package is not installed.
     """
-    if config.tracking.tensorboard:
-        require_tensorboard()
+    if config.tracking.tensorboard and find_spec("tensorboard") is None:
+        raise PlatformError(
+            "tracking.tensorboard is true, but tensorboard is not installed: "
+            "pip install 'arcdist[tensorboard]', or --tracking.tensorboard false."
+        )
     wandb_mode(config)
 
 
-def open_mirrors(
-    folder: Path, identity: Identity, config: Config, *, best_metric: str, close_seconds: float = CLOSE_SECONDS
-) -> Mirrors:
-    """Open the mirrors that the configuration asks for.
+def open_mirrors(folder: Path, identity: Identity, config: Config, *, best_metric: str) -> Mirrors:
+    """Open the mirrors that `config.tracking` asks for, which `check_mirrors` has checked, of the run in `folder`.
 
-    Args:
-        folder: of the run.
-        identity: of the run.
-        config: of the run; `config.tracking` chooses.
-        best_metric: what the best epoch is chosen by.
-        close_seconds: how long the end of the run waits for them.
-
-    Raises:
-        PlatformError: a package that is asked for by name is not installed.
+    `best_metric` is what the best epoch is chosen by.
     """
     mirrors: list[Mirror] = []
     if config.tracking.tensorboard:
@@ -157,7 +151,7 @@ def open_mirrors(
     mode = wandb_mode(config)
     if mode != "disabled":
         mirrors.append(WandbMirror(folder, identity, config, mode, best_metric=best_metric))
-    return Mirrors(mirrors, close_seconds=close_seconds)
+    return Mirrors(mirrors)
 
 
 class _Worker:
@@ -180,8 +174,7 @@ class _Worker:
         self._calls.put(None)
 
     def join(self, deadline: float) -> None:
-        left = deadline - time.monotonic()
-        self._thread.join(max(0.0, left * (1 - _SHARE_AFTER_INTERRUPT)))
+        self._thread.join(max(0.0, _SHARE_BEFORE_INTERRUPT * (deadline - time.monotonic())))
         if self._thread.is_alive():
             self._mirror.interrupt()
             self._thread.join(max(0.0, deadline - time.monotonic()))

@@ -1,29 +1,14 @@
 """The run in TensorBoard: the numbers of steps and epochs, and the shown queries, in `tensorboard/` of its folder."""
 
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from arcdist.errors import PlatformError
 from arcdist.tracking.metrics import Row
 from arcdist.tracking.run_folder import Identity
 
 _RGB = 3
 """TensorBoard's number for coloured pictures."""
-
-
-def require_tensorboard() -> None:
-    """Check that TensorBoard is installed.
-
-    Raises:
-        PlatformError: it is not.
-    """
-    if find_spec("tensorboard") is None:
-        raise PlatformError(
-            "tracking.tensorboard is true, but tensorboard is not installed: "
-            "pip install 'arcdist[tensorboard]', or --tracking.tensorboard false."
-        )
 
 
 class TensorBoardMirror:
@@ -33,12 +18,7 @@ class TensorBoardMirror:
     remedy = "its numbers in steps.jsonl and metrics.json, its queries in validation/"
 
     def __init__(self, folder: Path, identity: Identity) -> None:
-        """Mirror the run in `folder`; nothing happens before `open`.
-
-        Raises:
-            PlatformError: tensorboard is not installed.
-        """
-        require_tensorboard()
+        """Mirror the run in `folder`; nothing happens before `open`."""
         self._folder = folder / "tensorboard"
         self._started = datetime.fromisoformat(identity.started).timestamp()
         self._writer: Any = None

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -34,7 +35,7 @@ from arcdist.tracking.metrics import (
 from arcdist.tracking.run_folder import Identity, parse_identity
 from arcdist.tracking.wandb_process import BEST_METRIC, GRIDS, QUERIES, RESULT, RUN, SHOWN, WandbError, WandbProcess
 
-INSTALL = "pip install 'arcdist[wandb]'"
+_INSTALL = "pip install 'arcdist[wandb]'"
 INIT_SECONDS = 20.0
 """For W&B's server to answer at the start; training does not wait."""
 FINISH_SECONDS = 12.0
@@ -65,9 +66,9 @@ def wandb_mode(config: Config) -> Mode:
     if mode != "disabled" and find_spec("wandb") is None:
         if mode is not None:
             raise PlatformError(
-                f"tracking.wandb is {mode}, but wandb is not installed: {INSTALL}, or --tracking.wandb disabled."
+                f"tracking.wandb is {mode}, but wandb is not installed: {_INSTALL}, or --tracking.wandb disabled."
             )
-        _logger.info("The run is not kept in W&B, which is not installed: %s.", INSTALL)
+        _logger.info("The run is not kept in W&B, which is not installed: %s.", _INSTALL)
         return "disabled"
     if mode is not None:
         return mode
@@ -247,7 +248,7 @@ def read_wandb_run(path: str, *, seconds: int = 20) -> WandbRun:
     if not is_wandb_path(path):
         raise ConfigError(f"{path} is no W&B run: give ENTITY/PROJECT/RUN_ID, as in the address of its page.")
     if find_spec("wandb") is None:
-        raise PlatformError(f"{path} cannot be read without wandb: {INSTALL}.")
+        raise PlatformError(f"{path} cannot be read without wandb: {_INSTALL}.")
     import wandb
 
     try:
@@ -291,36 +292,31 @@ def parse_wandb_run(
         ) from error
     if not rows:
         raise DataError(f"{path} holds no logged step yet: wait until the run has made --output.log_every steps.")
-    steps, epochs, validations = [], {}, []
+    steps, epochs, validations = [], [], []
     for row in rows:
-        step, epoch = _split(row)
-        if step.get("step") is not None:
-            steps.append(step)
+        # Names with an underscore are W&B's own; mappings are tables and pictures.
+        numbers = {name: value for name, value in row.items() if name[0] != "_" and not isinstance(value, Mapping)}
+        epoch = {name: numbers.pop(name) for name in list(numbers) if name.startswith((EPOCH, *EPOCH_ONLY))}
+        if numbers.get("step") is not None:
+            steps.append(numbers)
         if any(value is not None for value in epoch.values()):
-            epochs[row["epoch"]] = {"epoch": row["epoch"], **epoch}
+            epochs.append({"epoch": row["epoch"], **{name.removeprefix(EPOCH): epoch[name] for name in epoch}})
         queries, shown = (tables.get(row[name]["path"]) if row.get(name) else None for name in (QUERIES, SHOWN))
         if queries is not None:
             validations.append(_parse_tables(row["epoch"], row["_step"], queries, shown))
-    by_epoch = tuple(record for _, record in sorted(epochs.items()))
+    floats = {key.name for key in config_keys().values() if float in (key.type, *get_args(key.type))}
+    settings = dotted({name: section for name, section in config.items() if name not in (RUN, "_wandb")})
+    # W&B keeps 1.0 as 1.
+    settings |= {name: float(settings[name]) for name in floats & settings.keys() if settings[name] is not None}
+    epochs = sorted({epoch["epoch"]: epoch for epoch in epochs}.values(), key=itemgetter("epoch"))
     return WandbRun(
         identity=identity,
-        config=_flat_config(config),
+        config=settings,
         steps=tuple(steps),
-        epochs=by_epoch,
-        best=best_epoch(by_epoch, config[RUN].get(BEST_METRIC, "val/exact")),
+        epochs=tuple(epochs),
+        best=best_epoch(epochs, config[RUN].get(BEST_METRIC, "val/exact")),
         validations=tuple(validations),
     )
-
-
-def _split(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The numbers of the step and of the epoch in a row; names with an underscore are W&B's own."""
-    step, epoch = {}, {}
-    for name, value in row.items():
-        if name.startswith((EPOCH, *EPOCH_ONLY)):
-            epoch[name.removeprefix(EPOCH)] = value
-        elif not name.startswith("_") and not isinstance(value, Mapping):  # tables and pictures
-            step[name] = value
-    return step, epoch
 
 
 def _parse_tables(epoch: int, step: int, queries: Mapping[str, Any], shown: Mapping[str, Any] | None) -> Validation:
@@ -334,12 +330,3 @@ def _parse_tables(epoch: int, step: int, queries: Mapping[str, Any], shown: Mapp
             "shown": [{"id": row["id"], **json.loads(row[GRIDS])} for row in pictured],
         }
     )
-
-
-def _flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's own configuration by dotted key, with 1.0 where the server keeps 1."""
-    floats = {key.name for key in config_keys().values() if float in (key.type, *get_args(key.type))}
-    own = {name: part for name, part in config.items() if name not in (RUN, "_wandb")}
-    return {
-        name: float(value) if name in floats and value is not None else value for name, value in dotted(own).items()
-    }

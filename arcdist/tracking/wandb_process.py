@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import psutil  # type: ignore[import-untyped]
 
@@ -32,12 +32,6 @@ RESULT = ("exact", "cell", "confidence")
 """Columns of a query's result in the tables."""
 GRIDS = "grids"
 """The column of the grids as JSON."""
-
-_SECONDS_TO_ANSWER = 120.0
-_SECONDS_TO_END = 5.0
-_SECONDS_WITHOUT_TRAINING = 10.0
-"""For the rest to be sent once the training process is gone."""
-_SECONDS_BETWEEN_FLUSHES = 1.0
 
 
 class WandbError(Exception):
@@ -74,6 +68,9 @@ class WandbProcess:
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for training, which then ends this process in order
             )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._orders, self._answers = self._process.stdin, self._process.stdout
 
     def ask(self, order: str, **values: Any) -> Any:
         """Have an order of `RunWriter` carried out.
@@ -81,14 +78,13 @@ class WandbProcess:
         Raises:
             WandbError: it failed, or the process did.
         """
-        orders, answers = self._pipes()
         try:
-            orders.write(json.dumps({"order": order, **values}).encode() + b"\n")
-            orders.flush()
+            self._orders.write(json.dumps({"order": order, **values}).encode() + b"\n")
+            self._orders.flush()
             # The answer is one line, and arrives whole.
-            if not select.select([answers], [], [], _SECONDS_TO_ANSWER)[0]:
-                raise WandbError(f"no answer for {_SECONDS_TO_ANSWER:.0f} s")
-            line = answers.readline()
+            if not select.select([self._answers], [], [], 120.0)[0]:
+                raise WandbError("no answer for 120 s")
+            line = self._answers.readline()
         except (OSError, ValueError) as error:
             raise WandbError(self._death(str(error))) from error
         if not line:
@@ -105,11 +101,11 @@ class WandbProcess:
 
     def end(self) -> None:
         """End it, in order if that takes seconds only."""
-        for pipe in self._pipes():
+        for pipe in (self._orders, self._answers):
             with suppress(OSError):
                 pipe.close()
         try:
-            self._process.wait(_SECONDS_TO_END)
+            self._process.wait(5.0)
         except subprocess.TimeoutExpired:
             self._kill()
             self._process.wait()
@@ -127,11 +123,6 @@ class WandbProcess:
         if self._interrupted:
             return "no answer in time for the end of the run"
         return f"its process died: {how}; see {self._console}"
-
-    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        return self._process.stdin, self._process.stdout
 
 
 class RunWriter:
@@ -171,7 +162,28 @@ class RunWriter:
             job_type="train",
             tags=about["tags"],
             config={**config, RUN: about},
-            settings=_settings(init_seconds, finish_seconds),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                # Nothing of this is the run's: code, Git's state, packages, what the machine is and does.
+                save_code=False,
+                disable_code=True,
+                disable_git=True,
+                disable_job_creation=True,
+                x_save_requirements=False,
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+                x_disable_stats=True,
+                host="",
+                symlink=False,
+                init_timeout=init_seconds,
+                finish_timeout=finish_seconds,
+                finish_timeout_raises=True,
+                # Rows that are not flushed are lost when the whole job is killed; by default it is 15 s, many steps.
+                x_transaction_log_flush_interval=1.0,
+                # W&B's page can ask for the end of a run: training takes no orders from it.
+                stop_fn=lambda: None,
+            ),
         )
         self._run.define_metric("epoch")
         for beginning in (EPOCH, *EPOCH_ONLY):
@@ -268,54 +280,24 @@ def steps_in(folder: Path, id: str) -> set[int]:
     return steps
 
 
-_BLOCK = 32768
-_HEADER = struct.Struct("<IHB")  # checksum, length, kind
-_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
-
-
 def _records(content: bytes) -> Iterator[bytes]:
     """The whole records of a `.wandb` file: LevelDB's log format after a header of seven bytes."""
+    block, header = 32768, struct.Struct("<IHB")  # checksum, length, kind
+    full, first, last = 1, 2, 4
     position, record = 7, b""
-    while position + _HEADER.size <= len(content):
-        if _BLOCK - position % _BLOCK < _HEADER.size:  # padding, too short for a header
-            position += _BLOCK - position % _BLOCK
+    while position + header.size <= len(content):
+        if block - position % block < header.size:  # padding, too short for a header
+            position += block - position % block
             continue
-        checksum, length, kind = _HEADER.unpack_from(content, position)
-        position += _HEADER.size
+        checksum, length, kind = header.unpack_from(content, position)
+        position += header.size
         part = content[position : position + length]
         if len(part) < length or checksum != zlib.crc32(part, zlib.crc32(bytes([kind]))):
             return
         position += length
-        record = part if kind in (_FULL, _FIRST) else record + part
-        if kind in (_FULL, _LAST):
+        record = part if kind in (full, first) else record + part
+        if kind in (full, last):
             yield record
-
-
-def _settings(init_seconds: float, finish_seconds: float) -> Any:
-    import wandb
-
-    return wandb.Settings(
-        silent=True,
-        console="off",
-        # Nothing of this is the run's: code, Git's state, packages, what the machine is and does.
-        save_code=False,
-        disable_code=True,
-        disable_git=True,
-        disable_job_creation=True,
-        x_save_requirements=False,
-        x_disable_meta=True,
-        x_disable_machine_info=True,
-        x_disable_stats=True,
-        host="",
-        symlink=False,
-        init_timeout=init_seconds,
-        finish_timeout=finish_seconds,
-        finish_timeout_raises=True,
-        # Rows that are not flushed are lost when the whole job is killed; W&B's default of 15 s is many steps.
-        x_transaction_log_flush_interval=_SECONDS_BETWEEN_FLUSHES,
-        # W&B's page can ask for the end of a run: training takes no orders from it.
-        stop_fn=lambda: None,
-    )
 
 
 def _require_upload(run: Any) -> None:
@@ -341,7 +323,8 @@ def serve() -> None:
             answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-    last = threading.Timer(_SECONDS_WITHOUT_TRAINING, os._exit, (1,))
+    # Training has ended, in order or not: the rest is sent if that takes seconds only.
+    last = threading.Timer(10.0, os._exit, (1,))
     last.daemon = True
     last.start()
     with suppress(Exception):  # there is nobody to report to

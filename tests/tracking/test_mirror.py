@@ -13,7 +13,8 @@ from shared.made_runs import make_run
 from arcdist.analysis.record import read_run_folder
 from arcdist.config import load_config
 from arcdist.errors import PlatformError
-from arcdist.tracking import tensorboard, wandb
+from arcdist.tracking import check_mirrors, wandb
+from arcdist.tracking import mirror as mirror_module
 from arcdist.tracking.metrics import Row
 from arcdist.tracking.mirror import Mirror, Mirrors, open_mirrors
 
@@ -150,14 +151,13 @@ def test_without_mirrors_there_is_nothing(tmp_path):
     assert threading.active_count() == before
 
 
-def test_a_package_that_is_asked_for_and_missing_is_reported_at_once(tmp_path, monkeypatch):
-    identity = read_run_folder(make_run(tmp_path / "run", epochs=1)).identity
-    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
+def test_a_package_that_is_asked_for_and_missing_is_reported_at_once(monkeypatch):
+    monkeypatch.setattr(mirror_module, "find_spec", lambda name: None)
     monkeypatch.setattr(wandb, "find_spec", lambda name: None)
     for flags, name in ((("--tracking.tensorboard", "true"), "tensorboard"), (("--tracking.wandb", "online"), "wandb")):
         config = load_config(["--recipe", "quickstart", *flags]).config
         with pytest.raises(PlatformError, match=rf"{name} is not installed: pip install 'arcdist\[{name}\]'"):
-            open_mirrors(tmp_path, identity, config, best_metric="val/exact")
+            check_mirrors(config)
 
 
 def test_tracking_is_quick_to_import():

@@ -40,14 +40,14 @@ def scalars(events, tag):
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
-def test_each_step_stands_once_with_its_numbers(events, record):
+def test_each_step_is_there_once_with_its_numbers(events, record):
     assert scalars(events, "loss") == [(step["step"], float(np.float32(step["loss"]))) for step in record.steps]
     assert {tag for tag in events.Tags()["scalars"] if "/" not in tag} == {
         name for name in record.steps[0] if "/" not in name and name not in ("step", "flags")
     }
 
 
-def test_numbers_of_epochs_stand_at_their_last_step(events, record):
+def test_numbers_of_epochs_are_at_their_last_step(events, record):
     ends = [validation.step for validation in record.validations]
     for tag, name in (("val/exact", "val/exact"), ("epoch/train/loss", "train/loss"), ("floor/copy_cell",) * 2):
         assert scalars(events, tag) == [
@@ -55,7 +55,7 @@ def test_numbers_of_epochs_stand_at_their_last_step(events, record):
         ]
 
 
-def test_they_stand_at_the_time_when_they_were_logged(events, record):
+def test_they_are_at_the_time_when_they_were_logged(events, record):
     first, second = events.Scalars("loss")[:2]
     between = record.steps[1]["time/elapsed_s"] - record.steps[0]["time/elapsed_s"]
     assert math.isclose(second.wall_time - first.wall_time, between, rel_tol=1e-3)

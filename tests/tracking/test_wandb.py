@@ -52,19 +52,19 @@ def folder(tmp_path):
     return folder
 
 
-def opened(folder, record, *, close_seconds=60.0, flags=()):
-    config = load_config(["--recipe", "quickstart", *flags]).config
-    return open_mirrors(folder, record.identity, config, best_metric="val/exact", close_seconds=close_seconds)
+def opened(folder, record):
+    config = load_config(["--recipe", "quickstart"]).config
+    return open_mirrors(folder, record.identity, config, best_metric="val/exact")
 
 
-def closed(mirrors):
+def closed(mirrors, seconds=60.0):
     """The seconds that the end of a run took; nothing is left of W&B then."""
     start = time.monotonic()
-    mirrors.close(0)
-    seconds = time.monotonic() - start
+    mirrors.close(0, seconds=seconds)
+    passed = time.monotonic() - start
     psutil.wait_procs(children(), timeout=5)
     assert children() == []
-    return seconds
+    return passed
 
 
 def only_warning(caplog):
@@ -133,11 +133,11 @@ def test_an_interrupt_ends_no_process_that_keeps_the_run_offline_already(server,
 @pytest.mark.parametrize("mode", ["fails", "hangs"])
 def test_rows_that_do_not_arrive_are_in_the_folder_at_the_end(server, folder, record, mode, monkeypatch, caplog):
     monkeypatch.setattr(wandb, "FINISH_SECONDS", 1.0 if mode == "fails" else 60.0)
-    mirrors = opened(folder, record, close_seconds=5.0)
+    mirrors = opened(folder, record)
     log_steps(mirrors, record, ALL)
     wait_until(lambda: 80 in steps_in(folder / "wandb", record.identity.id))
     server.mode = mode
-    assert closed(mirrors) < 9
+    assert closed(mirrors, 5.0) < 9
     warning = only_warning(caplog)
     assert warning.startswith("W&B lacks the rest of this run (")
     assert f"`wandb sync {folder}/wandb/*run-*-{record.identity.id}` uploads it" in warning
@@ -187,12 +187,12 @@ def test_a_folder_that_cannot_be_written_is_one_warning(folder, record, monkeypa
 @pytest.mark.slow
 def test_handing_over_takes_no_time_even_if_w_and_b_hangs(server, folder, record):
     server.mode = "hangs"
-    mirrors = opened(folder, record, close_seconds=0.2)
+    mirrors = opened(folder, record)
     start = time.monotonic()
     for _ in range(100):
         log_steps(mirrors, record, ALL)
     assert (time.monotonic() - start) / 1000 < 0.002
-    assert closed(mirrors) < 5
+    assert closed(mirrors, 0.2) < 5
 
 
 @pytest.mark.slow

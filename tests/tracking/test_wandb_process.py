@@ -58,10 +58,10 @@ def kept(tmp_path_factory):
         psutil.wait_procs(left, timeout=15)
         gone = not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in left)
         config = load_config(FLAGS).config
-        mirrors = open_mirrors(folder, record.identity, config, best_metric="val/exact", close_seconds=60.0)
+        mirrors = open_mirrors(folder, record.identity, config, best_metric="val/exact")
         catch_up(mirrors, record, 40)
         log_steps(mirrors, record, range(50, 121, 10))
-        mirrors.close(0)
+        mirrors.close(0, seconds=60.0)
         assert list((root / "elsewhere").iterdir()) == []
     return record, folder, gone
 
