@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import rich.table
+from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
@@ -30,9 +31,6 @@ from arcdist.errors import ArcdistError, ConfigError, DataError
 from arcdist.files import replacing
 from arcdist.formatting import counted
 from arcdist.tracking.wandb import is_wandb_path
-
-PAGE, CURVES_PICTURE, TERMS_PICTURE, NUMBERS = "compare.html", "curves.png", "efe_terms.png", "compare.json"
-_WANDB_SMOOTHING = 0.9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,21 +172,25 @@ def write_files(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
     Raises:
         ConfigError: it cannot be written.
     """
-    pictures = {CURVES_PICTURE: draw_curves(comparison.runs), TERMS_PICTURE: draw_efe_terms(comparison.runs)}
-    texts = {PAGE: page(comparison), NUMBERS: json.dumps(numbers(comparison), indent=2, ensure_ascii=False) + "\n"}
+    contents: dict[str, str | Figure] = {
+        "compare.html": page(comparison),
+        "curves.png": draw_curves(comparison.runs),
+        "efe_terms.png": draw_efe_terms(comparison.runs),
+        "compare.json": json.dumps(numbers(comparison), indent=2, ensure_ascii=False) + "\n",
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
+        for name, content in contents.items():
             with replacing(folder / name) as partial:
-                partial.write_text(text, encoding="utf-8")
-        for name, figure in pictures.items():
-            with replacing(folder / name) as partial:
-                figure.savefig(partial, format="png")
+                if isinstance(content, str):
+                    partial.write_text(content, encoding="utf-8")
+                else:
+                    content.savefig(partial, format="png")
     except OSError as error:
         raise ConfigError(
             f"The output folder {folder} cannot be written ({error.strerror}): choose another with --output_dir DIR."
         ) from error
-    return tuple(folder / name for name in (PAGE, CURVES_PICTURE, TERMS_PICTURE, NUMBERS))
+    return tuple(folder / name for name in contents)
 
 
 def page(comparison: Comparison) -> str:
@@ -206,7 +208,14 @@ def page(comparison: Comparison) -> str:
 
 def numbers(comparison: Comparison) -> dict[str, Any]:
     """The comparison for scripts: shares lie between 0 and 1, unknown numbers are null."""
-    letters = [run.letter for run in comparison.runs]
+
+    def by_run(values: Sequence[bool | None]) -> dict[str, bool | None]:
+        return {run.letter: value for run, value in zip(comparison.runs, values, strict=True)}
+
+    def by_column(row: Row, columns: Sequence[str]) -> dict[str, Any]:
+        values = (asdict(value) if isinstance(value, Spread) else value for value in row.values)
+        return dict(zip(columns, values, strict=True))
+
     return {
         "runs": {
             run.letter: {
@@ -219,21 +228,12 @@ def numbers(comparison: Comparison) -> dict[str, Any]:
             for run in comparison.runs
         },
         "verdict": list(comparison.verdict),
-        **{table.key: {row.key: _by_column(row, table.columns) for row in table.rows} for table in comparison.tables},
+        **{table.key: {row.key: by_column(row, table.columns) for row in table.rows} for table in comparison.tables},
         "queries": {
-            puzzle.id: {
-                "last": dict(zip(letters, puzzle.last, strict=True)),
-                "best": dict(zip(letters, puzzle.best, strict=True)),
-            }
-            for puzzle in comparison.puzzles
+            puzzle.id: {"last": by_run(puzzle.last), "best": by_run(puzzle.best)} for puzzle in comparison.puzzles
         },
         "left_out": list(comparison.left_out),
     }
-
-
-def _by_column(row: Row, columns: Sequence[str]) -> dict[str, Any]:
-    values = (asdict(value) if isinstance(value, Spread) else value for value in row.values)
-    return dict(zip(columns, values, strict=True))
 
 
 def check_wandb_report(names: Sequence[str]) -> None:
@@ -251,7 +251,7 @@ def check_wandb_report(names: Sequence[str]) -> None:
     local = [name for name in names if not is_wandb_path(name)]
     if local:
         raise ConfigError(
-            f"--wandb compares runs that are on W&B, named as entity/project/run_id; not so {', '.join(local)}: "
+            f"--wandb needs runs that are on W&B, named as entity/project/run_id; not so {', '.join(local)}: "
             f"send offline runs there with `wandb sync`, or leave out --wandb."
         )
 
@@ -283,7 +283,7 @@ def write_wandb_report(comparison: Comparison) -> str:
     ]
     panels = [
         *(
-            reports.LinePlot(title=title, y=[key], smoothing_factor=_WANDB_SMOOTHING, smoothing_show_original=True)
+            reports.LinePlot(title=title, y=[key], smoothing_factor=0.9, smoothing_show_original=True)
             for key, title in CURVES.items()
         ),
         reports.BarPlot(title="EFE terms, unweighted", metrics=[f"efe/{term}" for term in EFE_TERMS]),

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -17,19 +17,15 @@ from arcdist.tracking.metrics import task_of
 # T tasks, S runs of a group, D draws, K kinds of tasks.
 
 Moment: TypeAlias = Literal["last", "best"]
-MOMENTS: tuple[Moment, ...] = ("last", "best")
 Answers: TypeAlias = Mapping[str, bool]
 """Whether each query was answered exactly, by its id."""
 
-DRAWS = 10_000
-LEVEL = 0.95
-FEWEST_DIFFERING = 6
+_DRAWS, _LEVEL, _SEED = 10_000, 0.95, 0
+_FEWEST_DIFFERING = 6
 """Tasks in which two groups must differ before any difference counts: five may all favour the same one by chance, in
 more than one of twenty cases (2 · 2^-5 > 0.05)."""
-
 _ROUNDING = 1e-9
 """Means over several runs of equal shares may differ by this."""
-_SEED = 0
 
 
 def paired_interval(
@@ -53,19 +49,19 @@ def paired_interval(
     # Tasks with the same outcome are interchangeable: drawing kinds of tasks by how many there are is the same draw,
     # with a few numbers in place of one for each task.
     kinds, sizes = np.unique(np.column_stack([first, second, queries]), axis=0, return_counts=True)
-    drawn = random.multinomial(len(queries), sizes / len(queries), size=DRAWS)  # [D, K]
+    drawn = random.multinomial(len(queries), sizes / len(queries), size=_DRAWS)  # [D, K]
     totals = drawn @ kinds  # [D, S1 + S2 + 1]
     shares = totals[:, :-1] / totals[:, -1:]
+
+    def mean(group: Float[np.ndarray, "D S"]) -> Float[np.ndarray, " D"]:
+        runs = group.shape[1]
+        weights = random.multinomial(runs, np.full(runs, 1 / runs), size=_DRAWS) / runs
+        return (group * weights).sum(axis=1)
+
     runs = first.shape[1]
-    difference = _mean_of_drawn(shares[:, :runs], random) - _mean_of_drawn(shares[:, runs:], random)
-    low, high = np.quantile(difference, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    difference = mean(shares[:, :runs]) - mean(shares[:, runs:])
+    low, high = np.quantile(difference, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return float(low), float(high)
-
-
-def _mean_of_drawn(shares: Float[np.ndarray, "D S"], random: np.random.Generator) -> Float[np.ndarray, " D"]:
-    runs = shares.shape[1]
-    weights = random.multinomial(runs, np.full(runs, 1 / runs), size=len(shares)) / runs
-    return (shares * weights).sum(axis=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +94,7 @@ class PairwiseResult:
     @property
     def clear(self) -> bool:
         """Whether the difference is more than another choice of tasks may make."""
-        return self.low > 0 and self.differing >= FEWEST_DIFFERING
+        return self.low > 0 and self.differing >= _FEWEST_DIFFERING
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,26 +155,22 @@ def _compare(
 ) -> tuple[PairwiseResult, ...]:
     names, task = np.unique([task_of(query) for query in common], return_inverse=True)
     queries = np.bincount(task).astype(float)
-
-    def solved(group: Group) -> Float[np.ndarray, "T S"]:
-        exact = [[answers[run.letter][query] for query in common] for run in group.runs]
-        return np.stack([np.bincount(task, weights=np.array(run, dtype=float)) for run in exact], axis=1)
-
-    counts = [solved(group) for group in groups]
-    shares = [float(found.sum() / found.shape[1] / len(common)) for found in counts]
-    ranked = sorted(zip(shares, groups, counts, strict=True), key=lambda entry: -entry[0])
-    (best, leader, first), *others = ranked
+    solved = []  # [T, S] for each group
+    for group in groups:
+        exact = [np.array([answers[run.letter][query] for query in common], dtype=float) for run in group.runs]
+        solved.append(np.stack([np.bincount(task, weights=run) for run in exact], axis=1))
+    shares = [float(found.sum() / found.shape[1] / len(common)) for found in solved]
+    (best, leader, first), *others = sorted(zip(shares, groups, solved, strict=True), key=lambda entry: -entry[0])
     results = []
     for share, rival, second in others:
         low, high = paired_interval(first, second, queries)
-        differing = np.abs(first.mean(axis=1) - second.mean(axis=1)) > _ROUNDING
         results.append(
             PairwiseResult(
                 leader=leader,
                 rival=rival,
                 queries=len(common),
                 tasks=len(names),
-                differing=int(differing.sum()),
+                differing=int((np.abs(first.mean(axis=1) - second.mean(axis=1)) > _ROUNDING).sum()),
                 leader_exact=best,
                 rival_exact=share,
                 low=low,
@@ -194,22 +186,27 @@ def pairwise_table(ranking: Ranking) -> Table | None:
         return None
     first, *others = ranking.results
     leader = first.leader.letters
-    lines: list[tuple[str, str, str, Unit]] = [
-        ("leader", "leader_exact", f"{leader}, %", "percent"),
-        ("rival", "rival_exact", "the other, %", "percent"),
-        ("difference", "difference", "difference", "percent"),
-        ("low", "low", f"{100 * LEVEL:.0f} % interval from", "percent"),
-        ("high", "high", "to", "percent"),
-        ("differing", "differing", "tasks that differ", "number"),
-        ("clear", "clear", "beyond the noise", "yes or no"),
+    lines: list[tuple[str, str, Unit]] = [
+        ("leader_exact", f"{leader}, %", "percent"),
+        ("rival_exact", "the other, %", "percent"),
+        ("difference", "difference", "percent"),
+        ("low", f"{100 * _LEVEL:.0f} % interval from", "percent"),
+        ("high", "to", "percent"),
+        ("differing", "tasks that differ", "number"),
+        ("clear", "beyond the noise", "yes or no"),
     ]
     return Table(
         key=f"pairwise_{ranking.moment}",
         title=f"{leader} against {'the others' if others else first.rival.letters}, {ranking.moment} validation",
         columns=tuple(result.rival.letters for result in ranking.results),
         rows=[
-            Row(key=key, label=label, values=[getattr(result, name) for result in ranking.results], unit=unit)
-            for key, name, label, unit in lines
+            Row(
+                key=name.removesuffix("_exact"),
+                label=label,
+                values=[getattr(result, name) for result in ranking.results],
+                unit=unit,
+            )
+            for name, label, unit in lines
         ],
         note=f"Exact grids, in percent of the {first.queries} queries of {first.tasks} tasks asked of all.",
     )
@@ -239,7 +236,7 @@ def puzzles(runs: Sequence[Run]) -> tuple[Puzzle, ...]:
 
     First those in which the last validations differ; queries that the same runs solved are neighbours.
     """
-    last, best = ([answers_at(run.record, moment) for run in runs] for moment in MOMENTS)
+    last, best = ([answers_at(run.record, moment) for run in runs] for moment in get_args(Moment))
     solved = sorted({query for answers in (*last, *best) for query, exact in answers.items() if exact})
     found = (
         Puzzle(id=query, last=tuple(known.get(query) for known in last), best=tuple(known.get(query) for known in best))
@@ -280,23 +277,20 @@ def puzzle_table(runs: Sequence[Run]) -> Table:
 
 def verdict_sentences(last: Ranking, best: Ranking) -> tuple[str, ...]:
     """Which group is better and whether that is more than chance, then what the reader has to know about it."""
-    return tuple(_verdict(last, best))
-
-
-def _verdict(last: Ranking, best: Ranking) -> Iterator[str]:
+    sentences = []
     if last.results:
-        yield from _describe(last.results[0])
-        yield from _qualify(last)
+        sentences += [*_describe(last.results[0]), *_qualify(last)]
         if best.results and _outcome(best.results[0]) != _outcome(last.results[0]):
-            yield f"At the best validation of each run: {_in_short(best.results[0])}."
+            sentences.append(f"At the best validation of each run: {_in_short(best.results[0])}.")
     elif last.apart:
-        yield "No verdict is possible: the runs were not scored on the same queries."
+        sentences.append("No verdict is possible: the runs were not scored on the same queries.")
     else:
-        yield "No verdict is possible: it takes two runs that have been validated query by query."
+        sentences.append("No verdict is possible: it takes two runs that have been validated query by query.")
     for run in last.without_validation:
-        yield f"{run.called} has no validation by queries and is left out of the verdict."
+        sentences.append(f"{run.called} has no validation by queries and is left out of the verdict.")
     for group in last.apart if last.results else ():
-        yield f"{_capital(group.called)} was asked other queries and is left out of the verdict."
+        sentences.append(f"{_capital(group.called)} was asked other queries and is left out of the verdict.")
+    return tuple(sentences)
 
 
 def _describe(result: PairwiseResult) -> Iterator[str]:
@@ -312,11 +306,11 @@ def _describe(result: PairwiseResult) -> Iterator[str]:
     else:
         yield f"{leader} is ahead of {rival}, but within the noise: {scores}."
     yield (
-        f"The {100 * LEVEL:.0f} % interval of the difference is {_interval(result)} "
+        f"The {100 * _LEVEL:.0f} % interval of the difference is {_interval(result)} "
         f"(bootstrap over {result.tasks} tasks)."
     )
     if result.low > 0 and not result.clear:
-        yield f"They differ in {result.differing} tasks only: fewer than {FEWEST_DIFFERING} prove nothing."
+        yield f"They differ in {result.differing} tasks only: fewer than {_FEWEST_DIFFERING} prove nothing."
 
 
 def _qualify(ranking: Ranking) -> Iterator[str]:

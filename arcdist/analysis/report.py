@@ -36,14 +36,7 @@ PANELS = {
     plots.draw_learning_rates: "Learning rates by step",
 }
 MOST_PICTURES = 32
-_MOST_HARD = 12
 _LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d{3} ([A-Z]+) ?(.*)")
-_LONGEST_MESSAGE = 300
-_ENDED = ("Interrupted", "Asked to make room", "Ended by Ctrl-C")
-_ALIVE_SECONDS = 60
-"""A run writes its heartbeats each second."""
-_GRADIENT = "_gradient_zero"
-_PATIENCE = 100
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
@@ -71,7 +64,7 @@ def report_page(record: RunRecord) -> str:
     curves = plots.Curves(epochs=record.epochs, best=record.best, steps=record.steps)
     base, differing = differences(record)
     last = record.validations[-1] if record.validations else None
-    ever = ever_exact(record.validations)
+    ever = {query for validation in record.validations for query in exact_queries(validation)}
     queries = last.shown[:MOST_PICTURES] if last else ()
     return render(
         "report.html",
@@ -97,7 +90,7 @@ def report_page(record: RunRecord) -> str:
             "once": sorted(ever - set(exact_queries(last))) if last else [],
             "tasks": hardest_tasks(last) if last else [],
             "solved": {task_of(query) for query in ever},
-            "most_hard": _MOST_HARD,
+            "most_hard": 12,
             "planning": planning_scores(last.shown) if last else [],
             "queries": [
                 (query.id, verdict_of(query), picture(query_figure(query), f"Grids of {query.id}: {verdict_of(query)}"))
@@ -134,8 +127,8 @@ def read_log(path: Path) -> list[LogEntry]:
     return [LogEntry(time, level, _shorten(" … ".join(texts))) for time, level, *texts in messages]
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 1] + "…"
+def _shorten(text: str, longest: int = 300) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def complaints(log: Sequence[LogEntry]) -> list[list[LogEntry]]:
@@ -155,12 +148,12 @@ def summary(record: RunRecord) -> str:
         place = "one CPU" if processes == 1 else f"{processes} CPU processes"
     else:
         place = f"one {device}" if processes == 1 else f"{processes} × {device}"
-    parts = [
+    parts = (
         _outcome(record),
-        *([] if floor is None else [f"copying the input solves {percent(floor)}"]),
+        "" if floor is None else f"copying the input solves {percent(floor)}",
         f"on {place}" if record.elapsed is None else f"{duration(record.elapsed)} on {place}",
-    ]
-    return "; ".join(parts) + "."
+    )
+    return "; ".join(filter(None, parts)) + "."
 
 
 def _outcome(record: RunRecord) -> str:
@@ -193,15 +186,19 @@ def progress(record: RunRecord, log: Sequence[LogEntry], now: datetime) -> str:
     if planned is None or ended >= planned:
         return f"Complete: {counted(ended, 'epoch')}, {steps}.{times}"
     so_far = f"Not complete: {ended} of {counted(planned, 'epoch')} ended, {steps} logged."
-    if log and (log[-1].level in ("ERROR", "CRITICAL") or log[-1].text.startswith(_ENDED)):
+    endings = ("Interrupted", "Asked to make room", "Ended by Ctrl-C")
+    if log and (log[-1].level in ("ERROR", "CRITICAL") or log[-1].text.startswith(endings)):
         return f"{so_far}{times} The log ends with: {log[-1].text}"
     folder = Path(record.place)
     files = [path for path in (*folder.glob("heartbeats/*.json"), folder / "steps.jsonl") if path.exists()]
-    seen = datetime.fromtimestamp(max(path.stat().st_mtime for path in files), UTC) if files else None
-    if seen and (age := (now - seen).total_seconds()) < _ALIVE_SECONDS:
+    if not files:
+        return f"{so_far} It was not training when this page was made.{times}"
+    seen = datetime.fromtimestamp(max(path.stat().st_mtime for path in files), UTC)
+    age = (now - seen).total_seconds()
+    if age < 60:  # a run writes its heartbeats each second
         return f"{so_far} It may be training: its last sign of life was {age:.0f} s before this page was made.{times}"
-    since = f" Its last sign of life was on {seen:%Y-%m-%d %H:%M} UTC." if seen else ""
-    return f"{so_far}{since} It was not training when this page was made.{times}"
+    last = f"Its last sign of life was on {seen:%Y-%m-%d %H:%M} UTC."
+    return f"{so_far} {last} It was not training when this page was made.{times}"
 
 
 def facts(record: RunRecord) -> dict[str, str]:
@@ -221,7 +218,7 @@ def facts(record: RunRecord) -> dict[str, str]:
         "processes": str(identity.processes),
         "DeepSpeed": "no" if identity.zero_stage is None else f"ZeRO-{identity.zero_stage}",
         "precision": config.get("train.precision", DASH),
-        "started": _time(identity.started),
+        "started": f"{datetime.fromisoformat(identity.started).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC",
         "commit": identity.git_commit or DASH,
         "versions": _listed(identity.versions),
         "id, in W&B too" if (Path(record.place) / "wandb").is_dir() else "id": identity.id,
@@ -232,13 +229,6 @@ def facts(record: RunRecord) -> dict[str, str]:
 
 def _listed(values: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items()) or DASH
-
-
-def _time(started: str) -> str:
-    try:
-        return f"{datetime.fromisoformat(started).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    except ValueError:
-        return started
 
 
 def differences(record: RunRecord) -> tuple[str, list[tuple[str, str, str]]]:
@@ -276,14 +266,10 @@ def raised_flags(steps: Sequence[Mapping[str, Any]]) -> list[tuple[health.Flag, 
     for step in steps:
         for name in step.get("flags") or ():
             up.setdefault(str(name), []).append(step["step"])
-    return [(_flag(name), at) for name, at in up.items()]
-
-
-def _flag(name: str) -> health.Flag:
     known = {flag.name: flag for flag in vars(health).values() if isinstance(flag, health.Flag)}
-    if name.endswith(_GRADIENT):
-        return health.gradient_zero(name.removesuffix(_GRADIENT), _PATIENCE)
-    return known.get(name, health.Flag(name, "", ""))
+    gradients = {name: name.removesuffix("_gradient_zero") for name in up if name.endswith("_gradient_zero")}
+    known |= {name: health.gradient_zero(group, 100) for name, group in gradients.items()}
+    return [(known.get(name, health.Flag(name, "", "")), at) for name, at in up.items()]
 
 
 def skipped_steps(steps: Sequence[Mapping[str, Any]]) -> int | None:
@@ -325,29 +311,28 @@ def hardest_tasks(validation: Validation) -> list[tuple[str, list[QueryResult]]]
     return sorted(tasks.items(), key=lambda entry: (fmean(result.cell for result in entry[1]), entry[0]))
 
 
-def ever_exact(validations: Sequence[Validation]) -> set[str]:
-    """The queries that are exact in any validation."""
-    return {query for validation in validations for query in exact_queries(validation)}
-
-
 def exact_queries(validation: Validation) -> list[str]:
     """The ids of the queries that are exact, in the order of the validation."""
     return [query for query, result in validation.results.items() if result.exact]
 
 
 def changes(validations: Sequence[Validation]) -> dict[str, tuple[list[str], list[str]]]:
-    """What the last validation solves and lost, against the one before it and the first, by what these are called."""
+    """What the last validation newly solves and what it lost, against the one before it and the first.
+
+    Returns:
+        By what the earlier validation is called, two lists of query ids in their order.
+    """
     if len(validations) < 2:
         return {}
     first, before, last = validations[0], validations[-2], validations[-1]
     against = {"the first": first} if first is before else {"the one before it": before, "the first": first}
-    return {f"{name}, epoch {earlier.epoch}": change(earlier, last) for name, earlier in against.items()}
-
-
-def change(before: Validation, after: Validation) -> tuple[list[str], list[str]]:
-    """What `after` solves and `before` did not, and the other way round: query ids in their order."""
-    then, now = exact_queries(before), exact_queries(after)
-    return [query for query in now if query not in set(then)], [query for query in then if query not in set(now)]
+    changed = {}
+    for name, earlier in against.items():
+        then, now = exact_queries(earlier), exact_queries(last)
+        solved = [query for query in now if query not in then]
+        lost = [query for query in then if query not in now]
+        changed[f"{name}, epoch {earlier.epoch}"] = (solved, lost)
+    return changed
 
 
 def planning_scores(shown: Sequence[ShownQuery]) -> list[tuple[str, float, int, int]]:

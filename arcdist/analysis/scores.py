@@ -12,8 +12,6 @@ from arcdist.analysis.tables import Row, Table, Unit, spread
 from arcdist.config.schema import EFE_TERMS
 from arcdist.errors import ConfigError
 
-MOST_RUNS = len(ascii_uppercase)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
@@ -54,8 +52,8 @@ def letter_runs(records: Sequence[RunRecord]) -> tuple[Run, ...]:
     Raises:
         ConfigError: there are more runs than letters.
     """
-    if len(records) > MOST_RUNS:
-        raise ConfigError(f"{len(records)} runs are too many to tell apart: name at most {MOST_RUNS}.")
+    if len(records) > len(ascii_uppercase):
+        raise ConfigError(f"{len(records)} runs are too many to tell apart: name at most {len(ascii_uppercase)}.")
     names = [record.identity.name for record in records]
     return tuple(
         Run(letter=letter, name=name if names.count(name) == 1 else record.place, record=record)
@@ -102,13 +100,12 @@ _MEASURES = (
     _Measure(key="reward/mean", label="mean reward", unit="number", comparable=False),
     _Measure(key="pairs_per_s", label="pairs/s", unit="number"),
 )
-_FLOORS = (("floor/copy_exact", "copying: exact, %"), ("floor/copy_cell", "copying: cells, %"))
 
 
 def score_table(runs: Sequence[Run]) -> Table:
     """Best and last value of each measure over the epochs, a column a run; at the end what copying the input scores."""
     rows = _measured_rows(runs, [Group(runs=(run,)) for run in runs], itemgetter(0))
-    for key, label in _FLOORS:
+    for key, label in (("floor/copy_exact", "copying: exact, %"), ("floor/copy_cell", "copying: cells, %")):
         floors = [next(reversed(finite_values(run.record.epochs, key)), None) for run in runs]
         rows.append(Row(key=key, label=label, values=floors, unit="percent"))
     note = (
@@ -117,7 +114,7 @@ def score_table(runs: Sequence[Run]) -> Table:
     )
     if not have_same_tasks(runs):
         note += " The runs have different validation tasks: only the verdict compares."
-    return _table(runs, "scores", "Scores", [row for row in rows if _is_known(row)], note)
+    return _table(runs, "scores", "Scores", [row for row in rows if row.is_known], note)
 
 
 def group_table(runs: Sequence[Run]) -> Table | None:
@@ -129,9 +126,9 @@ def group_table(runs: Sequence[Run]) -> Table | None:
         key="groups",
         title="Means over seeds",
         columns=tuple(group.letters for group in groups),
-        rows=[row for row in _measured_rows(runs, groups, spread) if _is_known(row)],
+        rows=[row for row in _measured_rows(runs, groups, spread) if row.is_known],
         note="Mean ± sample deviation over the runs of a recipe that differ in seed or machine only. "
-        "In brackets: how many of them have the number, where not all do.",
+        "In brackets: how many of them have the number, if not all do.",
     )
 
 
@@ -150,29 +147,25 @@ def _measured_rows(
     ]
 
 
-def _is_known(row: Row) -> bool:
-    return any(value is not None for value in row.values)
-
-
 def cost_table(runs: Sequence[Run]) -> Table:
     """Device-hours, pace, and exact grids for a device-hour; dashes for a run of a version that took no times."""
     records = [run.record for run in runs]
     unit = "device-hour" if any(record.identity.device == "cpu" for record in records) else "GPU-hour"
+
+    def row(key: str, label: str, value: Callable[[RunRecord], Any], **options: Any) -> Row:
+        return Row(key=key, label=label, values=[value(record) for record in records], **options)
+
     rows = [
-        Row(key="device", label="device", values=[record.identity.device for record in records], unit="text"),
-        Row(key="processes", label="processes", values=[record.identity.processes for record in records]),
-        Row(key="device_hours", label=f"{unit}s", values=[record.device_hours for record in records]),
-        Row(
-            key="hours",
-            label="hours passed",
-            values=[None if record.elapsed is None else record.elapsed / 3600 for record in records],
-        ),
-        Row(key="pairs_per_s", label="pairs/s, median", values=[record.pace for record in records]),
-        Row(key="exact_grids", label="exact grids, last", values=[record.exact_queries for record in records]),
-        Row(
-            key="exact_per_device_hour",
-            label=f"exact per {unit}",
-            values=[record.exact_per_device_hour for record in records],
+        row("device", "device", lambda record: record.identity.device, unit="text"),
+        row("processes", "processes", lambda record: record.identity.processes),
+        row("device_hours", f"{unit}s", lambda record: record.device_hours),
+        row("hours", "hours passed", lambda record: None if record.elapsed is None else record.elapsed / 3600),
+        row("pairs_per_s", "pairs/s, median", lambda record: record.pace),
+        row("exact_grids", "exact grids, last", lambda record: record.exact_queries),
+        row(
+            "exact_per_device_hour",
+            f"exact per {unit}",
+            lambda record: record.exact_per_device_hour,
             highest_is_best=have_same_tasks(runs),
         ),
     ]

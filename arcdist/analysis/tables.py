@@ -47,6 +47,11 @@ class Row:
     """Whether the highest value is marked."""
 
     @property
+    def is_known(self) -> bool:
+        """Whether any column has a value."""
+        return any(value is not None for value in self.values)
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """The values as they are shown."""
         return tuple(show_value(value, self.unit) for value in self.values)
