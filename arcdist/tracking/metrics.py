@@ -62,53 +62,6 @@ class Validation:
     """The same queries in each epoch, and in each run on the same data."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """What W&B and TensorBoard keep of one training step: its numbers, and those of the epoch that ends with it."""
-
-    step: int
-    numbers: Mapping[str, Any]
-    ends_epoch: bool = False
-    validation: Validation | None = None
-    plot: Path | None = None
-
-
-EPOCH = "epoch/"
-"""Prefix of an epoch's numbers in a row, except for `EPOCH_ONLY`."""
-EPOCH_ONLY = ("val/", "floor/")
-"""Beginnings of the names that no step has."""
-
-
-def make_row(
-    number: int,
-    step: Mapping[str, Any] | None,
-    epoch: Mapping[str, Any] | None = None,
-    validation: Validation | None = None,
-    plot: Path | None = None,
-) -> Row:
-    """The row of training step `number`, from the records of the step and of the epoch that ends with it."""
-    numbers = dict(step or {})
-    for name, value in (epoch or {}).items():
-        numbers[name if name == "epoch" or name.startswith(EPOCH_ONLY) else EPOCH + name] = value
-    return Row(step=number, numbers=numbers, ends_epoch=epoch is not None, validation=validation, plot=plot)
-
-
-def make_rows(
-    steps: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping[str, Any]], validations: Sequence[Validation]
-) -> list[Row]:
-    """The rows of the records in a run folder, by step; epochs of old versions, which name no step, are left out."""
-    by_step: dict[int, dict[str, Any]] = {}
-    for record in steps:
-        # A run that is ended by its health flags logs them in a line of their own.
-        by_step[record["step"]] = {**by_step.get(record["step"], {}), **record}
-    validated = {validation.epoch: validation for validation in validations}
-    ends = {record["step"]: record for record in epochs if "step" in record}
-    return [
-        make_row(step, by_step.get(step), ends.get(step), validated.get(ends[step]["epoch"]) if step in ends else None)
-        for step in sorted(by_step.keys() | ends)
-    ]
-
-
 class TrainingMetricsTracker:
     """Writes a run's numbers as they come, and knows the best epoch.
 

@@ -7,17 +7,12 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from arcdist.config import Config
-from arcdist.errors import PlatformError
-from arcdist.tracking.metrics import Record, Row, Validation, finite, make_row, make_rows
-from arcdist.tracking.run_folder import Identity
-from arcdist.tracking.tensorboard import TensorBoardMirror
-from arcdist.tracking.wandb import WandbMirror, wandb_mode
+from arcdist.tracking.metrics import Record, Validation, finite
 
 _CLOSE_SECONDS = 30.0
 """How long the end of a run waits for its mirrors."""
@@ -28,8 +23,54 @@ _SECONDS_AFTER_KILL = 1.0
 _logger = logging.getLogger(__name__)
 
 
-@runtime_checkable
-class Mirror(Protocol):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """What W&B and TensorBoard keep of one training step: its numbers, and those of the epoch that ends with it."""
+
+    step: int
+    numbers: Mapping[str, Any]
+    ends_epoch: bool = False
+    validation: Validation | None = None
+    plot: Path | None = None
+
+
+EPOCH = "epoch/"
+"""Prefix of an epoch's numbers in a row, except for `EPOCH_ONLY`."""
+EPOCH_ONLY = ("val/", "floor/")
+"""Beginnings of the names that no step has."""
+
+
+def make_row(
+    number: int,
+    step: Mapping[str, Any] | None,
+    epoch: Mapping[str, Any] | None = None,
+    validation: Validation | None = None,
+    plot: Path | None = None,
+) -> Row:
+    """The row of training step `number`, from the records of the step and of the epoch that ends with it."""
+    numbers = dict(step or {})
+    for name, value in (epoch or {}).items():
+        numbers[name if name == "epoch" or name.startswith(EPOCH_ONLY) else EPOCH + name] = value
+    return Row(step=number, numbers=numbers, ends_epoch=epoch is not None, validation=validation, plot=plot)
+
+
+def make_rows(
+    steps: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping[str, Any]], validations: Sequence[Validation]
+) -> list[Row]:
+    """The rows of the records in a run folder, by step; epochs of old versions, which name no step, are left out."""
+    by_step: dict[int, dict[str, Any]] = {}
+    for record in steps:
+        # A run that is ended by its health flags logs them in a line of their own.
+        by_step[record["step"]] = {**by_step.get(record["step"], {}), **record}
+    validated = {validation.epoch: validation for validation in validations}
+    ends = {record["step"]: record for record in epochs if "step" in record}
+    return [
+        make_row(step, by_step.get(step), ends.get(step), validated.get(ends[step]["epoch"]) if step in ends else None)
+        for step in sorted(by_step.keys() | ends)
+    ]
+
+
+class Mirror:
     """A place that a run is shown in. It works in one thread, and may hang or fail."""
 
     name: str
@@ -37,6 +78,7 @@ class Mirror(Protocol):
     @property
     def remedy(self) -> str:
         """How the user gets what is missing there."""
+        raise NotImplementedError
 
     def open(self) -> None:
         """Begin, or continue where an earlier process of the run ended."""
@@ -45,7 +87,7 @@ class Mirror(Protocol):
         """Show a training step, with the epoch that ends with it; what is shown already may come again."""
 
     def log_best(self, folder: Path) -> None:
-        """Keep a new best checkpoint."""
+        """Keep a new best checkpoint, if the place keeps checkpoints."""
 
     def close(self, exit_code: int) -> None:
         """End in order."""
@@ -123,35 +165,6 @@ class Mirrors:
     def _do(self, call: Callable[[Mirror], None]) -> None:
         for worker in self._workers:
             worker.do(call)
-
-
-def check_mirrors(config: Config) -> None:
-    """Check that what the configuration asks for by name is installed, before a run begins.
-
-    Raises:
-        ConfigError: `WANDB_MODE` in the environment is not one of W&B's modes.
-        PlatformError: a package is not installed.
-    """
-    if config.tracking.tensorboard and find_spec("tensorboard") is None:
-        raise PlatformError(
-            "tracking.tensorboard is true, but tensorboard is not installed: "
-            "pip install 'arcdist[tensorboard]', or --tracking.tensorboard false."
-        )
-    wandb_mode(config)
-
-
-def open_mirrors(folder: Path, identity: Identity, config: Config, *, best_metric: str) -> Mirrors:
-    """Open the mirrors that `config.tracking` asks for, which `check_mirrors` has checked, of the run in `folder`.
-
-    `best_metric` is what the best epoch is chosen by.
-    """
-    mirrors: list[Mirror] = []
-    if config.tracking.tensorboard:
-        mirrors.append(TensorBoardMirror(folder, identity))
-    mode = wandb_mode(config)
-    if mode != "disabled":
-        mirrors.append(WandbMirror(folder, identity, config, mode, best_metric=best_metric))
-    return Mirrors(mirrors)
 
 
 class _Worker:

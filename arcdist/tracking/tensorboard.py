@@ -4,14 +4,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from arcdist.tracking.metrics import Row
+from arcdist.tracking.mirror import Mirror, Row
 from arcdist.tracking.run_folder import Identity
 
 _RGB = 3
 """TensorBoard's number for coloured pictures."""
 
 
-class TensorBoardMirror:
+class TensorBoardMirror(Mirror):
     """Writes events. A resumed run writes them again from its records, so that each step is there once."""
 
     name = "TensorBoard"
@@ -54,15 +54,6 @@ class TensorBoardMirror:
         # One event for the whole step: with one a number, writing a long run again would take minutes.
         self._writer.file_writer.add_summary(Summary(value=values), row.step, when)
 
-    def log_best(self, folder: Path) -> None:
-        """TensorBoard keeps no checkpoints."""
-
     def close(self, exit_code: int) -> None:  # noqa: ARG002
         """Write the rest."""
         self._writer.close()
-
-    def interrupt(self) -> None:
-        """It waits for the disk alone."""
-
-    def kill(self) -> None:
-        """Its threads end with the process."""

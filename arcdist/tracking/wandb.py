@@ -21,17 +21,8 @@ from typing import Any, Literal, TypeAlias, get_args
 from arcdist.config import Config
 from arcdist.config.keys import config_keys, dotted
 from arcdist.errors import ArcdistError, ConfigError, DataError, PlatformError
-from arcdist.tracking.metrics import (
-    EPOCH,
-    EPOCH_ONLY,
-    Row,
-    Validation,
-    best_epoch,
-    make_rows,
-    parse_validation,
-    read_numbers,
-    read_validations,
-)
+from arcdist.tracking.metrics import Validation, best_epoch, parse_validation, read_numbers, read_validations
+from arcdist.tracking.mirror import EPOCH, EPOCH_ONLY, Mirror, Row, make_rows
 from arcdist.tracking.run_folder import Identity, parse_identity
 from arcdist.tracking.wandb_process import BEST_METRIC, GRIDS, QUERIES, RESULT, RUN, SHOWN, WandbError, WandbProcess
 
@@ -78,7 +69,7 @@ def wandb_mode(config: Config) -> Mode:
     return _MODES[named]
 
 
-class WandbMirror:
+class WandbMirror(Mirror):
     """Keeps a run in W&B. If that fails, it is kept offline in the run folder, with every row that W&B lacks."""
 
     name = "W&B"

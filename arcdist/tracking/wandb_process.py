@@ -22,7 +22,8 @@ from typing import Any, TypeAlias
 
 import psutil  # type: ignore[import-untyped]
 
-from arcdist.tracking.metrics import EPOCH, EPOCH_ONLY, parse_validation
+from arcdist.tracking.metrics import parse_validation
+from arcdist.tracking.mirror import EPOCH, EPOCH_ONLY
 
 RUN, BEST_METRIC = "run", "best_metric"
 """The key of W&B's configuration that holds the identity, and in there what the best epoch is chosen by."""

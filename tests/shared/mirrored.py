@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from arcdist.analysis.record import RunRecord, read_run_folder
-from arcdist.tracking.mirror import Mirrors, open_mirrors
+from arcdist.tracking import Mirrors, open_mirrors
 from shared.made_runs import STEPS_PER_EPOCH
 
 

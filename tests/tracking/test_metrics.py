@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from shared.made_runs import make_run
 
-from arcdist.analysis.record import read_run_folder
 from arcdist.errors import DataError
 from arcdist.tracking import TrainingMetricsTracker
-from arcdist.tracking.metrics import Validation, make_rows, read_validations, validation_path, write_validation
+from arcdist.tracking.metrics import Validation, read_validations, validation_path, write_validation
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -289,30 +288,3 @@ def test_half_a_line_that_a_full_disk_took_is_no_part_of_the_file(tmp_path, monk
     assert (tmp_path / "steps.jsonl").read_text().endswith('{"step": 2, "ep')
     tracker.log_step({"step": 3, "epoch": 0})
     assert [record["step"] for record in lines(tmp_path / "steps.jsonl")] == [1, 2, 3]
-
-
-def test_an_epoch_is_in_the_row_of_its_last_step(tmp_path):
-    record = read_run_folder(make_run(tmp_path / "run"))
-    rows = make_rows(record.steps, record.epochs, record.validations)
-    assert [row.step for row in rows] == list(range(10, 121, 10))
-    assert [row.step for row in rows if row.ends_epoch] == [40, 80, 120]
-    assert [row.validation for row in rows if row.validation] == list(record.validations)
-    epoch = {"epoch": 0, "val/exact": 0.5, "floor/copy_exact": 0.0, "train/loss": 1.0, "step": 10}
-    (row,) = make_rows([{"step": 10, "epoch": 0, "loss": 2.0}], [epoch], [])
-    assert row.numbers == {
-        "step": 10, "epoch": 0, "loss": 2.0,
-        "val/exact": 0.5, "floor/copy_exact": 0.0, "epoch/train/loss": 1.0, "epoch/step": 10,
-    }  # fmt: skip
-
-
-def test_an_epoch_whose_end_was_not_logged_has_a_row_of_its_own():
-    rows = make_rows([{"step": 30, "epoch": 0}], [{"epoch": 0, "step": 40, "val/exact": 0.5}], [])
-    assert [row.numbers for row in rows] == [
-        {"step": 30, "epoch": 0}, {"epoch": 0, "epoch/step": 40, "val/exact": 0.5}
-    ]  # fmt: skip
-
-
-def test_a_flag_that_ended_the_run_is_in_the_row_of_its_step():
-    steps = [{"step": 5, "epoch": 0, "loss": 1.0, "flags": []}, {"step": 5, "epoch": 0, "flags": ["loss_flat"]}]
-    (row,) = make_rows(steps, [], [])
-    assert row.numbers == {"step": 5, "epoch": 0, "loss": 1.0, "flags": ["loss_flat"]}

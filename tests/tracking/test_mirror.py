@@ -10,13 +10,12 @@ import time
 import pytest
 from shared.made_runs import make_run
 
+from arcdist import tracking
 from arcdist.analysis.record import read_run_folder
 from arcdist.config import load_config
 from arcdist.errors import PlatformError
-from arcdist.tracking import check_mirrors, wandb
-from arcdist.tracking import mirror as mirror_module
-from arcdist.tracking.metrics import Row
-from arcdist.tracking.mirror import Mirror, Mirrors, open_mirrors
+from arcdist.tracking import Mirrors, check_mirrors, open_mirrors, wandb
+from arcdist.tracking.mirror import Mirror, Row, make_rows
 
 
 class Listed(Mirror):
@@ -152,7 +151,7 @@ def test_without_mirrors_there_is_nothing(tmp_path):
 
 
 def test_a_package_that_is_asked_for_and_missing_is_reported_at_once(monkeypatch):
-    monkeypatch.setattr(mirror_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     monkeypatch.setattr(wandb, "find_spec", lambda name: None)
     for flags, name in ((("--tracking.tensorboard", "true"), "tensorboard"), (("--tracking.wandb", "online"), "wandb")):
         config = load_config(["--recipe", "quickstart", *flags]).config
@@ -163,3 +162,30 @@ def test_a_package_that_is_asked_for_and_missing_is_reported_at_once(monkeypatch
 def test_tracking_is_quick_to_import():
     program = "import sys, arcdist.tracking; print({'torch', 'wandb', 'matplotlib', 'tensorboard'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_an_epoch_is_in_the_row_of_its_last_step(tmp_path):
+    record = read_run_folder(make_run(tmp_path / "run"))
+    rows = make_rows(record.steps, record.epochs, record.validations)
+    assert [row.step for row in rows] == list(range(10, 121, 10))
+    assert [row.step for row in rows if row.ends_epoch] == [40, 80, 120]
+    assert [row.validation for row in rows if row.validation] == list(record.validations)
+    epoch = {"epoch": 0, "val/exact": 0.5, "floor/copy_exact": 0.0, "train/loss": 1.0, "step": 10}
+    (row,) = make_rows([{"step": 10, "epoch": 0, "loss": 2.0}], [epoch], [])
+    assert row.numbers == {
+        "step": 10, "epoch": 0, "loss": 2.0,
+        "val/exact": 0.5, "floor/copy_exact": 0.0, "epoch/train/loss": 1.0, "epoch/step": 10,
+    }  # fmt: skip
+
+
+def test_an_epoch_whose_end_was_not_logged_has_a_row_of_its_own():
+    rows = make_rows([{"step": 30, "epoch": 0}], [{"epoch": 0, "step": 40, "val/exact": 0.5}], [])
+    assert [row.numbers for row in rows] == [
+        {"step": 30, "epoch": 0}, {"epoch": 0, "epoch/step": 40, "val/exact": 0.5}
+    ]  # fmt: skip
+
+
+def test_a_flag_that_ended_the_run_is_in_the_row_of_its_step():
+    steps = [{"step": 5, "epoch": 0, "loss": 1.0, "flags": []}, {"step": 5, "epoch": 0, "flags": ["loss_flat"]}]
+    (row,) = make_rows(steps, [], [])
+    assert row.numbers == {"step": 5, "epoch": 0, "loss": 1.0, "flags": ["loss_flat"]}

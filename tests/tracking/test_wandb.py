@@ -20,7 +20,7 @@ from arcdist.analysis.record import read_run_folder
 from arcdist.config import load_config
 from arcdist.errors import ConfigError, DataError, PlatformError
 from arcdist.tracking import open_mirrors, wandb
-from arcdist.tracking.metrics import make_row, make_rows
+from arcdist.tracking.mirror import make_row, make_rows
 from arcdist.tracking.wandb import WandbMirror, parse_wandb_run, read_wandb_run, wandb_mode
 from arcdist.tracking.wandb_process import query_table, shown_table, steps_in
 
