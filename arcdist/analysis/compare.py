@@ -62,7 +62,7 @@ def compare_runs(names: Sequence[str], folder: Path | None, *, report: bool) -> 
     if len(names) < 2:
         raise ConfigError("One run is no comparison: name at least two.")
     if folder is not None and folder == Path():
-        raise ConfigError("--output_dir is empty, or the folder that you are in: name a folder of its own.")
+        raise ConfigError("--output_dir is empty, or the folder that you are in: name a new folder.")
     if report:
         check_wandb_report(names)
     records, refused = read_runs(names)

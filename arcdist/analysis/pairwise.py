@@ -11,7 +11,7 @@ from jaxtyping import Float
 from arcdist.analysis.record import RunRecord
 from arcdist.analysis.scores import Group, Run, group_runs
 from arcdist.analysis.tables import Row, Table, Unit
-from arcdist.formatting import hundredths, percent
+from arcdist.formatting import counted, hundredths, percent
 from arcdist.tracking.metrics import task_of
 
 # T tasks, S runs of a group, D draws, K kinds of tasks.
@@ -208,7 +208,8 @@ def pairwise_table(ranking: Ranking) -> Table | None:
             )
             for name, label, unit in lines
         ],
-        note=f"Exact grids, in percent of the {first.queries} queries of {first.tasks} tasks asked of all.",
+        note=f"Exact grids, in percent of the {counted(first.queries, 'query')} asked of all, "
+        f"of {counted(first.tasks, 'task')}.",
     )
 
 
@@ -268,7 +269,7 @@ def puzzle_table(runs: Sequence[Run]) -> Table:
         title="Puzzles",
         columns=tuple(run.letter for run in runs),
         rows=rows,
-        note=f"Of {len(common)} queries asked of all at their last validations: {by_all} solved by all, "
+        note=f"Of {counted(len(common), 'query')} asked of all at their last validations: {by_all} solved by all, "
         f"{len(counts) - by_all} by some, {len(common) - len(counts)} by none."
         if len(known) > 1
         else "No two runs were validated query by query: what all solved is not known.",
@@ -296,7 +297,7 @@ def verdict_sentences(last: Ranking, best: Ranking) -> tuple[str, ...]:
 def _describe(result: PairwiseResult) -> Iterator[str]:
     leader, rival, exact = _capital(result.leader.called), result.rival.called, percent(result.leader_exact)
     scores = (
-        f"{exact} against {percent(result.rival_exact)} of {result.queries} queries exact, "
+        f"{exact} against {percent(result.rival_exact)} of {counted(result.queries, 'query')} exact, "
         f"{hundredths(result.difference)} points more"
     )
     if result.level:
@@ -307,16 +308,16 @@ def _describe(result: PairwiseResult) -> Iterator[str]:
         yield f"{leader} is ahead of {rival}, but within the noise: {scores}."
     yield (
         f"The {100 * _LEVEL:.0f} % interval of the difference is {_interval(result)} "
-        f"(bootstrap over {result.tasks} tasks)."
+        f"(bootstrap over {counted(result.tasks, 'task')})."
     )
     if result.low > 0 and not result.clear:
-        yield f"They differ in {result.differing} tasks only: fewer than {_FEWEST_DIFFERING} prove nothing."
+        yield f"They differ in {counted(result.differing, 'task')} only: fewer than {_FEWEST_DIFFERING} prove nothing."
 
 
 def _qualify(ranking: Ranking) -> Iterator[str]:
     first = ranking.results[0]
     if first.queries < ranking.asked:
-        yield f"Compared are the {first.queries} queries that all were asked, of {ranking.asked}."
+        yield f"Compared are the {counted(first.queries, 'query')} that all were asked, of {ranking.asked}."
     runs = [run for result in ranking.results for group in (result.leader, result.rival) for run in group.runs]
     if len({run.record.identity.group for run in runs}) == 1:
         yield "The runs repeat one recipe with other seeds: a difference between them is that of seeds."

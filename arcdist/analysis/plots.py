@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from arcdist.analysis.record import RunRecord, finite_value
+from arcdist.analysis.record import RunRecord
 from arcdist.analysis.scores import Run, last_shares
 from arcdist.config.schema import EFE_TERMS
 from arcdist.tracking.plots import (
@@ -24,6 +24,7 @@ from arcdist.tracking.plots import (
     VERMILION,
     bare_axes,
     running_mean,
+    series,
 )
 
 Dash: TypeAlias = Literal["-", "--", "-.", ":"]
@@ -41,12 +42,8 @@ CURVES = {
 _FROM_ZERO = (_EXACT, "grad_norm/qwen", "pairs_per_s")
 _COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 _DASHES: tuple[Dash, ...] = ("-", "--", "-.", ":")
-_DARK = 0.45
-"""Luminance below which white is easier to read than black."""
-_LONGEST_NAME = 31
-# Inches of a panel in a figure of its own: no wider than a phone shows at full size.
-_WIDTH, _HEIGHT, _LEGEND_ROW, _BAR = 3.8, 3.0, 0.22, 0.26
-_LETTERS_IN_A_ROW, _TERMS_IN_A_ROW = 6, 3
+# Inches of a panel as a separate figure: no wider than a phone shows at full size.
+_WIDTH, _HEIGHT, _LEGEND_ROW = 3.8, 3.0, 0.22
 
 
 def draw_curves(runs: Sequence[Run]) -> Figure:
@@ -71,17 +68,17 @@ def draw_efe_terms(runs: Sequence[Run]) -> Figure:
 
 
 def draw_panels(runs: Sequence[Run]) -> Mapping[str, Figure]:
-    """Each panel as a figure of its own, by what it shows in words; runs are called by their letters."""
+    """Each panel as a separate figure, by what it shows in words; runs are called by their letters."""
     letters = [run.letter for run in runs]
-    columns = min(len(runs), _LETTERS_IN_A_ROW)
     figures = {}
     for key, title in CURVES.items():
-        figure = _panel(_HEIGHT, _lines(runs), letters, columns, handlelength=1.6, columnspacing=1.4)
+        figure = _panel(_HEIGHT, _lines(runs), letters, min(len(runs), 6), handlelength=1.6, columnspacing=1.4)
         _draw_curve(figure.subplots(), runs, key)
         figures[f"{title}, a line a run"] = figure
-    height = max(_HEIGHT - (-(-len(EFE_TERMS) // _TERMS_IN_A_ROW) - 1) * _LEGEND_ROW, 0.8 + _BAR * len(runs))
+    # With its legend of three rows as high as the others, or as its bars need.
+    height = max(_HEIGHT - 2 * _LEGEND_ROW, 0.8 + 0.26 * len(runs))
     spacing = {"handlelength": 1.0, "handletextpad": 0.4, "columnspacing": 1.0}
-    figure = _panel(height, _squares(), list(EFE_TERMS), _TERMS_IN_A_ROW, **spacing)
+    figure = _panel(height, _squares(), list(EFE_TERMS), 3, **spacing)
     axes = figure.subplots()
     axes.set_title("EFE terms: share of λ · term")
     _draw_shares(axes, runs, letters, least=0.1)
@@ -103,9 +100,9 @@ def _draw_curve(axes: Axes, runs: Sequence[Run], key: str) -> None:
     by_query = len(sizes) > 1 and None not in sizes
     for run in runs:
         color, dash = style_of(runs, run)
-        points = _validated(run.record) if key == _EXACT else _logged(run.record, key)
-        scale = float(run.record.config["train.batch_size"]) if by_query else 1.0
-        x, y = [scale * step for step, _ in points], [value for _, value in points]
+        x, y = _validated(run.record) if key == _EXACT else series(run.record.steps, "step", key)
+        if by_query:
+            x = [run.record.config["train.batch_size"] * step for step in x]
         if key == _EXACT:
             marker = "o" if len(x) <= MOST_MARKED_POINTS else ""
             axes.plot(x, y, marker=marker, markersize=4, color=color, linestyle=dash)
@@ -126,17 +123,12 @@ def _draw_curve(axes: Axes, runs: Sequence[Run], key: str) -> None:
         axes.set_ylim(bottom=0.0)
 
 
-def _logged(record: RunRecord, key: str) -> list[tuple[float, float]]:
-    """Step and value of each logged step that has one."""
-    return [(float(step["step"]), value) for step in record.steps if (value := finite_value(step, key)) is not None]
-
-
-def _validated(record: RunRecord) -> list[tuple[float, float]]:
-    """Exact grids by the step after which each epoch ended; epochs whose step is not known are left out."""
+def _validated(record: RunRecord) -> tuple[list[float], list[float]]:
+    """The step after which each epoch ended, and its exact grids; epochs whose step is not known are left out."""
     ends = {step["epoch"]: step["step"] for step in record.steps if step.get("epoch") is not None}
     ends |= {validation.epoch: validation.step for validation in record.validations}
-    scored = ((epoch["epoch"], finite_value(epoch, _EXACT)) for epoch in record.epochs)
-    return [(float(ends[epoch]), exact) for epoch, exact in scored if exact is not None and epoch in ends]
+    epochs = [{**epoch, "end": ends[epoch["epoch"]]} for epoch in record.epochs if epoch["epoch"] in ends]
+    return series(epochs, "end", _EXACT)
 
 
 def _draw_shares(axes: Axes, runs: Sequence[Run], labels: Sequence[str], *, least: float) -> None:
@@ -148,7 +140,7 @@ def _draw_shares(axes: Axes, runs: Sequence[Run], labels: Sequence[str], *, leas
             axes.barh(place, share, left=left, color=color, edgecolor="white", linewidth=1.0)
             if share >= least:
                 luminance = np.dot(to_rgb(color), (0.2126, 0.7152, 0.0722))
-                text = "white" if luminance < _DARK else "black"
+                text = "white" if luminance < 0.45 else "black"
                 axes.text(left + share / 2, place, f"{share:.0%}", color=text, ha="center", va="center")
             left += share
         if left == 0.0:
@@ -180,6 +172,5 @@ def _squares() -> list[Line2D]:
 
 
 def _label(run: Run) -> str:
-    half = _LONGEST_NAME // 2
-    name = run.name if len(run.name) <= _LONGEST_NAME else f"{run.name[:half]}…{run.name[-half:]}"
+    name = run.name if len(run.name) <= 31 else f"{run.name[:15]}…{run.name[-15:]}"
     return f"{run.letter}  {name}".replace("$", r"\$")

@@ -97,7 +97,7 @@ def report_page(record: RunRecord) -> str:
                 for query in queries
             ],
             "difference": DIFFERENCE,
-            **{function.__name__: function for function in (duration, fmean, number, percent)},
+            **{function.__name__: function for function in (counted, duration, fmean, number, percent)},
         },
     )
 
@@ -205,7 +205,7 @@ def facts(record: RunRecord) -> dict[str, str]:
     """What the run was."""
     identity, config = record.identity, {key: show_setting(value) for key, value in record.config.items()}
     return {
-        "recipe": identity.recipe or "none: a configuration of its own",
+        "recipe": identity.recipe or "none: a configuration file",
         "data": f"{identity.source} ({config.get('data.split', DASH)})",
         "checksums of the tasks": _listed({role: digest[:12] for role, digest in identity.data.items()}),
         "validation queries": number(len(record.validations[-1].results) if record.validations else None),

@@ -118,7 +118,7 @@ def score_table(runs: Sequence[Run]) -> Table:
 
 
 def group_table(runs: Sequence[Run]) -> Table | None:
-    """Mean ± sample deviation over the seeds of each group; None if every run is a group of its own."""
+    """Mean ± sample deviation over the seeds of each group; None if no group has two."""
     groups = group_runs(runs)
     if len(groups) == len(runs):
         return None

@@ -300,7 +300,7 @@ def parse_validation(content: Mapping[str, Any]) -> Validation:
     """A validation from JSON.
 
     Raises:
-        AttributeError, KeyError, TypeError, ValueError: it is none.
+        AttributeError, KeyError, TypeError, ValueError: it is not one.
     """
 
     def rows(grid: Sequence[Sequence[int]]) -> Rows:

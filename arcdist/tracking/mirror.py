@@ -138,8 +138,8 @@ class Mirrors:
         """Show the record of the epoch that ended with `step`, its validation and the metrics plot."""
         if self._waiting is not None and self._waiting["step"] != step:
             self._log_waiting()
-        waiting, self._waiting = self._waiting, None
-        self._log(make_row(step, waiting, finite(record), validation, plot))
+        self._log(make_row(step, self._waiting, finite(record), validation, plot))
+        self._waiting = None
 
     def log_best(self, folder: Path) -> None:
         """Keep the best checkpoint, if the mirror can."""
@@ -155,9 +155,9 @@ class Mirrors:
         self._workers = []
 
     def _log_waiting(self) -> None:
-        record, self._waiting = self._waiting, None
-        if record is not None:
-            self._log(make_row(record["step"], record))
+        if self._waiting is not None:
+            self._log(make_row(self._waiting["step"], self._waiting))
+            self._waiting = None
 
     def _log(self, row: Row) -> None:
         self._do(lambda mirror: mirror.log(row))

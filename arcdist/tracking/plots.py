@@ -142,7 +142,7 @@ def draw_learning_rates(axes: Axes, run: Curves) -> None:
     names = sorted({name for step in run.steps for name in step if name.startswith("lr/")})
     lines: dict[tuple[tuple[float, ...], ...], list[str]] = {}
     for name in names:
-        x, y = map(tuple, _series(run.steps, "step", name))
+        x, y = map(tuple, series(run.steps, "step", name))
         if any(y):
             lines.setdefault((x, y), []).append(name.removeprefix("lr/"))
     colors = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, BLACK, SKY)
@@ -154,6 +154,12 @@ def draw_learning_rates(axes: Axes, run: Curves) -> None:
         lowest, highest = (pick(rate for _, y in lines for rate in y if rate > 0) for pick in (min, max))
         axes.set_ylim(bottom=max(lowest / 2, 1e-4 * highest))
     _finish(axes, "Learning rates", "step", columns=3)
+
+
+def series(records: Records, over: str, key: str) -> tuple[list[float], list[float]]:
+    """The numbers `over` and `key` of the records that have `key`."""
+    present = [(float(record[over]), float(record[key])) for record in records if record.get(key) is not None]
+    return [x for x, _ in present], [y for _, y in present]
 
 
 def running_mean(x: Sequence[float], y: Sequence[float], width: int) -> tuple[list[float], list[float]]:
@@ -177,7 +183,7 @@ def _losses(run: Curves) -> tuple[Records, str, str, str]:
     """Records with losses, their x axis, the key of the combined loss, and a note on the running mean."""
     if len(run.steps) < 2:
         return run.epochs, "epoch", "train/loss", ""
-    width = len(_series(run.steps, "step", "loss")[0]) // 20
+    width = len(series(run.steps, "step", "loss")[0]) // 20
     return run.steps, "step", "loss", f" (running means of {width} logged steps)" if width >= 2 else ""
 
 
@@ -197,15 +203,10 @@ def _finish(axes: Axes, title: str, unit: str, *, columns: int = 2) -> None:
         axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", va="center", color="#555555")
 
 
-def _series(records: Records, over: str, key: str) -> tuple[list[float], list[float]]:
-    present = [(float(record[over]), float(record[key])) for record in records if record.get(key) is not None]
-    return [x for x, _ in present], [y for _, y in present]
-
-
 def _draw_line(
     axes: Axes, records: Records, over: str, key: str, label: str, color: str, *, dashed: bool = False
 ) -> None:
-    x, y = _series(records, over, key)
+    x, y = series(records, over, key)
     if not x:
         return
     if dashed and len(x) == 1:
@@ -219,7 +220,7 @@ def _draw_noisy(
     axes: Axes, records: Records, over: str, key: str, label: str, color: str, *, pale: str | None = None
 ) -> None:
     """The running mean over a twentieth of the values, if that is at least two; beneath it, in `pale`, the values."""
-    x, y = _series(records, over, key)
+    x, y = series(records, over, key)
     width = len(x) // 20
     if width < 2:
         _draw_line(axes, records, over, key, label, color)

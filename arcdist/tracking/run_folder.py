@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -44,8 +43,6 @@ def make_run_folder(directory: str | Path | None) -> Path:
     try:
         folder = _fresh_folder() if directory is None else expanded(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"arcdist")
         taken = taken_by(folder)
         if not taken:
             with held(own(folder)):

@@ -1,6 +1,6 @@
 """The run in W&B: its mirror, and the reader of `entity/project/run_id`.
 
-W&B itself works in a process of its own, `wandb_process.py`: where its server hangs or its own process dies, the run is
+W&B itself works in a separate process, `wandb_process.py`: if its server hangs or that process dies, the run is
 continued offline by a new one, and nothing that W&B does at an exit or at a signal reaches training.
 """
 
@@ -91,7 +91,7 @@ class WandbMirror(Mirror):
         self._process: WandbProcess | None = None
         self._killed = threading.Event()
         self._failed = False
-        self._online = self._tried_online = mode != "offline"
+        self._online = mode != "offline"
         self._has: set[int] = set()
         """Steps whose rows W&B has; online, also all `_before` one."""
         self._before = 0
@@ -101,8 +101,7 @@ class WandbMirror(Mirror):
     @property
     def remedy(self) -> str:
         """How to upload what W&B lacks."""
-        kind = "*run" if self._tried_online else "offline-run"
-        return f"`wandb sync {shlex.quote(str(self._folder / 'wandb'))}/{kind}-*-{self._id}` uploads it"
+        return f"`wandb sync {shlex.quote(str(self._folder / 'wandb'))}/*run-*-{self._id}` uploads it"
 
     def open(self) -> None:
         """Begin the run, or continue it."""
@@ -153,10 +152,8 @@ class WandbMirror(Mirror):
             process.interrupt()
 
     def _begin(self, mode: Mode) -> None:
-        if self._killed.is_set():
-            raise WandbError("the run has ended")
         self._process = WandbProcess(self._folder / "wandb")
-        if self._killed.is_set():  # meanwhile
+        if self._killed.is_set():
             self._end_at_once()
         try:
             answer = self._ask("open", mode=mode, **self._about)
@@ -167,15 +164,13 @@ class WandbMirror(Mirror):
         self._online = answer["url"] is not None
         if self._online:
             _logger.info("The run is kept in W&B: %s", answer["url"])
-        elif not self._failed:
-            self._tried_online = False
 
     def _go_offline(self, error: WandbError) -> None:
         self._end()
         if self._failed or self._killed.is_set():
             raise error
         self._failed = True
-        fix = "Check the network, or the key with `wandb login --relogin`; then " if self._tried_online else ""
+        fix = "Check the network, or the key with `wandb login --relogin`; then " if self._online else ""
         _logger.warning(
             "W&B failed (%s): from now on the run is kept for it in the run folder. %s%s.", error, fix, self.remedy
         )
@@ -197,16 +192,14 @@ class WandbMirror(Mirror):
             process.end()
 
 
-_PATH = re.compile(r"[^/\s.~][^/\s]*/[^/\s]+/[^/\s]+")
-"""`entity/project/run_id`; a path that begins with a dot or a tilde is one of this machine."""
-
-
 def is_wandb_path(name: str) -> bool:
     """Whether a name is that of a run on W&B's server, `entity/project/run_id`, and no path here.
 
-    What is on this disk has precedence; so has a path whose folder exists, which is then mistyped.
+    A path that begins with a dot or a tilde is one of this machine, and so is one that exists or whose folder exists,
+    which is then mistyped.
     """
-    return _PATH.fullmatch(name) is not None and not Path(name).exists() and not Path(name).parent.is_dir()
+    looks_like_one = re.fullmatch(r"[^/\s.~][^/\s]*/[^/\s]+/[^/\s]+", name) is not None
+    return looks_like_one and not Path(name).exists() and not Path(name).parent.is_dir()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,12 +225,12 @@ def read_wandb_run(path: str, *, seconds: int = 20) -> WandbRun:
         seconds: that the server has for an answer.
 
     Raises:
-        ConfigError: the path has another form, or the run is none of arcdist's.
+        ConfigError: the path has another form, or the run is not one of arcdist.
         DataError: there is no network, no key or no such run, or it holds no logged step.
         PlatformError: wandb is not installed.
     """
     if not is_wandb_path(path):
-        raise ConfigError(f"{path} is no W&B run: give ENTITY/PROJECT/RUN_ID, as in the address of its page.")
+        raise ConfigError(f"{path} is not a W&B run: give ENTITY/PROJECT/RUN_ID, as in the address of its page.")
     if find_spec("wandb") is None:
         raise PlatformError(f"{path} cannot be read without wandb: {_INSTALL}.")
     import wandb
@@ -271,15 +264,15 @@ def parse_wandb_run(
     """A run from its configuration, its history by step and its tables by their path, as W&B's server gives them.
 
     Raises:
-        ConfigError: it is none of arcdist's.
+        ConfigError: it is not a run of arcdist.
         DataError: it holds no row.
-        AttributeError, KeyError, TypeError, ValueError: its tables are none of a validation.
+        AttributeError, KeyError, TypeError, ValueError: its tables are not those of a validation.
     """
     try:
         identity = parse_identity(config[RUN])
     except (KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path} is no run of arcdist: its configuration in W&B lacks `{RUN}`. Give a run of arcdist."
+            f"{path} is not a run of arcdist: its configuration in W&B lacks `{RUN}`. Give a run of arcdist."
         ) from error
     if not rows:
         raise DataError(f"{path} holds no logged step yet: wait until the run has made --output.log_every steps.")

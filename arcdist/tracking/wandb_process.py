@@ -149,7 +149,7 @@ class RunWriter:
         """
         import wandb
 
-        # Read before W&B begins a folder of its own.
+        # Read before W&B begins a new folder.
         steps = steps_in(Path(folder) / "wandb", about["id"])
         self._run = wandb.init(
             dir=folder,
@@ -302,7 +302,7 @@ def _records(content: bytes) -> Iterator[bytes]:
 
 
 def _require_upload(run: Any) -> None:
-    """W&B reports that it gave up uploading, such as for a revoked key, in its own log only."""
+    """W&B reports that it gave up uploading, such as for a revoked key, only in a log."""
     log = Path(run.dir).parent / "logs" / "debug-internal.log"
     for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
         if '"level":"ERROR+4"' in line:  # fatal
@@ -328,7 +328,7 @@ def serve() -> None:
     last = threading.Timer(10.0, os._exit, (1,))
     last.daemon = True
     last.start()
-    with suppress(Exception):  # there is nobody to report to
+    with suppress(Exception):  # nothing is there to report to
         writer.finish(exit_code=1)
     import wandb
 

@@ -233,9 +233,9 @@ def test_what_cannot_be_read_from_w_and_b_is_one_error(server, monkeypatch):
 
 
 def test_what_is_no_run_is_refused(record, monkeypatch):
-    with pytest.raises(ConfigError, match="runs/one is no W&B run: give ENTITY/PROJECT/RUN_ID"):
+    with pytest.raises(ConfigError, match="runs/one is not a W&B run: give ENTITY/PROJECT/RUN_ID"):
         read_wandb_run("runs/one")
-    with pytest.raises(ConfigError, match="me/other/run is no run of arcdist: its configuration in W&B lacks `run`"):
+    with pytest.raises(ConfigError, match="me/other/run is not a run of arcdist: its configuration in W&B lacks `run`"):
         parse_wandb_run("me/other/run", {"lr": 1}, [], {})
     with pytest.raises(DataError, match="me/arcdist/run holds no logged step yet"):
         parse_wandb_run("me/arcdist/run", {"run": asdict(record.identity)}, [], {})
