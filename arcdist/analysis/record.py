@@ -12,28 +12,17 @@ import yaml
 from arcdist.config.keys import dotted
 from arcdist.errors import ConfigError, DataError
 from arcdist.files import expanded
-from arcdist.tracking.metrics import Validation, read_numbers, read_validations
-from arcdist.tracking.run_folder import FILE, Identity, read_identity, readable
-from arcdist.tracking.wandb import is_wandb_path, read_wandb_run
+from arcdist.tracking.metrics import read_numbers, read_validations
+from arcdist.tracking.run_folder import FILE, read_identity, readable
+from arcdist.tracking.wandb import RunData, is_wandb_path, read_wandb_run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunRecord:
-    """A run and its numbers; a quantity that the run did not record is None."""
+class RunRecord(RunData):
+    """A run as it is looked at afterwards; a quantity that it did not record is None."""
 
     place: str
     """Where it was read from, as the user named it."""
-    identity: Identity
-    config: Mapping[str, Any]
-    """By dotted key."""
-    steps: tuple[Mapping[str, Any], ...]
-    """The logged steps: the objects of `steps.jsonl`, by step."""
-    epochs: tuple[Mapping[str, Any], ...]
-    """The records of `metrics.json`, by epoch."""
-    best: Mapping[str, Any]
-    """The record of the best epoch and `metric`, its measure; empty before the first validation."""
-    validations: tuple[Validation, ...]
-    """By epoch; epochs without a validation are missing."""
 
     @property
     def elapsed(self) -> float | None:
@@ -94,7 +83,7 @@ def read_run_folder(folder: Path) -> RunRecord:
     """Read a run folder; the run may still be training.
 
     Raises:
-        ConfigError: it is no run folder.
+        ConfigError: it is not a run folder.
         DataError: it holds no logged step, or a file is broken.
     """
     if not _is_run_folder(folder):
@@ -131,4 +120,4 @@ def _not_a_run(path: Path) -> str:
         )
     if not path.is_dir():
         return f"{path}: there is no such folder. Give that of a run, such as runs/NAME."
-    return f"{path} is no run folder: it has no {FILE} or no config.yaml. Give that of a run."
+    return f"{path} is not a run folder: it has no {FILE} or no config.yaml. Give that of a run."

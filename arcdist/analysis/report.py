@@ -43,7 +43,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     """Write the page of a run folder, by default as `report.html` in there, and return its path.
 
     Raises:
-        ConfigError: it is no run folder, or the page cannot be written.
+        ConfigError: it is not a run folder, or the page cannot be written.
         DataError: the run has no logged step yet, or a file of it is broken.
     """
     path = folder / REPORT if output is None else output

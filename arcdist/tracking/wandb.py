@@ -203,21 +203,23 @@ def is_wandb_path(name: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WandbRun:
-    """A run as W&B's server has it, in the form that its folder has."""
+class RunData:
+    """What a run is, and its numbers."""
 
     identity: Identity
     config: Mapping[str, Any]
     """By dotted key."""
     steps: tuple[Mapping[str, Any], ...]
-    """The objects of `steps.jsonl`, by step; W&B may keep 1.0 as 1."""
+    """The logged steps: the objects of `steps.jsonl`, by step; W&B may keep 1.0 as 1."""
     epochs: tuple[Mapping[str, Any], ...]
     """The records of `metrics.json`, by epoch."""
     best: Mapping[str, Any]
+    """The record of the best epoch and `metric`, its measure; empty before the first validation."""
     validations: tuple[Validation, ...]
+    """By epoch; epochs without a validation are missing."""
 
 
-def read_wandb_run(path: str, *, seconds: int = 20) -> WandbRun:
+def read_wandb_run(path: str, *, seconds: int = 20) -> RunData:
     """Read a run from W&B's server.
 
     Args:
@@ -260,7 +262,7 @@ def read_wandb_run(path: str, *, seconds: int = 20) -> WandbRun:
 
 def parse_wandb_run(
     path: str, config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tables: Mapping[str, Mapping[str, Any]]
-) -> WandbRun:
+) -> RunData:
     """A run from its configuration, its history by step and its tables by their path, as W&B's server gives them.
 
     Raises:
@@ -293,7 +295,7 @@ def parse_wandb_run(
     # W&B keeps 1.0 as 1.
     settings |= {name: float(settings[name]) for name in floats & settings.keys() if settings[name] is not None}
     epochs = sorted({epoch["epoch"]: epoch for epoch in epochs}.values(), key=itemgetter("epoch"))
-    return WandbRun(
+    return RunData(
         identity=identity,
         config=settings,
         steps=tuple(steps),

@@ -10,7 +10,7 @@ from shared.made_runs import make_run
 
 from arcdist.analysis.record import read_run, read_run_folder
 from arcdist.errors import ConfigError, DataError
-from arcdist.tracking.wandb import WandbRun, is_wandb_path
+from arcdist.tracking.wandb import RunData, is_wandb_path
 
 
 def test_a_run_folder_is_read_whole(tmp_path):
@@ -52,7 +52,7 @@ def test_the_line_that_is_being_written_is_left_out_and_left_alone(tmp_path):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="nowhere: there is no such folder"):
         read_run_folder(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="is no run folder"):
+    with pytest.raises(ConfigError, match="is not a run folder"):
         read_run_folder(tmp_path)
 
 
@@ -93,7 +93,7 @@ def test_a_broken_configuration_is_named(tmp_path):
 
 def test_each_name_goes_to_its_reader(tmp_path, monkeypatch):
     kept = made_record("on the server", exact=[answers("10")])
-    sent = WandbRun(**{field.name: getattr(kept, field.name) for field in fields(WandbRun)})
+    sent = RunData(**{field.name: getattr(kept, field.name) for field in fields(RunData)})
     monkeypatch.setattr("arcdist.analysis.record.read_wandb_run", lambda _: sent)
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "run", epochs=1)
@@ -106,7 +106,7 @@ def test_a_mistyped_folder_is_not_looked_for_on_the_server(tmp_path, monkeypatch
     (tmp_path / "runs" / "old").mkdir(parents=True)
     with pytest.raises(ConfigError, match="runs/old/mistyped: there is no such folder"):
         read_run("runs/old/mistyped")
-    with pytest.raises(ConfigError, match="runs/old is no run folder"):
+    with pytest.raises(ConfigError, match="runs/old is not a run folder"):
         read_run("runs/old")
 
 

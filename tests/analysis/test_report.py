@@ -461,7 +461,7 @@ def test_where_it_cannot_be_written(run, monkeypatch, place):
 def test_what_is_no_run(tmp_path):
     with pytest.raises(ConfigError, match="there is no such folder"):
         write_report(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="is no run folder"):
+    with pytest.raises(ConfigError, match="is not a run folder"):
         write_report(tmp_path)
     with pytest.raises(DataError, match="holds no logged step yet"):
         write_report(make_run(tmp_path / "fresh", epochs=0))

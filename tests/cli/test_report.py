@@ -31,7 +31,7 @@ def test_it_writes_the_page_and_says_where(tmp_path, capsys, monkeypatch):
     ("argv", "says"),
     [
         (["nowhere"], "nowhere: there is no such folder"),
-        (["."], "is no run folder"),
+        (["."], "is not a run folder"),
         ([], "The command line: the following arguments are required: RUN"),
         (["fresh"], "fresh holds no logged step yet"),
         (["mine", "--output", "no/such/page.html"], "no/such/page.html cannot be written (No such file or directory)"),

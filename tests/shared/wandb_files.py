@@ -7,7 +7,7 @@ from typing import Any
 
 from wandb.util import get_core_path
 
-from arcdist.tracking.wandb import WandbRun, parse_wandb_run
+from arcdist.tracking.wandb import RunData, parse_wandb_run
 
 
 def wandb_files(folder: Path) -> list[Path]:
@@ -40,7 +40,7 @@ def _nested(row: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def read_wandb_files(folder: Path) -> WandbRun:
+def read_wandb_files(folder: Path) -> RunData:
     """The run in `folder` from all that W&B has written there: what `wandb sync` would upload."""
     records = (record for file in wandb_files(folder) for record in inspect(file))
     config = next(record["run"]["config"] for record in records if record["type"] == "run")
