@@ -10,9 +10,6 @@ from pathlib import Path
 
 from arcdist.errors import ConfigError, SaveError
 
-_PIECE = 16 * 2**20
-"""Bytes that are written at once."""
-
 
 def expanded(place: str | Path) -> Path:
     """A path with `~` replaced by the home folder.
@@ -81,10 +78,9 @@ def fill_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     for each in folders:
         each.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        with (folder / name).open("wb", buffering=0) as file:
-            rest = memoryview(content)
-            while rest:
-                rest = rest[file.write(rest[:_PIECE]) :]
+        with (folder / name).open("wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
     for each in folders:
         force_to_disk(each)
@@ -103,11 +99,11 @@ def unwritable(what: str, path: Path, error: OSError, needed: int, *, for_room: 
     """Why something could not be written, and how to fix it.
 
     Args:
-        what: begins the message, with its path.
-        path: where it belongs; nothing need be there yet.
+        what: begins the message.
+        path: where it belongs; there may be nothing yet.
         error: raised while writing.
         needed: bytes of all that was to be written.
-        for_room: what else gives room than removing files, such as "lower --output.keep_last".
+        for_room: what gives room beside removing files, such as "lower --output.keep_last".
         elsewhere: how to avoid that place, such as "export to another folder".
     """
     from rich.filesize import decimal  # the doctor reports it if rich is missing

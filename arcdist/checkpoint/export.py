@@ -15,7 +15,7 @@ from rich.table import Table
 from safetensors.torch import save
 from torch import Tensor
 
-from arcdist.checkpoint.inspect import checkpoints_of_run, inspect, is_checkpoint, moved, no_checkpoint, read_unchanged
+from arcdist.checkpoint.inspect import checkpoints_of_run, is_checkpoint, moved, no_checkpoint, read_unchanged
 from arcdist.checkpoint.state import Base, read_base
 from arcdist.checkpoint.store import BEST, Snapshot, is_numbered, load_checkpoint
 from arcdist.config import Config, format_config
@@ -67,23 +67,27 @@ def export(path: Path, target: Path) -> None:
     """
     target = expanded(target)
     _require_free(target)
-    folder, passed_over = choose(path)
-    try:
-        found = read_unchanged(folder, lambda place: load_checkpoint(place, _NEEDED))
-    except DataError as error:
-        raise DataError(f"{error} Export another checkpoint: `launch/checkpoint.py list` shows them.") from error
-    if found is None:
-        raise DataError(f"{folder} was removed meanwhile: export another checkpoint.")
+    broken = []
+    for folder in _candidates(path):
+        try:
+            found = read_unchanged(folder, lambda place: load_checkpoint(place, _NEEDED))
+        except DataError as error:
+            broken.append(str(error))
+            continue
+        if found:
+            break
+    else:
+        reasons = " ".join(broken) or f"{path} was removed meanwhile."
+        raise DataError(f"{reasons} Export another checkpoint: `launch/checkpoint.py list` shows them.")
     place, snapshot = found
     files = contents(snapshot)
     write_folder(target, files)
-    console = Console()
-    lines = [f"Passed over: {broken}" for broken in passed_over]
+    lines = [f"Passed over: {flaw}" for flaw in broken]
     if place != folder:
         lines.append(moved(folder, place))
     lines.append(f"Exported {folder}, step {snapshot.state['step']}, to {target}:")
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    console = Console()
+    console.out(*lines, sep="\n", highlight=False)
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -94,33 +98,16 @@ def export(path: Path, target: Path) -> None:
     console.print(table)
 
 
-def choose(path: Path) -> tuple[Path, tuple[str, ...]]:
-    """The checkpoint that a path means: itself, or of a run the best one or, if there is none, the newest whole one.
-
-    Returns:
-        Its folder, and newer checkpoints that are broken, each with what is wrong.
-
-    Raises:
-        ConfigError: neither a checkpoint nor a run.
-        DataError: the run's best checkpoint is broken, or all that it has are.
-    """
+def _candidates(path: Path) -> list[Path]:
+    """What a path means: a checkpoint itself; of a run the best one or, if there is none, all others, newest first."""
     if is_checkpoint(path):
-        return path, ()
+        return [path]
     places = checkpoints_of_run(path)
     if not places:
         raise ConfigError(no_checkpoint(path))
-    for place in places:
-        if place.name == BEST:
-            return place, ()
-    broken: list[str] = []
+    best = [place for place in places if place.name == BEST]
     # What was set aside is older, in the run's own order, than what it has saved since.
-    steps = [place for place in places if is_numbered(place)]
-    for place in reversed(steps or places):
-        inspection = inspect(place)
-        if inspection and inspection.flaw is None:
-            return place, tuple(broken)
-        broken.append(f"{place}: {inspection.flaw if inspection else 'it was removed meanwhile.'}")
-    raise DataError(f"None of the checkpoints in {path} is whole: {broken[0]}")
+    return best or ([*filter(is_numbered, places)] or places)[::-1]
 
 
 def contents(snapshot: Snapshot) -> dict[str, bytes]:
@@ -242,11 +229,10 @@ def model_card(config: Config, state: Mapping[str, Any], base: Base, *, averaged
     on_hub = base.name if base.kind == "hub" else None
     metadata = ModelCardData(base_model=on_hub, library_name="peft", tags=["arc-agi", "arcdist", "lora"])
     agent = "the average of its last weights, which validation uses" if averaged else "its last weights"
-    rest = "`prompt_projection`, `control_mlp`, `solver` with its memory, `efe`, `refiner`, by these prefixes"
+    control = "`control_mlp`, " if control_mlp else ""
+    rest = f"`prompt_projection`, {control}`solver` with its memory, `efe`, `refiner`, by these prefixes"
     if not control_mlp:
-        rest = rest.replace("`control_mlp`, ", "") + (
-            "; not the control MLP, which `qwen.control_weight` 0 leaves as the seed drew it"
-        )
+        rest += "; not the control MLP, which `qwen.control_weight` 0 leaves as the seed drew it"
     tasks = f"`{data.source}`, {data.split} split, grids with sides up to {data.max_side}"
     if data.max_tasks is not None:
         tasks += f", the first {data.max_tasks} tasks"

@@ -15,7 +15,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from arcdist.checkpoint.store import BEST, FILES, MANIFEST, beside, flaw, is_numbered, load_checkpoint
+from arcdist.checkpoint.store import BEST, FILES, MANIFEST, exists, is_numbered, lies_at, load_checkpoint
 from arcdist.errors import ConfigError, DataError
 from arcdist.formatting import DASH
 
@@ -25,11 +25,20 @@ _ASIDE = re.compile(rf"aside_\d+_(step_\d{{8}}|{BEST})")
 _Read = TypeVar("_Read")
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}): see who may read it.") from error
+
+
 def is_aside(folder: Path) -> bool:
     """Whether a checkpoint was set aside when its run was resumed from an earlier one, by its name."""
     return _ASIDE.fullmatch(folder.name) is not None
 
 
+@_readable()
 def is_checkpoint(path: Path) -> bool:
     """Whether a folder is meant to be a checkpoint, whole or not.
 
@@ -37,45 +46,29 @@ def is_checkpoint(path: Path) -> bool:
         DataError: it cannot be read.
     """
     place = lies_at(path)
-    if place is None or not _is_folder(place):
+    if place is None or not place.is_dir():
         return False
-    if any(_exists(place / name) for name in (MANIFEST, *FILES)):
+    if any(exists(place / name) for name in (MANIFEST, *FILES)):
         return True
     # One that has lost all its files, unless it is a run that somebody has called so.
     has_its_name = is_numbered(path) or is_aside(path) or path.name == BEST
     return has_its_name and not checkpoints_of_run(path)
 
 
+@_readable()
 def checkpoints_of_run(path: Path) -> list[Path]:
     """What is called a checkpoint in a run folder, or in its `checkpoints/`: by step, then the best, then set aside.
 
-    Empty for anything else. The best is named by its own path wherever it is at present (`lies_at`).
+    Empty for anything else. The best is named by its own path, wherever it is at present (`lies_at`).
 
     Raises:
         DataError: one of the two folders cannot be read.
     """
-    run = path.parent if path.name == "checkpoints" and not _is_folder(path / "checkpoints") else path
+    run = path.parent if path.name == "checkpoints" and not (path / "checkpoints").is_dir() else path
     best = [run / BEST] if lies_at(run / BEST) else []
-    with _readable(folder := run / "checkpoints"):
-        others = sorted(folder.iterdir()) if folder.is_dir() else []
+    folder = run / "checkpoints"
+    others = sorted(folder.iterdir()) if folder.is_dir() else []
     return [*filter(is_numbered, others), *best, *filter(is_aside, others)]
-
-
-def lies_at(folder: Path) -> Path | None:
-    """Where a checkpoint is to be read; none if there is no such checkpoint.
-
-    That is its own folder, unless a process ended between the two renamings of a replacement: then it is, until
-    training puts it back, the new one if that is whole, and otherwise the old one.
-
-    Raises:
-        DataError: its folder cannot be read.
-    """
-    if _exists(folder):
-        return folder
-    partial, replaced = beside(folder, "partial"), beside(folder, "replaced")
-    if _exists(partial) and flaw(partial) is None:
-        return partial
-    return replaced if _exists(replaced) else None
 
 
 def moved(folder: Path, place: Path) -> str:
@@ -83,11 +76,12 @@ def moved(folder: Path, place: Path) -> str:
     return f"{folder}: its replacement was cut off, or continues: {place} is read, and --resume puts it back."
 
 
+@_readable()
 def read_unchanged(folder: Path, read: Callable[[Path], _Read]) -> tuple[Path, _Read] | None:
-    """Where a checkpoint lies and what `read` makes of it; none if there is none, or it has gone meanwhile.
+    """Where a checkpoint lies and what `read` makes of it; None if there is none, or it was removed meanwhile.
 
-    A run that is training removes its oldest checkpoint, and puts a new best in the place of the old one. What changed
-    while it was being read is read again.
+    A run that is training removes its oldest checkpoint, and replaces its best. What changed while it was being read
+    is read again.
 
     Raises:
         DataError: raised by `read`, of a checkpoint that nobody has changed.
@@ -110,47 +104,9 @@ def read_unchanged(folder: Path, read: Callable[[Path], _Read]) -> tuple[Path, _
 
 def no_checkpoint(path: Path) -> str:
     """Why a path that was given for a checkpoint is none."""
-    return _no_folder(path, "of a checkpoint, such as runs/NAME/best, or that of a run") or (
-        f"{path} is neither a checkpoint (it has no {MANIFEST}) nor a run folder that holds some."
-    )
-
-
-def _no_folder(path: Path, wanted: str) -> str | None:
-    """Why a path is no folder, with what is wanted, such as "of a run"; none if it is one."""
-    if not _exists(path):
-        return f"{path}: there is no such folder. Give that {wanted}."
-    if target := _dead_link(path):
-        return f"{path} is a link to {target}, which is not there. Give the folder {wanted}."
-    return None if _is_folder(path) else f"{path} is a file, not a folder. Give the folder {wanted}."
-
-
-def _dead_link(path: Path) -> Path | None:
-    """What a path links to, if that is not there."""
-    with _readable(path):
-        return path.readlink() if path.is_symlink() and not path.exists() else None
-
-
-def _is_folder(path: Path) -> bool:
-    with _readable(path):
-        return path.is_dir()
-
-
-def _exists(path: Path) -> bool:
-    """Whether there is anything of that name, even a link to nothing."""
-    with _readable(path.parent):
-        try:
-            path.lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-    return True
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): see who may read it.") from error
+    if not path.is_dir():
+        return f"{path}: there is no such folder. Give that of a checkpoint, such as runs/NAME/best, or that of a run."
+    return f"{path} is neither a checkpoint (it has no {MANIFEST}) nor a run folder that holds some."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,9 +122,9 @@ class Inspection:
     size: int
     """Bytes of its files."""
     written: datetime | None
-    """In local time; none if no file says."""
+    """When its manifest was, in local time; None if there is none."""
     flaw: str | None
-    """What is wrong, naming the file; none if it is whole."""
+    """What is wrong, naming the file; None if it is whole."""
 
     @property
     def verdict(self) -> str:
@@ -177,7 +133,7 @@ class Inspection:
 
 
 def inspect(folder: Path) -> Inspection | None:
-    """Read a checkpoint whole and compare it with its checksums; none if it has gone meanwhile."""
+    """Read a checkpoint whole and compare it with its checksums; None if it was removed meanwhile."""
     place, flaw = folder, None
     position: Mapping[str, int] = {}
     try:
@@ -186,18 +142,17 @@ def inspect(folder: Path) -> Inspection | None:
             return None
         place, position = found
     except DataError as error:
-        with suppress(DataError):
-            place = lies_at(folder) or folder
+        place = lies_at(folder) or folder
         # The reader knows which folder it is.
         flaw = str(error).replace(f"{folder}/", "")
     files = [stat for name in (MANIFEST, *FILES) if (stat := _stat(place / name))]
-    dated = _stat(place / MANIFEST) or _stat(place)
+    manifest = _stat(place / MANIFEST)
     return Inspection(
         folder=folder,
         place=place,
         position=position,
         size=sum(stat.st_size for stat in files),
-        written=datetime.fromtimestamp(dated.st_mtime) if dated else None,
+        written=datetime.fromtimestamp(manifest.st_mtime) if manifest else None,
         flaw=flaw,
     )
 
@@ -209,8 +164,6 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _read_position(place: Path) -> Mapping[str, int]:
-    if target := _dead_link(place):
-        raise DataError(f"{place / MANIFEST} cannot be read: the checkpoint is a link to {target}, which is not there.")
     state = load_checkpoint(place, _POSITION).state
     return {name: state[name] for name in _POSITION}
 
@@ -234,9 +187,9 @@ def show_run(path: Path) -> None:
     console.print()
     for inspection in found:
         if inspection.flaw:
-            _print_line(console, f"{inspection.folder.name}: {inspection.flaw}")
+            console.out(f"{inspection.folder.name}: {inspection.flaw}", highlight=False)
         if inspection.place != inspection.folder:
-            _print_line(console, moved(inspection.folder, inspection.place))
+            console.out(moved(inspection.folder, inspection.place), highlight=False)
     whole = [inspection.folder for inspection in found if not inspection.flaw]
     if not whole:
         raise DataError("None of the checkpoints is whole: start a new run with another --output_dir.")
@@ -245,7 +198,7 @@ def show_run(path: Path) -> None:
     newest = ([inspection for inspection in found if is_numbered(inspection.folder)] or found[:1])[-1]
     if newest.flaw:
         raise DataError(f"The newest checkpoint, {newest.folder.name}, is broken; {resumes}.")
-    _print_line(console, f"{resumes}.")
+    console.out(f"{resumes}.", highlight=False)
 
 
 def verify(paths: Sequence[Path]) -> None:
@@ -268,18 +221,18 @@ def verify(paths: Sequence[Path]) -> None:
     for inspection in filter(None, map(inspect, places)):
         flaws.append(inspection.flaw)
         what = inspection.flaw or f"step {inspection.position['step']}, {decimal(inspection.size)}"
-        verdict = Text(f"{inspection.verdict:<6}", style=_STYLES[inspection.verdict])
-        _print_line(console, Text.assemble(verdict, f"  {inspection.folder}: {what}"))
+        console.print(Text(f"{inspection.verdict:<6}", style=_STYLES[inspection.verdict]), end="  ")
+        console.out(f"{inspection.folder}: {what}", highlight=False)
         if inspection.place != inspection.folder:
-            _print_line(console, f"        {moved(inspection.folder, inspection.place)}")
+            console.out(f"        {moved(inspection.folder, inspection.place)}", highlight=False)
     if any(flaws):
         broken = sum(flaw is not None for flaw in flaws)
         raise DataError(f"Broken: {broken} of {len(flaws)}. Resume from a whole one, and export that.")
 
 
 def _no_run(path: Path) -> str:
-    if reason := _no_folder(path, "of a run, such as runs/NAME"):
-        return reason
+    if not path.is_dir():
+        return f"{path}: there is no such folder. Give that of a run, such as runs/NAME."
     if is_checkpoint(path):
         return f"{path} is a checkpoint, not a run: give the run's folder, or use `checkpoint.py verify {path}`."
     return f"{path} holds no checkpoint, neither checkpoints/step_… nor best/: give the folder of a run that saved one."
@@ -301,8 +254,3 @@ def _table(found: Sequence[Inspection]) -> Table:
             Text(inspection.verdict, style=_STYLES[inspection.verdict]),
         )
     return table
-
-
-def _print_line(console: Console, text: str | Text) -> None:
-    """A line as it is, at any width of the terminal."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from arcdist.checkpoint.store import (
     BEST,
     MANIFEST,
     Snapshot,
-    beside,
     checkpoints,
     clear_leftovers,
+    exists,
     finish_replacement,
     flaw,
+    lies_at,
     load_checkpoint,
     save_checkpoint,
     step_folder,
@@ -29,7 +30,7 @@ from arcdist.config.loader import AUTO, DEFAULT_ROOT, NEWEST, newest_run
 from arcdist.distributed.environment import is_restart
 from arcdist.errors import ConfigError, DataError
 from arcdist.files import expanded
-from arcdist.tracking.run_folder import held, make_run_folder, own, taken_by
+from arcdist.tracking.run_folder import held, make_run_folder, own, remove, taken_by
 
 _logger = logging.getLogger(__name__)
 
@@ -84,9 +85,9 @@ def find_start(directory: str | None, resume: str | None) -> Start:
     return _at_path(expanded(resume), directory)
 
 
-def _from_the_first_step(directory: str | Path | None) -> Start:
+def _from_the_first_step(directory: str | Path | None, *warnings: str) -> Start:
     folder = make_run_folder(directory)
-    return Start(folder=folder, checkpoint=None, snapshot=None, lock=own(folder), is_new=True)
+    return Start(folder=folder, checkpoint=None, snapshot=None, lock=own(folder), is_new=True, warnings=warnings)
 
 
 def _newest_or_new(directory: str | None, resume: str) -> Start:
@@ -102,67 +103,54 @@ def _newest_or_new(directory: str | None, resume: str) -> Start:
             f"{folder} has no checkpoint to resume from: leave out --resume to start a run, or write --resume auto "
             f"for a command that starts a run if there is none, and resumes it if there is."
         )
-    if not taken_by(folder):
-        return _from_the_first_step(folder)
-    if not (folder / "config.yaml").exists():
-        make_run_folder(folder)  # which refuses: what lies there is no run's
+    taken = taken_by(folder)
+    if not taken or not (folder / "config.yaml").exists():
+        return _from_the_first_step(folder)  # which refuses a folder that holds anything else
     with held(own(folder)):
-        for path in (folder / name for name in taken_by(folder)):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-    warning = f"{folder} held a run that had ended before its first checkpoint: it starts again."
-    return replace(_from_the_first_step(folder), warnings=(warning,))
+        remove(folder, taken)
+    return _from_the_first_step(
+        folder, f"{folder} held a run that had ended before its first checkpoint: it starts again."
+    )
 
 
 def _at_path(path: Path, directory: str | None) -> Start:
-    is_run = path.name == "checkpoints" or _has_checkpoints(path)
-    if path.name == "checkpoints":
-        path = path.parent
-    run = path if is_run else path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    stays = directory is None or expanded(directory).resolve() == run.resolve()
-    if stays and is_run and path.exists():
-        return _in_its_own_folder(path)
-    if stays and (run / "config.yaml").exists():
-        with held(own(run)):
-            finish_replacement(path)
-    if not is_run and not is_checkpoint(path):
+    parent = path.parent if path.name == "checkpoints" else path
+    is_run = _has_checkpoints(parent)
+    run = parent if is_run else path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    checkpoint = None if is_run else path
+    if directory is None or expanded(directory).resolve() == run.resolve():
+        if is_run or (run / "config.yaml").exists():
+            return _in_its_own_folder(run, checkpoint)
+        _require_checkpoint(path)
+        raise ConfigError(f"--resume {path}: {run} is no run folder to train in. Name one with --output_dir FOLDER.")
+    if checkpoint:
+        _require_checkpoint(checkpoint)
+    return _fork(run, checkpoint, expanded(directory))
+
+
+def _require_checkpoint(path: Path) -> None:
+    if not is_checkpoint(path):
         again = f" `--output_dir {path} --resume auto` starts it again." if (path / "config.yaml").exists() else ""
         raise ConfigError(f"--resume {no_checkpoint(path)}{again}")
-    warnings: tuple[str, ...] = ()
-    if is_run:
-        path, snapshot, warnings = _newest_of(run)
-    else:
-        try:
-            snapshot = load_checkpoint(path)
-        except DataError as error:
-            shown = "Resume from another checkpoint: `launch/checkpoint.py list` shows them."
-            raise DataError(f"{error} {shown}") from error
-    if not stays:
-        return _fork(path, snapshot, warnings, run, expanded(str(directory)))
-    if not (run / "config.yaml").exists():
-        raise ConfigError(f"--resume {path}: {run} is no run folder to train in. Name one with --output_dir FOLDER.")
-    lock = own(run)
-    clear_leftovers(run / "checkpoints")
-    return Start(folder=run, checkpoint=path, snapshot=snapshot, lock=lock)
 
 
-def _in_its_own_folder(run: Path) -> Start:
-    """Resume a run's newest checkpoint."""
+def _in_its_own_folder(run: Path, checkpoint: Path | None = None) -> Start:
+    """Resume a run from one of its checkpoints, or from the newest."""
     lock = own(run)
     try:
         finish_replacement(run / BEST)
+        if checkpoint:
+            _require_checkpoint(checkpoint)
         clear_leftovers(run / "checkpoints")
         clear_leftovers(run)
-        checkpoint, snapshot, warnings = _newest_of(run)
+        checkpoint, snapshot, warnings = _read(run, checkpoint)
     except BaseException:
         with held(lock):
             raise
     return Start(folder=run, checkpoint=checkpoint, snapshot=snapshot, lock=lock, warnings=warnings)
 
 
-def _fork(checkpoint: Path, snapshot: Snapshot, warnings: tuple[str, ...], run: Path, directory: Path) -> Start:
+def _fork(run: Path, checkpoint: Path | None, directory: Path) -> Start:
     """Resume in another folder, in which the run's curve is continued; the run's own is only read."""
     if checkpoints(directory / "checkpoints"):
         if is_restart():  # by a launcher, which repeats the command
@@ -171,6 +159,7 @@ def _fork(checkpoint: Path, snapshot: Snapshot, warnings: tuple[str, ...], run: 
             f"The output folder {directory} holds another run: resume that one by leaving out --resume's path, "
             f"or choose another folder with --output_dir FOLDER."
         )
+    checkpoint, snapshot, warnings = _read(run, checkpoint)
     folder = make_run_folder(directory)
     lock = own(folder)
     if (run / "steps.jsonl").exists():
@@ -188,22 +177,22 @@ def _fork(checkpoint: Path, snapshot: Snapshot, warnings: tuple[str, ...], run: 
 
 def _has_checkpoints(run: Path) -> bool:
     """Whether there is anything of a run to resume, or to lose."""
-    best, root = run / BEST, run / "checkpoints"
-    places = (best, beside(best, "replaced"), beside(best, "partial"))
-    return bool(checkpoints(root) or any(root.glob("aside_*")) or any((place / MANIFEST).exists() for place in places))
+    root, best = run / "checkpoints", lies_at(run / BEST)
+    return bool(checkpoints(root) or any(root.glob("aside_*")) or (best and (best / MANIFEST).exists()))
 
 
-def _newest_of(run: Path) -> tuple[Path, Snapshot, tuple[str, ...]]:
-    """A run's newest whole checkpoint, or its best one if no other is whole; and warnings that name broken ones."""
+def _read(run: Path, checkpoint: Path | None) -> tuple[Path, Snapshot, tuple[str, ...]]:
+    """A checkpoint or, if none is named, a run's newest whole one, else its best; a warning for each broken one."""
     root = run / "checkpoints"
     broken: list[str] = []
-    for place in (*reversed(checkpoints(root)), run / BEST):
-        if not place.is_symlink() and not place.exists():
-            continue
+    places = [checkpoint] if checkpoint else [*reversed(checkpoints(root)), *filter(exists, [run / BEST])]
+    for place in places:
         try:
             return place, load_checkpoint(place), tuple(f"{what} The one before it is taken." for what in broken)
         except DataError as error:
             broken.append(str(error))
+    if checkpoint:
+        raise DataError(f"{broken[0]} Resume from another checkpoint: `launch/checkpoint.py list` shows them.")
     raise DataError(
         f"None of the checkpoints in {root} is whole: `launch/checkpoint.py list {run}` says what is wrong with each"
         f"{f' ({broken[0]})' if broken else ''}. "

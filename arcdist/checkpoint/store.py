@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,27 +59,19 @@ class Snapshot:
         return sum(value.numel() * value.element_size() for part in parts for value in part.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A file's size in bytes and its SHA-256, as the manifest lists them."""
-
-    size: int
-    sha256: str
-
-    @staticmethod
-    def of(content: bytes) -> "Entry":
-        """The entry of a file with this content."""
-        return Entry(len(content), hashlib.sha256(content).hexdigest())
+def manifest_entry(content: bytes) -> dict[str, Any]:
+    """The size of a file in bytes and its SHA-256, as the manifest lists them."""
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def manifest_text(files: Mapping[str, Entry]) -> str:
+def manifest_text(entries: Mapping[str, Mapping[str, Any]]) -> str:
     """The manifest of files by name, as JSON, with a checksum of itself."""
-    listed = {"format": FORMAT, "files": {name: asdict(files[name]) for name in sorted(files)}}
+    listed = {"format": FORMAT, "files": {name: entries[name] for name in sorted(entries)}}
     digest = hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
     return json.dumps({**listed, "sha256": digest}, indent=2) + "\n"
 
 
-def read_manifest(text: str) -> dict[str, Entry]:
+def read_manifest(text: str) -> dict[str, dict[str, Any]]:
     """The entries of a manifest.
 
     Raises:
@@ -87,16 +79,17 @@ def read_manifest(text: str) -> dict[str, Entry]:
     """
     try:
         content = json.loads(text)
-        if isinstance(content, dict) and content.get("format", FORMAT) > FORMAT:
+        if content["format"] > FORMAT:
             raise DataError(f"format {content['format']} is that of a later version of arcdist: update arcdist")
-        files = {
-            name: Entry(operator.index(entry["size"]), entry["sha256"]) for name, entry in content["files"].items()
+        entries = {
+            name: {"size": operator.index(entry["size"]), "sha256": entry["sha256"]}
+            for name, entry in content["files"].items()
         }
-        if manifest_text(files) != text:
+        if manifest_text(entries) != text:
             raise DataError("its own checksum is wrong")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError("it is no list of checksums") from error
-    return files
+    return entries
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot) -> None:
@@ -108,7 +101,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     tensors = {WEIGHTS: snapshot.weights, MOMENTS: snapshot.moments, PROMPTS: snapshot.prompts}
     contents = {name: save(dict(values)) for name, values in tensors.items()}
     contents[STATE] = (json.dumps(snapshot.state, indent=2) + "\n").encode()
-    manifest = manifest_text({name: Entry.of(content) for name, content in contents.items()})
+    manifest = manifest_text({name: manifest_entry(content) for name, content in contents.items()})
     partial, replaced = beside(folder, "partial"), beside(folder, "replaced")
     try:
         _clear(partial)
@@ -131,11 +124,25 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> None:
         raise SaveError(reason) from error
 
 
+def lies_at(folder: Path) -> Path | None:
+    """Where a checkpoint is to be read; None if there is no such checkpoint.
+
+    That is its own folder, unless a process ended between the two renamings of a replacement: then it is the new one
+    if that is whole, and otherwise the old one, until training puts it back.
+    """
+    if exists(folder):
+        return folder
+    partial, replaced = beside(folder, "partial"), beside(folder, "replaced")
+    if exists(partial) and flaw(partial) is None:
+        return partial
+    return replaced if exists(replaced) else None
+
+
 def finish_replacement(folder: Path) -> None:
     """Finish or take back a replacement of `folder` that was cut off between its two renamings."""
-    for other in (beside(folder, "partial"), beside(folder, "replaced")):
-        if not folder.exists() and other.exists() and flaw(other) is None:
-            other.rename(folder)
+    place = lies_at(folder)
+    if place is not None and place != folder and flaw(place) is None:
+        place.rename(folder)
 
 
 def clear_leftovers(root: Path) -> None:
@@ -154,7 +161,7 @@ def load_checkpoint(folder: Path, needed: Mapping[str, type] | None = None) -> S
         needed: keys that its state must have, each with the type of its value.
 
     Raises:
-        DataError: a file is missing, broken or not what its name says; the message names it.
+        DataError: a file is missing, broken or, with the right checksum, not what its name says; the message names it.
     """
     contents = _read_files(folder)
     tensors = {}
@@ -163,7 +170,15 @@ def load_checkpoint(folder: Path, needed: Mapping[str, type] | None = None) -> S
             tensors[name] = load(contents[name])
         except (ValueError, SafetensorError) as error:
             raise DataError(f"{folder / name} is no safetensors file ({error}).") from error
-    state = read_state(contents[STATE], folder / STATE, needed)
+    try:
+        state = json.loads(contents[STATE])
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{folder / STATE} is no state of a run: it cannot be read as JSON ({error}).") from error
+    if not isinstance(state, dict):
+        raise DataError(f"{folder / STATE} is no state of a run: it is a {type(state).__name__}, not an object.")
+    for name, kind in (needed or {}).items():
+        if not isinstance(state.get(name), kind):
+            raise DataError(f"{folder / STATE} is no state of a run: it lacks {name} ({kind.__name__}).")
     return Snapshot(weights=tensors[WEIGHTS], moments=tensors[MOMENTS], prompts=tensors[PROMPTS], state=state)
 
 
@@ -188,9 +203,9 @@ def _read_files(folder: Path) -> dict[str, bytes]:
         if name not in entries:
             raise DataError(f"{folder / MANIFEST} does not list {name}.")
         content = contents[name] = _read(folder / name)
-        if len(content) != entries[name].size:
-            raise DataError(f"{folder / name} has {len(content):,} bytes in place of {entries[name].size:,}.")
-        if Entry.of(content) != entries[name]:
+        if len(content) != entries[name]["size"]:
+            raise DataError(f"{folder / name} has {len(content):,} bytes in place of {entries[name]['size']:,}.")
+        if manifest_entry(content) != entries[name]:
             raise DataError(f"{folder / name} is not what was saved: its checksum is wrong.")
     return contents
 
@@ -202,34 +217,18 @@ def _read(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def read_state(content: bytes, path: Path, needed: Mapping[str, type] | None = None) -> dict[str, Any]:
-    """The state of a run.
-
-    Args:
-        content: of the file.
-        path: of the file, for messages.
-        needed: keys that it must have, each with the type of its value.
-
-    Raises:
-        DataError: it is no object in JSON, or lacks what is needed. A right checksum does not exclude that.
-    """
-    try:
-        state = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no state of a run: it cannot be read as JSON ({error}).") from error
-    if not isinstance(state, dict):
-        raise DataError(f"{path} is no state of a run: it is a {type(state).__name__}, not an object.")
-    for name, kind in (needed or {}).items():
-        if name not in state:
-            raise DataError(f"{path} is no state of a run: it lacks {name}.")
-        if not isinstance(state[name], kind):
-            raise DataError(f"{path} is no state of a run: its {name} is a {type(state[name]).__name__}.")
-    return state
-
-
 def step_folder(root: Path, step: int) -> Path:
     """The folder of the checkpoint after so many steps."""
     return root / f"step_{step:08d}"
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything of that name, even a link to nothing."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def is_numbered(folder: Path) -> bool:

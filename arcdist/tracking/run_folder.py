@@ -5,7 +5,7 @@ import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
@@ -48,7 +48,7 @@ def make_run_folder(directory: str | Path | None) -> Path:
         taken = taken_by(folder)
         if not taken:
             with held(own(folder)):
-                _remove(folder, _BEFORE_THE_FIRST_STEP)
+                remove(folder, _BEFORE_THE_FIRST_STEP)
     except OSError as error:
         where = DEFAULT_ROOT if directory is None else directory
         raise ConfigError(
@@ -99,12 +99,13 @@ def taken_by(folder: Path) -> list[str]:
 
 def discard_run_folder(folder: Path) -> None:
     """Remove a run that never began, so that its folder can be used again; other files in it stay."""
-    _remove(folder, (*RUN_CONTENT, ".lock"))
+    remove(folder, (*RUN_CONTENT, ".lock"))
     with suppress(OSError):  # not empty, or somebody else's
         folder.rmdir()
 
 
-def _remove(folder: Path, names: tuple[str, ...]) -> None:
+def remove(folder: Path, names: Iterable[str]) -> None:
+    """Remove files and folders of these names from a folder, as far as that is possible."""
     for path in (folder / name for name in names):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -13,7 +13,7 @@ from shared.rights import without_rights
 from transformers import AutoModel, Qwen2ForCausalLM
 
 from arcdist.checkpoint import export as export_module
-from arcdist.checkpoint.export import choose, config_of, contents, export, model_card
+from arcdist.checkpoint.export import config_of, contents, export, model_card
 from arcdist.checkpoint.state import Base, take_snapshot
 from arcdist.checkpoint.store import STATE, WEIGHTS, Snapshot, save_checkpoint, step_folder
 from arcdist.config import load_config
@@ -331,21 +331,39 @@ def cut(folder):
     (folder / WEIGHTS).write_bytes(b"")
 
 
-def test_a_run_means_its_best_checkpoint_or_else_its_newest_whole_one(tmp_path):
-    first, second, third = (save(step_folder(tmp_path / "checkpoints", step)) for step in (1, 2, 3))
-    best = save(tmp_path / "best")
-    assert choose(tmp_path) == (best, ())
-    assert choose(first) == (first, ())
-    best.rename(tmp_path / "elsewhere")
-    save(tmp_path / "checkpoints" / "aside_1_step_00000009")
-    assert choose(tmp_path) == choose(tmp_path / "checkpoints") == choose(third)
+@pytest.fixture
+def printed(monkeypatch, capsys, tmp_path):
+    """What an export prints before its table of files."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def export_to_new_folder(path):
+        target = tmp_path / "exports" / str(len(list(tmp_path.glob("exports/*"))))
+        export(path, target)
+        return capsys.readouterr().out.replace(f" to {target}", "").splitlines()[: -len(export_module._PURPOSES)]
+
+    return export_to_new_folder
+
+
+def test_a_run_means_its_best_checkpoint_or_else_its_newest_whole_one(tmp_path, build_tiny, printed):
+    run, snapshot = tmp_path / "run", snapshot_of(build_tiny())
+    places = [step_folder(run / "checkpoints", step) for step in (1, 2, 3)]
+    for place in (*places, run / "best"):
+        save_checkpoint(place, snapshot)
+    first, second, third = places
+    assert printed(run) == [f"Exported {run}/best, step 6,:"]
+    assert printed(first) == [f"Exported {first}, step 6,:"]
+    (run / "best").rename(tmp_path / "elsewhere")
+    save(run / "checkpoints" / "aside_1_step_00000009")
+    for path in (run, run / "checkpoints", third):
+        assert printed(path) == [f"Exported {third}, step 6,:"]
     size = (third / WEIGHTS).stat().st_size
     cut(third)
-    assert choose(tmp_path) == (second, (f"{third}: {WEIGHTS} has 0 bytes in place of {size}.",))
+    passed_over = f"Passed over: {third / WEIGHTS} has 0 bytes in place of {size:,}."
+    assert printed(run) == [passed_over, f"Exported {second}, step 6,:"]
     cut(first)
     cut(second)
-    with pytest.raises(DataError, match=r"None of the checkpoints in .* is whole: .*step_00000003: weights"):
-        choose(tmp_path)
+    with pytest.raises(DataError, match=rf"^{third / WEIGHTS} has 0 bytes .*{first / WEIGHTS} has .* Export another"):
+        export(run, tmp_path / "export")
 
 
 def test_a_broken_best_one_is_not_exchanged_for_another_unasked(tmp_path):
@@ -378,9 +396,9 @@ def test_a_folder_that_holds_something_is_refused_before_anything_is_read(tmp_pa
 @pytest.mark.parametrize(
     ("state", "told"),
     [
-        ({}, "it lacks processes."),
-        ({"processes": 1, "config": []}, "its config is a list."),
-        ({"processes": 1, "config": {}, "base": {}, "versions": {}}, "it lacks epochs."),
+        ({}, "it lacks processes (int)."),
+        ({"processes": 1, "config": []}, "it lacks config (dict)."),
+        ({"processes": 1, "config": {}, "base": {}, "versions": {}}, "it lacks epochs (list)."),
     ],
 )
 def test_a_state_that_lacks_something_is_told_and_nothing_is_made(tmp_path, state, told):
@@ -391,17 +409,15 @@ def test_a_state_that_lacks_something_is_told_and_nothing_is_made(tmp_path, stat
     assert not (tmp_path / "export").exists()
 
 
-def test_a_newest_one_whose_files_are_not_what_they_should_be_is_passed_over(tmp_path):
-    first = save(step_folder(tmp_path / "checkpoints", 1))
-    second = step_folder(tmp_path / "checkpoints", 2)
+def test_a_newest_one_whose_files_are_not_what_they_should_be_is_passed_over(tmp_path, build_tiny, printed):
+    first, second, dead = (step_folder(tmp_path / "checkpoints", step) for step in (1, 2, 3))
+    save_checkpoint(first, snapshot_of(build_tiny()))
     save_checkpoint(second, Snapshot(weights={}, moments={}, prompts={}, state={"step": 2}))
-    dead = step_folder(tmp_path / "checkpoints", 3)
     dead.symlink_to("nowhere")
-    folder, passed_over = choose(tmp_path)
-    assert folder == first
-    assert [told.partition(": ")[::2] for told in passed_over] == [
-        (str(dead), "manifest.json cannot be read: the checkpoint is a link to nowhere, which is not there."),
-        (str(second), "state.json is no state of a run: it lacks epoch."),
+    assert printed(tmp_path) == [
+        f"Passed over: {dead}/manifest.json cannot be read: No such file or directory.",
+        f"Passed over: {second}/state.json is no state of a run: it lacks epoch (int).",
+        f"Exported {first}, step 6,:",
     ]
 
 
@@ -433,9 +449,9 @@ def test_what_cannot_be_read_or_reached_is_told(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="it lacks"):
         export(run, run.with_name("made"))
     for folder in (run, run / "checkpoints"):
-        with without_rights(folder), pytest.raises(DataError) as raised:
+        message = r"cannot be read \(Permission denied\): see who may read it"
+        with without_rights(folder), pytest.raises(DataError, match=rf"^{folder}(/\S+)? {message}"):
             export(run, run.with_name("made"))
-        assert str(raised.value) == f"{folder} cannot be read (Permission denied): see who may read it."
     with (
         without_rights(run),
         pytest.raises(ConfigError, match=r"made is no folder that can be read \(Permission denied"),

@@ -27,64 +27,30 @@ from arcdist.checkpoint.store import (
     STATE,
     WEIGHTS,
     Checkpointing,
-    Entry,
     Snapshot,
     checkpoints,
     clear_leftovers,
     finish_replacement,
     flaw,
     load_checkpoint,
+    manifest_entry,
     manifest_text,
     prune,
     read_manifest,
-    read_state,
     save_checkpoint,
     step_folder,
 )
 from arcdist.config import OutputConfig
 from arcdist.errors import DataError, SaveError
 
-PLACE = Path("run/best/state.json")
-VALUES = st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.integers())
-
-
-@given(st.dictionaries(st.text(), VALUES))
-def test_an_object_is_read_as_it_is(state):
-    assert read_state(json.dumps(state).encode(), PLACE, dict.fromkeys(state, object)) == state
-
-
-@given(st.binary().filter(lambda content: b"{" not in content))
-def test_any_other_bytes_are_refused_with_the_file_s_name(content):
-    with pytest.raises(DataError, match=rf"^{PLACE} is no state of a run: it "):
-        read_state(content, PLACE)
-
-
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (b"[1]", "it is a list, not an object."),
-        (b"null", "it is a NoneType, not an object."),
-        (b"\xff\xfe\xfa", "it cannot be read as JSON ('utf-16-le' codec"),
-        (b"{", "it cannot be read as JSON (Expecting property name"),
-        (b"[" * 100_000, "it cannot be read as JSON (maximum recursion depth exceeded"),
-        (b'{"step": 1}', "it lacks config."),
-        (b'{"step": 1, "config": []}', "its config is a list."),
-    ],
-)
-def test_what_is_wrong_is_named(content, why):
-    with pytest.raises(DataError) as raised:
-        read_state(content, PLACE, {"step": int, "config": dict})
-    assert str(raised.value).startswith(f"{PLACE} is no state of a run: {why}")
-
-
-ENTRIES = st.dictionaries(st.text(), st.binary().map(Entry.of))
-TEXT = manifest_text({"weights.safetensors": Entry.of(b"weights"), "state.json": Entry.of(b"{}\n")})
+ENTRIES = st.dictionaries(st.text(), st.binary().map(manifest_entry))
+TEXT = manifest_text({"weights.safetensors": manifest_entry(b"weights"), "state.json": manifest_entry(b"{}\n")})
 
 
 def test_an_entry_is_the_size_and_the_sha_256_of_a_file_s_content():
     # SHA-256 of "abc": FIPS 180-2, appendix B.1.
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert Entry.of(b"abc") == Entry(size=3, sha256=digest)
+    assert manifest_entry(b"abc") == {"size": 3, "sha256": digest}
 
 
 @given(ENTRIES)
@@ -336,7 +302,7 @@ def test_files_with_right_checksums_that_are_no_tensors_are_told(tmp_path):
     folder = tmp_path / "best"
     save(folder)
     (folder / WEIGHTS).write_bytes(b"no tensors")
-    listed = {name: Entry.of((folder / name).read_bytes()) for name in FILES}
+    listed = {name: manifest_entry((folder / name).read_bytes()) for name in FILES}
     (folder / MANIFEST).write_text(manifest_text(listed))
     assert flaw(folder) is None  # which looks at checksums only
     with pytest.raises(DataError, match=r"best/weights\.safetensors is no safetensors file \(.*\)\.$"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from arcdist.checkpoint.resume import find_start
-from arcdist.checkpoint.store import FILES, MANIFEST, Entry, load_checkpoint, manifest_text
+from arcdist.checkpoint.store import FILES, MANIFEST, load_checkpoint, manifest_entry, manifest_text
 from arcdist.errors import DataError
 
 pytestmark = pytest.mark.slow
@@ -91,7 +91,7 @@ def replace_by_pickle(folder, name, marker):
     """Put a pickle in the place of a file, with a manifest that vouches for it."""
     (folder / name).write_bytes(pickle.dumps(Trap(marker)))
     if name != MANIFEST:
-        entries = {file: Entry.of((folder / file).read_bytes()) for file in FILES}
+        entries = {file: manifest_entry((folder / file).read_bytes()) for file in FILES}
         (folder / MANIFEST).write_text(manifest_text(entries))
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from faults import Fault, Faults
 
-from arcdist import files
 from arcdist.checkpoint.resume import find_start
 from arcdist.checkpoint.store import (
     Checkpointing,
@@ -28,8 +27,6 @@ from arcdist.checkpoint.store import (
 )
 from arcdist.config import OutputConfig
 from arcdist.errors import ArcdistError, SaveError
-
-files._PIECE = 200  # several writes a file
 
 
 def snapshot(step: int) -> Snapshot:
