@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in its __all__
@@ -32,7 +32,7 @@ def take_snapshot(session: Session, progress: Mapping[str, Any]) -> Snapshot | N
         progress: what the loop knows.
 
     Returns:
-        The copy, on the process that writes files; none on the others, which only take part in gathering it.
+        The copy on the process that writes files; None on the others, which only take part in gathering it.
 
     Raises:
         DistributedError: adapters came back empty.
@@ -121,13 +121,8 @@ def load_weights(session: Session, weights: Mapping[str, Tensor]) -> None:
 def replicated(session: Session) -> dict[str, Iterable[Tensor]]:
     """What every process holds a copy of, equal to the last bit, by the names that users know."""
     models = session.models
-    modules = {
-        "agent": models.agent,
-        "solver": models.solver,
-        "efe": models.efe,
-        "refiner": models.refiner,
-        "averaged_agent": models.averaged_agent.module,
-    }
+    modules = {name: getattr(models, name) for name in ("agent", "solver", "efe", "refiner")}
+    modules["averaged_agent"] = models.averaged_agent.module
     return {
         "qwen": session.engines.qwen.replicated(),
         **{name: module.state_dict(keep_vars=True).values() for name, module in modules.items()},
@@ -138,18 +133,12 @@ def _part(named: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}."): value for key, value in named.items() if key.startswith(f"{name}.")}
 
 
-BaseKind = Literal["hub", "folder", "random", "unknown"]
-"""Pretrained weights of the Hugging Face Hub or of a local folder, or random ones.
-
-It is unknown for a checkpoint that is older than this record and whose name may be either.
-"""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Base:
     """The frozen base that a checkpoint belongs to, which it names and does not hold."""
 
-    kind: BaseKind
+    kind: str
+    """`hub` or `folder` for pretrained weights, or `random`; `unknown` if an older checkpoint's name may be either."""
     name: str
     """What loads it: a name on the Hub, the path of a folder, or `embedded:tiny`."""
     sha256: str
@@ -178,11 +167,12 @@ def base_identity(config: PreTrainedConfig, model: str, *, random: bool, seed: i
     given = expanded(model)
     # What came from the Hub lies in its cache, under another name.
     folder = {"folder": str(given.absolute())} if source == given else {}
-    kind: BaseKind = "random" if random else "folder" if folder else "hub"
     if random:
+        kind = "random"
         shape = {name: value for name, value in config.to_dict().items() if isinstance(value, int | float | bool)}
         sha256 = hashlib.sha256(repr((sorted(shape.items()), seed)).encode()).hexdigest()
     else:
+        kind = "folder" if folder else "hub"
         sha256 = _checksum_of_weights(source, model)
     return {"model": model, "kind": kind, **folder, "sha256": sha256}
 
@@ -196,20 +186,15 @@ def read_base(identity: Mapping[str, str], qwen: QwenConfig) -> Base:
     if missing := {"model", "sha256"} - identity.keys():
         raise DataError(f"The checkpoint does not say what base it belongs to: it lacks {', '.join(sorted(missing))}.")
     model = identity["model"]
-    kind = cast(BaseKind, identity.get("kind") or _kind_by_name(model, qwen))
+    kind = identity.get("kind") or ("random" if has_random_weights(qwen) else "unknown")
+    if kind == "unknown":
+        # As far as the name tells: whether a folder of that name is here now says nothing about the run.
+        try:
+            validate_repo_id(model)
+        except HFValidationError:
+            kind = "folder"
     name = str(expanded(model)) if model.startswith("~") else model
     return Base(kind=kind, name=identity.get("folder", name), sha256=identity["sha256"])
-
-
-def _kind_by_name(model: str, qwen: QwenConfig) -> BaseKind:
-    """As far as a name tells. Whether a folder of that name is here now says nothing about the run."""
-    if has_random_weights(qwen):
-        return "random"
-    try:
-        validate_repo_id(model)
-    except HFValidationError:
-        return "folder"
-    return "unknown"
 
 
 def _checksum_of_weights(folder: Path | None, model: str) -> str:

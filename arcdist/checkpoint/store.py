@@ -306,7 +306,7 @@ class Checkpointing:
 
         Args:
             step: steps of the run so far.
-            take: gathers the run's state from all processes; none on those that do not write.
+            take: gathers the run's state from all processes; gives None on those that do not write.
             now: save a checkpoint at any step.
 
         Raises:
@@ -373,7 +373,7 @@ class Checkpointing:
         """Report on every process, once, what could not be written.
 
         Args:
-            fatal: whether the run ends with that; if none, the configuration decides.
+            fatal: whether the run ends with that; None for what the configuration says.
 
         Raises:
             SaveError: it could not, and the run ends.

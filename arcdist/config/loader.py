@@ -144,6 +144,8 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
 
     is_resumed = False
     if recipe is None and file is None:
+        if options.get("resume") == NEWEST and "output.dir" not in given and (run := newest_run()):
+            options["resume"] = str(run)  # Another run may save before this one is resumed.
         file = _config_of_run(options.get("resume"), given.get("output.dir"))
         is_resumed = file is not None
         recipe = None if is_resumed else DEFAULT_RECIPE
@@ -199,8 +201,7 @@ def _config_of_run(resume: str | None, directory: str | None) -> Path | None:
     if resume is None:
         return None
     if resume in (NEWEST, AUTO):
-        run = newest_run() if directory is None else expanded(directory)
-        places = [run] if run else []
+        places = [] if directory is None else [expanded(directory)]
     else:
         path = expanded(resume)
         places = [path, path.parent, path.parent.parent]

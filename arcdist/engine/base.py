@@ -1,10 +1,10 @@
 """The engines of a step, which move together or not at all."""
 
-from collections import defaultdict
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -42,9 +42,6 @@ class Schedule:
         return [group["lr"] for group in self._optimizer.param_groups]
 
 
-_FIRST_SCALE = 2.0**16
-_STEPS_BETWEEN_DOUBLINGS = 2000
-
 _DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -60,7 +57,7 @@ class Precision:
         self.name = name
         self.dtype = _DTYPES[name]
         self.device_type = device.type
-        self.loss_scale = _FIRST_SCALE if self.scales_losses else 1.0
+        self.loss_scale = 2.0**16 if self.scales_losses else 1.0
         self._good_steps = 0
 
     @property
@@ -79,7 +76,7 @@ class Precision:
         self._good_steps = self._good_steps + 1 if finite else 0
         if not finite:
             self.loss_scale /= 2.0
-        elif self._good_steps == _STEPS_BETWEEN_DOUBLINGS:
+        elif self._good_steps == 2000:
             self.loss_scale *= 2.0
             self._good_steps = 0
 
@@ -119,21 +116,18 @@ def moments_of(moments: Mapping[str, Tensor], module: nn.Module) -> dict[str, di
     Raises:
         ConfigError: a moment of a trained parameter is missing, or there are others.
     """
-    names = {f"{name}@{moment}": (name, moment) for name in trainable(module) for moment in MOMENTS}
-    check_names(moments, dict.fromkeys(names, torch.empty(0)))
-    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for key, (name, moment) in names.items():
-        found[name][moment] = moments[key]
-    return found
+    parameters = trainable(module)
+    check_names(moments, [f"{name}@{moment}" for name in parameters for moment in MOMENTS])
+    return {name: {moment: moments[f"{name}@{moment}"] for moment in MOMENTS} for name in parameters}
 
 
-def check_names(weights: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> None:
+def check_names(names: Iterable[str], known: Iterable[str]) -> None:
     """Refuse weights of another model.
 
     Raises:
         ConfigError: a name is missing or unknown.
     """
-    missing, unknown = sorted(known.keys() - weights.keys()), sorted(weights.keys() - known.keys())
+    missing, unknown = sorted(set(known) - set(names)), sorted(set(names) - set(known))
     if missing or unknown:
         raise ConfigError(
             f"The weights do not fit the configured model: missing {missing}, unknown {unknown}. "
@@ -163,62 +157,77 @@ class OptimizerSettings:
     betas: tuple[float, float]
     """Decays of the two moments."""
 
-    def make_optimizer(self, groups: Sequence[ParameterGroup]) -> torch.optim.AdamW:
-        """AdamW with a slot a group, at the groups' peak learning rates."""
-        slots = [{"params": list(group.parameters), "lr": group.lr} for group in groups]
-        return torch.optim.AdamW(slots, weight_decay=self.weight_decay, betas=self.betas, fused=True)
 
-
-@runtime_checkable
-class Engine(Protocol):
+class Engine(ABC):
     """One module's gradients, optimizer and schedule.
 
     The order of a step is `backward` for each pass, `gradient_norms`, then `step` or `skip`: what the engine is asked
     in between lets several engines, on all processes, agree before a parameter of any of them moves. Gradients are
     sums over passes and processes: losses are means over the whole batch, not over a process's share. Each method is
     called by all processes together.
+
+    Args:
+        groups: every trainable parameter, once.
+        settings: of the optimizer.
+        precision: of the forward passes, and the scale of losses.
     """
 
     module: nn.Module
     """Holds all parameters, trained or not."""
-    schedule: Schedule
-    """Of the learning rates; counts the steps taken, without skipped ones."""
-    in_lockstep: bool
+    in_lockstep = False
     """Whether forward and backward passes exchange something, so that every process has to take part in each."""
 
+    def __init__(self, groups: Sequence[ParameterGroup], settings: OptimizerSettings, precision: Precision) -> None:
+        self.groups = tuple(groups)
+        self.precision = precision
+        slots = [{"params": list(group.parameters), "lr": group.lr} for group in groups]
+        self.optimizer = torch.optim.AdamW(slots, weight_decay=settings.weight_decay, betas=settings.betas, fused=True)
+        self.schedule = Schedule(self.optimizer, settings.schedule)
+        """Of the learning rates; counts the steps taken, without skipped ones."""
+        self._norms: list[Tensor] = []
+
+    @abstractmethod
     def __call__(self, *inputs: Any) -> Any:
         """The module's forward pass, in the engine's precision."""
 
+    @abstractmethod
     def backward(self, tensor: Tensor, gradient: Tensor | None = None, *, is_last: bool = True) -> None:
         """Backpropagate a loss, or a tensor from the gradient that another engine's backward gave for it.
 
         `is_last` marks the last pass of a step. A `gradient` is scaled already (`Precision.loss_scale`).
         """
 
+    @abstractmethod
     def gradient_norms(self) -> dict[str, Float[Tensor, ""]]:
         """Norm of each group's gradient, before clipping, the same on all processes. Not finite where a gradient is."""
 
+    @abstractmethod
     def step(self) -> None:
         """Clip and update. Call after `gradient_norms`, and only if every engine may step."""
 
+    @abstractmethod
     def skip(self) -> None:
         """Drop the gradients of this step; parameters, moments and schedule stay as they are."""
 
     def learning_rates(self) -> dict[str, float]:
         """Present learning rate of each group."""
+        return dict(zip((group.name for group in self.groups), self.schedule.rates(), strict=True))
 
+    @abstractmethod
     def gather_weights(self, *, keep: bool = True) -> dict[str, Tensor]:
         """A whole copy of every trainable parameter and persistent buffer by name, on the CPU.
 
         Without `keep`, this process only takes part in gathering, and the result is empty.
         """
 
+    @abstractmethod
     def gather_moments(self, *, keep: bool = True) -> dict[str, Tensor]:
         """The optimizer's state by `<parameter name>@<moment>`, on the CPU; empty before the first step.
 
         `keep` as in `gather_weights`.
         """
 
+    @abstractmethod
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Set what `gather_weights` gave; every trainable name must be there, and no other.
 
@@ -226,8 +235,9 @@ class Engine(Protocol):
             ConfigError: names or shapes that do not fit this module.
         """
 
+    @abstractmethod
     def load_moments(self, moments: dict[str, Tensor]) -> None:
-        """Set what `gather_moments` of any engine gave; none of them, and the optimizer is as before its first step.
+        """Set what `gather_moments` of any engine gave; if empty, the optimizer is as before its first step.
 
         Raises:
             ConfigError: a moment of a trained parameter is missing, or there are others.
@@ -235,9 +245,13 @@ class Engine(Protocol):
 
     def replicated(self) -> Iterable[Tensor]:
         """What every process holds a whole copy of, equal to the last bit."""
+        return trained_state(self.module).values()
 
     def parameter_counts(self) -> tuple[int, int]:
         """Number of all parameters and of the trained ones, over all processes."""
+        # Of what ZeRO-3 shares out, DeepSpeed keeps the whole size.
+        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self.module.parameters()]
+        return sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

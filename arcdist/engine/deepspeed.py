@@ -20,10 +20,10 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from arcdist.engine.base import (
     MOMENTS,
+    Engine,
     OptimizerSettings,
     ParameterGroup,
     Precision,
-    Schedule,
     check_names,
     moments_of,
     on_cpu,
@@ -66,19 +66,13 @@ class ZeroSharding:
         return deepspeed.zero.GatheredParameters(parameter, modifier_rank=0)
 
 
-class DeepSpeedEngine:
-    """See `Engine`. DeepSpeed reduces gradients and updates parameters; when to step is decided outside.
+class DeepSpeedEngine(Engine):
+    """DeepSpeed reduces gradients and updates parameters; when to step is decided outside.
 
     What is trained is float32, as is the communication; forward passes run under autocast like those of any engine,
     and the frozen base keeps its own precision, so that DeepSpeed's modes for float16 and bfloat16 stay off.
 
-    Args:
-        accelerator: started with `zero_plugin`.
-        module: holds all the parameters of `groups`.
-        groups: every trainable parameter, once.
-        settings: of the optimizer.
-        precision: of the forward passes, and the scale of losses.
-        config: DeepSpeed's whole configuration, without any "auto".
+    `accelerator` was started with `zero_plugin`; `config` is DeepSpeed's whole configuration, without any "auto".
     """
 
     in_lockstep = True
@@ -92,20 +86,15 @@ class DeepSpeedEngine:
         precision: Precision,
         config: Mapping[str, Any],
     ) -> None:
-        self.groups = tuple(groups)
-        self.precision = precision
+        super().__init__(groups, settings, precision)
         self._stage: int = config["zero_optimization"]["stage"]
         self._processes = accelerator.num_processes
-        optimizer = settings.make_optimizer(groups)
-        self.schedule = Schedule(optimizer, settings.schedule)
         # DeepSpeed turns autocast off around a module that it runs, so it is turned on inside.
         module.forward = precision.autocast()(module.forward)  # type: ignore[operator]
         accelerator.state.deepspeed_plugin.deepspeed_config.update(config)
-        self._engine, _ = accelerator.prepare(module, optimizer)
-        self.module: nn.Module = module
+        self._engine, _ = accelerator.prepare(module, self.optimizer)
+        self.module = module
         self._zero = self._engine.optimizer
-        self._optimizer = optimizer
-        self._norms: list[Tensor] = []
 
     def __call__(self, *inputs: Any) -> Any:
         """See `Engine`."""
@@ -164,10 +153,6 @@ class DeepSpeedEngine:
             zero.loss_scaler.cur_scale = 1.0  # `backward` is given what is scaled already.
             delattr(zero, measured)
 
-    def learning_rates(self) -> dict[str, float]:
-        """See `Engine`."""
-        return dict(zip((group.name for group in self.groups), self.schedule.rates(), strict=True))
-
     def gather_weights(self, *, keep: bool = True) -> dict[str, Tensor]:
         """See `Engine`."""
         parameters, weights = trainable(self.module), {}
@@ -179,7 +164,7 @@ class DeepSpeedEngine:
 
     def gather_moments(self, *, keep: bool = True) -> dict[str, Tensor]:
         """See `Engine`."""
-        states = list(self._optimizer.state.values())
+        states = list(self.optimizer.state.values())
         if not states:
             return {}
         self._link_moments()
@@ -218,13 +203,13 @@ class DeepSpeedEngine:
     def load_moments(self, moments: dict[str, Tensor]) -> None:
         """See `Engine`."""
         if not moments:
-            self._optimizer.state.clear()
+            self.optimizer.state.clear()
             return
         by_name = moments_of(moments, self.module)
         (steps,) = {found["step"].item() for found in by_name.values()}
         zero = self._zero
         for flat in zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups:
-            self._optimizer.state[flat] = {
+            self.optimizer.state[flat] = {
                 "step": torch.tensor(steps, dtype=torch.float32, device=flat.device),
                 "exp_avg": torch.zeros_like(flat),
                 "exp_avg_sq": torch.zeros_like(flat),
@@ -253,9 +238,4 @@ class DeepSpeedEngine:
 
     def replicated(self) -> Iterable[Tensor]:
         """See `Engine`."""
-        return () if self._stage == 3 else trained_state(self.module).values()
-
-    def parameter_counts(self) -> tuple[int, int]:
-        """See `Engine`."""
-        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self.module.parameters()]
-        return sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+        return () if self._stage == 3 else super().replicated()

@@ -1,6 +1,6 @@
 """An engine on plain Accelerate: whole parameters on every process, gradients added up after the backward passes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from arcdist.distributed.collectives import all_reduce_sum_in_place, broadcast_in_place
 from arcdist.engine.base import (
+    Engine,
     OptimizerSettings,
     ParameterGroup,
     Precision,
-    Schedule,
     check_names,
     moments_of,
     on_cpu,
@@ -23,22 +23,13 @@ from arcdist.engine.base import (
 from arcdist.errors import ConfigError
 
 
-class PlainEngine:
-    """See `Engine`. Data parallelism without a wrapper around the module.
+class PlainEngine(Engine):
+    """Data parallelism without a wrapper around the module, which `accelerator` places.
 
     All gradients travel in one message once they are complete. That costs the overlap with the backward pass, little
     where only adapters and small modules are trained; in return, methods beside `forward`, several forward passes a
     step and parameters that a step does not use need no care.
-
-    Args:
-        accelerator: places the module.
-        module: holds all the parameters of `groups`.
-        groups: every trainable parameter, once.
-        settings: of the optimizer.
-        precision: of the forward passes, and the scale of losses.
     """
-
-    in_lockstep = False
 
     def __init__(
         self,
@@ -49,14 +40,10 @@ class PlainEngine:
         precision: Precision,
     ) -> None:
         # In "evaluation mode" Accelerate places a module and wraps nothing around it.
-        self.module: nn.Module = accelerator.prepare_model(module, evaluation_mode=True)
-        self.groups = tuple(groups)
-        self.precision = precision
+        self.module = accelerator.prepare_model(module, evaluation_mode=True)
+        super().__init__(groups, settings, precision)
         self.max_grad_norm = settings.max_grad_norm
-        self.optimizer = settings.make_optimizer(groups)
-        self.schedule = Schedule(self.optimizer, settings.schedule)
         self._parameters = [parameter for group in groups for parameter in group.parameters]
-        self._norms: list[Tensor] = []
         broadcast_in_place(self._parameters)
 
     def __call__(self, *inputs: Any) -> Any:
@@ -96,10 +83,6 @@ class PlainEngine:
         """See `Engine`."""
         self.optimizer.zero_grad()
 
-    def learning_rates(self) -> dict[str, float]:
-        """See `Engine`."""
-        return dict(zip((group.name for group in self.groups), self.schedule.rates(), strict=True))
-
     def gather_weights(self, *, keep: bool = True) -> dict[str, Tensor]:
         """See `Engine`."""
         return {name: on_cpu(value) for name, value in trained_state(self.module).items() if keep}
@@ -127,14 +110,6 @@ class PlainEngine:
         places = {id(parameter): place for place, parameter in enumerate(self._parameters)}
         state = {places[id(parameter)]: by_name[name] for name, parameter in trainable(self.module).items() if by_name}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-
-    def replicated(self) -> Iterable[Tensor]:
-        """See `Engine`."""
-        return trained_state(self.module).values()
-
-    def parameter_counts(self) -> tuple[int, int]:
-        """See `Engine`."""
-        return sum(p.numel() for p in self.module.parameters()), sum(p.numel() for p in self._parameters)
 
 
 def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
