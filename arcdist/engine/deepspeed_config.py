@@ -3,10 +3,12 @@
 import copy
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from arcdist.config import Config
 from arcdist.errors import ConfigError
 
 AUTO = "auto"
@@ -38,29 +40,20 @@ _SUPPORTED = {
 _PRECISION_SECTIONS = ("fp16", "bf16", "bfloat16", "torch_autocast")
 """Sections that do nothing once they are switched off, as templates often have them."""
 
-_PRECISION = "the precision belongs to train.precision (no, bf16 or fp16) and, for Qwen's frozen base, to qwen.dtype"
-_SCALING = "arcdist adds gradients up over processes and passes itself"
-_FLOAT32 = "gradients travel in float32, as they are"
-
 _REASONS = {
-    **dict.fromkeys((*_PRECISION_SECTIONS, "amp", "data_types"), _PRECISION),
-    **dict.fromkeys(("gradient_allreduce_op", "gradient_predivide_factor"), _SCALING),
-    **dict.fromkeys(("managed_gradient_accumulation", "prescale_gradients"), _SCALING),
-    **dict.fromkeys(("communication_data_type", "zero_optimization.zero_quantized_gradients"), _FLOAT32),
+    **dict.fromkeys(
+        (*_PRECISION_SECTIONS, "amp", "data_types"),
+        "the precision belongs to train.precision (no, bf16 or fp16) and, for Qwen's frozen base, to qwen.dtype",
+    ),
     "optimizer": "the optimizer belongs to optim.*",
     "scheduler": "the schedule belongs to optim.warmup_steps and optim.final_lr_share",
     "activation_checkpointing": "that belongs to qwen.gradient_checkpointing",
-    "compile": "compiled models are not supported",
-    "data_efficiency": "the order of the data belongs to data.* and train.seed",
-    "elasticity": "train.batch_size is the same for any number of processes already",
-    "expert_parallel": "Qwen has no experts to place",
-    "tensor_parallel": "only ZeRO is supported",
     "zero_optimization.cpu_offload": "DeepSpeed has replaced it: see ds_configs/zero2_offload.json",
     "zero_optimization.offload_param": (
         "parameters stay on the GPUs: ds_configs/zero3.json splits them, and qwen.gradient_checkpointing saves more"
     ),
 }
-"""Why a key is refused that other projects may set."""
+"""What has the place of a key that other projects may set."""
 
 
 def read_deepspeed_config(path: str) -> dict[str, Any]:
@@ -74,10 +67,9 @@ def read_deepspeed_config(path: str) -> dict[str, Any]:
     """
     found = next((place for place in (Path(path), _CHECKOUT / path) if place.is_file()), None)
     if found is None:
-        looked_in = "" if Path(path).is_absolute() else f", neither in {Path.cwd()} nor in {_CHECKOUT}"
         raise ConfigError(
-            f"deepspeed_config_file is {path}, and there is no such file{looked_in}: correct it in the launcher's "
-            f"configuration, or take one of ds_configs/, such as ds_configs/zero2.json."
+            f"deepspeed_config_file is {path}, and there is no such file, neither in {Path.cwd()} nor in {_CHECKOUT}: "
+            f"correct it in the launcher's configuration, or take one of ds_configs/, such as ds_configs/zero2.json."
         )
 
     def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -102,26 +94,16 @@ def read_deepspeed_config(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is no JSON object ({{...}}): see ds_configs/zero2.json.")
     zero = raw.get("zero_optimization")
     stage = zero.get("stage") if isinstance(zero, dict) else None
-    if type(stage) is not int or stage not in (0, 1, 2, 3):
-        raise ConfigError(f"{path} has no zero_optimization.stage of 1, 2 or 3: see ds_configs/zero2.json.")
-    if stage == 0:
+    if type(stage) is not int or stage not in (1, 2, 3):
         raise ConfigError(
-            f"{path} sets zero_optimization.stage to 0, which splits nothing: launch with "
-            f"accelerate_configs/multi_gpu.yaml, which needs no DeepSpeed, or write 1, 2 or 3."
+            f"{path} has no zero_optimization.stage of 1, 2 or 3: see ds_configs/zero2.json, or launch with "
+            f"accelerate_configs/multi_gpu.yaml, which needs no DeepSpeed."
         )
     return raw
 
 
 def effective_deepspeed_config(
-    raw: Mapping[str, Any],
-    source: str,
-    *,
-    micro_batch_size: int,
-    processes: int,
-    accumulation: int,
-    max_grad_norm: float,
-    hidden_size: int,
-    lora_r: int,
+    raw: Mapping[str, Any], source: str, run: Config, *, processes: int, hidden_size: int
 ) -> dict[str, Any]:
     """The configuration that DeepSpeed is given: a file's, with the numbers of the run.
 
@@ -133,12 +115,9 @@ def effective_deepspeed_config(
     Args:
         raw: what `read_deepspeed_config` gave.
         source: the file's name, for messages.
-        micro_batch_size: queries of one pass of one process.
+        run: the run configuration.
         processes: over all machines.
-        accumulation: passes a process makes before a step.
-        max_grad_norm: largest norm of the gradients of what is trained in Qwen.
         hidden_size: Qwen's width.
-        lora_r: rank of the adapters.
 
     Returns:
         A new dictionary without any "auto", which JSON can hold.
@@ -149,6 +128,8 @@ def effective_deepspeed_config(
     """
     _check_keys(raw, source)
     config = copy.deepcopy(dict(raw))
+    accumulation = run.train.accumulation
+    micro_batch_size = math.ceil(math.ceil(run.train.batch_size / processes) / accumulation)
     of_run = {
         "train_micro_batch_size_per_gpu": (
             micro_batch_size,
@@ -162,7 +143,7 @@ def effective_deepspeed_config(
             f"train.accumulation) make",
             "train.batch_size",
         ),
-        "gradient_clipping": (max_grad_norm, "optim.max_grad_norm is", "optim.max_grad_norm"),
+        "gradient_clipping": (run.optim.max_grad_norm, "optim.max_grad_norm is", "optim.max_grad_norm"),
     }
     for key, (value, owner, flag) in of_run.items():
         given = config.get(key, AUTO)
@@ -181,7 +162,7 @@ def effective_deepspeed_config(
         "allgather_bucket_size": hidden_size**2,
         "stage3_prefetch_bucket_size": 9 * hidden_size**2 // 10,
         # An adapter's larger matrix is as long as Qwen's layers are wide inside, which is less than 6 widths.
-        "stage3_param_persistence_threshold": max(10, 6 * lora_r) * hidden_size,
+        "stage3_param_persistence_threshold": max(10, 6 * run.qwen.lora_r) * hidden_size,
     }
     zero = config["zero_optimization"]
     zero.update({key: size for key, size in sizes.items() if zero.get(key) == AUTO})
@@ -204,22 +185,20 @@ def _left_auto(section: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _check_keys(raw: Mapping[str, Any], source: str) -> None:
     zero = raw["zero_optimization"]
-    _check_section(raw, "", source)
-    _check_section(zero, "zero_optimization.", source)
-    offload = zero.get("offload_optimizer")
-    if offload is not None:
-        where = "zero_optimization.offload_optimizer"
-        if not isinstance(offload, dict) or offload.get("device") not in ("cpu", "none"):
-            raise ConfigError(
-                f'{source}: {where} is {offload!r}: write {{"device": "cpu"}}, as ds_configs/zero2_offload.json does, '
-                f"or take it out. Disks (nvme) are not supported."
-            )
-        _check_section(offload, f"{where}.", source)
+    offload = zero.get("offload_optimizer") or {"device": "none"}
+    if not isinstance(offload, dict) or offload.get("device") not in ("cpu", "none"):
+        raise ConfigError(
+            f'{source}: zero_optimization.offload_optimizer is {offload!r}: write {{"device": "cpu"}}, as '
+            f"ds_configs/zero2_offload.json does, or take it out. Disks (nvme) are not supported."
+        )
     if raw.get("zero_force_ds_cpu_optimizer", False) is not False:
         raise ConfigError(
             f"{source}: zero_force_ds_cpu_optimizer asks for DeepSpeed's own CPU optimizer, but the optimizer belongs "
             f"to optim.*: write false, or take it out."
         )
+    _check_section(raw, "", source)
+    _check_section(zero, "zero_optimization.", source)
+    _check_section(offload, "zero_optimization.offload_optimizer.", source)
 
 
 def _check_section(section: Mapping[str, Any], prefix: str, source: str) -> None:

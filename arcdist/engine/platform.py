@@ -1,6 +1,5 @@
 """Accelerate, started as the launcher and the configuration say: one process or several, with DeepSpeed or without."""
 
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from torch import distributed
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
 from arcdist.config import Config, TrainConfig
+from arcdist.config.keys import flatten
 from arcdist.distributed import local_rank, local_world_size, rank, world_size
 from arcdist.distributed.environment import attempt, is_restart, launcher_keeps_store, store_address
 from arcdist.engine.deepspeed_config import effective_deepspeed_config, read_deepspeed_config
@@ -106,16 +106,17 @@ _ZERO_FIELDS = {
     "zero3_save_16bit_model": "zero_optimization.stage3_gather_16bit_weights_on_model_save",
 }
 
-# Accelerate refuses these in its file as well, with any value.
+# The launcher's fields that the run configuration has as well, with the value that says nothing. Beside a DeepSpeed
+# file, Accelerate refuses them in its own file, with any value.
 _RUN_FIELDS = {
-    "mixed_precision": "train.precision",
-    "gradient_accumulation_steps": "train.accumulation",
-    "gradient_clipping": "optim.max_grad_norm",
+    "mixed_precision": ("train.precision", "no"),
+    "gradient_accumulation_steps": ("train.accumulation", "auto"),
+    "gradient_clipping": ("optim.max_grad_norm", "auto"),
 }
 
 
 def deepspeed_config_file() -> str | None:
-    """The DeepSpeed configuration file that the launcher names; none if it does not use DeepSpeed.
+    """The DeepSpeed configuration file that the launcher names; None if it does not use DeepSpeed.
 
     Raises:
         ConfigError: DeepSpeed without such a file.
@@ -144,17 +145,13 @@ def check_launch_settings(config: Config) -> None:
                 f"The launcher asks for {paradigm}, which is not supported: launch with "
                 f"accelerate_configs/multi_gpu.yaml, or with zero2.yaml there for DeepSpeed."
             )
-    train = config.train
-    for field, default, key, value in (
-        ("mixed_precision", "no", "train.precision", train.precision),
-        ("gradient_accumulation_steps", "auto", "train.accumulation", train.accumulation),
-        ("gradient_clipping", "auto", "optim.max_grad_norm", config.optim.max_grad_norm),
-    ):
+    values = flatten(config)
+    for field, (key, default) in _RUN_FIELDS.items():
         given = os.environ.get(f"ACCELERATE_{field.upper()}", default)
-        if given != default and _number(given) != value:
-            raise _contradiction(field, given, key, value)
-    if _is_set("ACCELERATE_USE_CPU") and train.device not in ("auto", "cpu"):
-        raise _contradiction("use_cpu", "true", "train.device", train.device)
+        if given != default and _number(given) != values[key]:
+            raise _contradiction(field, given, key, values[key])
+    if _is_set("ACCELERATE_USE_CPU") and config.train.device not in ("auto", "cpu"):
+        raise _contradiction("use_cpu", "true", "train.device", config.train.device)
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend != "no":
         raise ConfigError(
@@ -171,7 +168,7 @@ def check_launch_settings(config: Config) -> None:
                 f"The launcher has a {field} beside the deepspeed_config_file {file}: take it out of the launcher's "
                 f"file or flags, and write {key} in {file}."
             )
-    for field, key in _RUN_FIELDS.items():
+    for field, (key, _) in _RUN_FIELDS.items():
         if field in in_launcher_file:
             raise ConfigError(
                 f"The launcher's file has {field}, which Accelerate refuses beside the deepspeed_config_file {file}: "
@@ -205,26 +202,18 @@ class Platform:
     accelerator: Accelerator
     sharding: Sharding
     """How Qwen's frozen base is shared out."""
-    zero_file: str | None
-    """The DeepSpeed configuration that the launcher named; none without DeepSpeed."""
-    zero: Mapping[str, Any] | None
-    """Its content, as written."""
+    zero_file: str | None = None
+    """The DeepSpeed configuration that the launcher named."""
+    zero: Mapping[str, Any] | None = None
+    """Its content, as written; None without DeepSpeed."""
 
     def zero_config(self, config: Config, hidden_size: int) -> dict[str, Any] | None:
-        """DeepSpeed's whole configuration, every "auto" filled in from the run's; none without DeepSpeed."""
+        """DeepSpeed's whole configuration, every "auto" filled in from the run's; None without DeepSpeed."""
         if self.zero is None or self.zero_file is None:
             return None
-        processes, passes = self.accelerator.num_processes, config.train.accumulation
-        largest_part = math.ceil(config.train.batch_size / processes)
+        processes = self.accelerator.num_processes
         return effective_deepspeed_config(
-            self.zero,
-            self.zero_file,
-            micro_batch_size=math.ceil(largest_part / passes),
-            processes=processes,
-            accumulation=passes,
-            max_grad_norm=config.optim.max_grad_norm,
-            hidden_size=hidden_size,
-            lora_r=config.qwen.lora_r,
+            self.zero, self.zero_file, config, processes=processes, hidden_size=hidden_size
         )
 
 
@@ -244,7 +233,7 @@ def start_platform(config: Config) -> Platform:
             f"--train.accumulation, or start fewer processes."
         )
     zero_file = deepspeed_config_file()
-    zero = None if zero_file is None else read_deepspeed_config(zero_file)
+    zero = read_deepspeed_config(zero_file) if zero_file else None
     device = choose_device(config.train)
     if zero is not None and str(device) not in ("cpu", f"cuda:{local_rank()}"):
         raise ConfigError(
@@ -276,7 +265,7 @@ def start_platform(config: Config) -> Platform:
     if zero is None:
         handlers = [group] if world_size() > 1 else []
         accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu", kwargs_handlers=handlers)
-        return Platform(accelerator=accelerator, sharding=UNSHARDED, zero_file=None, zero=None)
+        return Platform(accelerator=accelerator, sharding=UNSHARDED)
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     try:

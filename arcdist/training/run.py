@@ -16,7 +16,7 @@ from arcdist.config import LoadedConfig, save_config
 from arcdist.config.keys import flatten
 from arcdist.distributed import FailureWatch, Heartbeat, is_main, rank
 from arcdist.distributed.collectives import broadcast_tensors, broadcast_text, shutdown
-from arcdist.engine.platform import Platform, device_name, start_platform
+from arcdist.engine.platform import device_name, start_platform
 from arcdist.errors import ArcdistError, ConfigError, DataError, SaveError
 from arcdist.host import git_commit, versions
 from arcdist.tracking import (
@@ -55,23 +55,21 @@ def train(loaded: LoadedConfig, watch: FailureWatch) -> int:
     config = loaded.config
     if is_main():
         check_mirrors(config)
-    profiled = int(loaded.options.get("profile", "0"))
-    is_dry = "dry_run" in loaded.switches
-    if is_dry and "resume" in loaded.options:
+    if "dry_run" not in loaded.switches:
+        # What libraries print is no result of training, and no reader of it that has gone may end a run.
+        with redirect_stdout(standard_error) if is_main() else nullcontext():
+            return _train(loaded, watch)
+    if "resume" in loaded.options:
         raise ConfigError("--dry_run measures what a run takes, and resumes none: leave out --resume.")
-    if is_dry and profiled:
+    if "profile" in loaded.options:
         raise ConfigError("--profile writes into a run folder, and --dry_run has none: give one of them.")
-    if is_dry:
-        with explained_out_of_memory(config):
-            dry_run(config)
-        shutdown()
-        return 0
-    # What libraries print is no result of training, and no reader of it that has gone may end a run.
-    with redirect_stdout(standard_error) if is_main() else nullcontext():
-        return _train(loaded, watch, profiled)
+    with explained_out_of_memory(config):
+        dry_run(config)
+    shutdown()
+    return 0
 
 
-def _train(loaded: LoadedConfig, watch: FailureWatch, profiled: int) -> int:
+def _train(loaded: LoadedConfig, watch: FailureWatch) -> int:
     config = loaded.config
     # Process 0 owns the folder and reads the checkpoint; the others learn of them once processes can communicate.
     start = find_start(config.output.dir, loaded.options.get("resume")) if is_main() else None
@@ -92,19 +90,26 @@ def _train(loaded: LoadedConfig, watch: FailureWatch, profiled: int) -> int:
             heartbeat.observer = PhaseLines()
         with heartbeat.running():
             with _gone_if_refused(start), explained_out_of_memory(config):
-                session = _build(loaded, platform, folder, heartbeat)
-                run_id = _run_id(snapshot, start)
+                session = build_session(config, platform, heartbeat.doing)
+                before = _identity_before(folder)
+                own_id = before.id if before else ""
+                if start and snapshot and not before and not start.is_new:
+                    own_id = snapshot.state.get("run_id", "")  # The run has lost its `run.json`.
+                run_id = broadcast_text(own_id or secrets.token_hex(4))
+                profiled = int(loaded.options.get("profile", "0"))
                 with _writable(folder or shared):
+                    if folder:
+                        _announce(session, folder, loaded.recipe)
                     loop = Loop(session, folder or shared, heartbeat, run_id, profiled_steps=profiled)
                     if snapshot is not None:
                         _resume(loop, snapshot, start)
                         # Its tensors are not kept in memory while the run trains.
                         start, snapshot = start and replace(start, snapshot=None), None
+                    identity = _identity(loaded, session, loop, before)
+                    if folder:
+                        write_identity(folder, identity)
                 mirrors = Mirrors(())
                 if folder:
-                    identity = _identify(loaded, session, folder, loop.run_id)
-                    with _writable(folder):
-                        write_identity(folder, identity)
                     mirrors = open_mirrors(folder, identity, config, best_metric=config.output.best_metric)
             with explained_out_of_memory(config, folder or shared):
                 whole = _run(loop, mirrors)
@@ -144,15 +149,12 @@ def _resume(loop: Loop, snapshot: Snapshot, start: Start | None) -> None:
     loop.run_id = broadcast_text(secrets.token_hex(4) if leaves_a_path else "") or loop.run_id
 
 
-def _run_id(snapshot: Snapshot | None, start: Start | None) -> str:
-    """The id of a run that is resumed in its own folder; a new one for any other. The same on every process."""
-    own = ""
-    if start and snapshot and not start.is_new:
-        try:
-            own = read_identity(start.folder).id
-        except DataError:
-            own = snapshot.state.get("run_id", "")
-    return broadcast_text(own or secrets.token_hex(4))
+def _identity_before(folder: Path | None) -> Identity | None:
+    """What `run.json` says of a run that is resumed in its own folder."""
+    try:
+        return read_identity(folder) if folder else None
+    except DataError:
+        return None
 
 
 @contextmanager
@@ -186,24 +188,18 @@ def _run(loop: Loop, mirrors: Mirrors) -> bool:
     return whole
 
 
-def _identify(loaded: LoadedConfig, session: Session, folder: Path, run_id: str) -> Identity:
-    config = flatten(loaded.config)
-    try:
-        before = read_identity(folder)
-    except DataError:
-        before = None
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+def _identity(loaded: LoadedConfig, session: Session, loop: Loop, before: Identity | None) -> Identity:
     return Identity(
-        id=run_id,
-        name=folder.resolve().name,
-        group=group_of(config, session.data),
+        id=loop.run_id,
+        name=loop.folder.resolve().name,
+        group=group_of(flatten(loaded.config), session.data),
         recipe=before.recipe if before else loaded.recipe,
         source=loaded.config.data.source,
         data=session.data,
         device=device_name(session.device),
         processes=session.accelerator.num_processes,
         zero_stage=session.zero["zero_optimization"]["stage"] if session.zero else None,
-        started=before.started if before else now,
+        started=before.started if before else datetime.now(UTC).isoformat(timespec="seconds"),
         git_commit=git_commit(),
         versions=versions(),
     )
@@ -221,16 +217,12 @@ def _gone_if_refused(start: Start | None) -> Iterator[None]:
         raise
 
 
-def _build(loaded: LoadedConfig, platform: Platform, folder: Path | None, heartbeat: Heartbeat) -> Session:
-    session = build_session(loaded.config, platform, heartbeat.doing)
-    if folder and session.zero is not None:
+def _announce(session: Session, folder: Path, recipe: str | None) -> None:
+    if session.zero is not None:
         text = json.dumps(session.zero, indent=2)
-        with _writable(folder):
-            (folder / "deepspeed.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "deepspeed.json").write_text(text + "\n", encoding="utf-8")
         _logger.info("DeepSpeed runs Qwen with this configuration, saved in deepspeed.json:\n%s", text)
-    recipe = f", recipe {loaded.recipe}" if loaded.recipe else ""
-    _logger.info("Run folder %s%s.", folder, recipe)
-    return session
+    _logger.info("Run folder %s%s.", folder, f", recipe {recipe}" if recipe else "")
 
 
 def _report(loop: Loop, folder: Path) -> None:
