@@ -11,7 +11,6 @@ from huggingface_hub import ModelCardData
 from peft import LoraConfig
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 from safetensors.torch import save
 from torch import Tensor
 
@@ -42,15 +41,6 @@ _NEEDED = {
     "epochs": list,
 }
 """What an export takes from the state."""
-
-_PURPOSES = {
-    "adapter/": "PEFT adapter",
-    "agent.safetensors": "weights of the grid agent",
-    "agent.json": "arguments of its constructor",
-    "rest.safetensors": "prompt projection, control MLP, solver, EFE, refiner",
-    "config.yaml": "configuration of the run",
-    "README.md": "model card",
-}
 
 
 def export(path: Path, target: Path) -> None:
@@ -86,16 +76,8 @@ def export(path: Path, target: Path) -> None:
     if place != folder:
         lines.append(moved(folder, place))
     lines.append(f"Exported {folder}, step {snapshot.state['step']}, to {target}:")
-    console = Console()
-    console.out(*lines, sep="\n", highlight=False)
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_column(justify="right", no_wrap=True)
-    for name, purpose in _PURPOSES.items():
-        size = sum(len(content) for path_in_folder, content in files.items() if path_in_folder.startswith(name))
-        table.add_row(f"  {name}", purpose, decimal(size))
-    console.print(table)
+    lines += [f"  {name}, {decimal(len(content))}" for name, content in files.items()]
+    Console().out(*lines, sep="\n", highlight=False)
 
 
 def _candidates(path: Path) -> list[Path]:
@@ -237,8 +219,8 @@ def model_card(config: Config, state: Mapping[str, Any], base: Base, *, averaged
     if data.max_tasks is not None:
         tasks += f", the first {data.max_tasks} tasks"
     scored = "the tasks trained on" if data.validation_source is None else f"`{data.validation_source}`"
-    length = f"{counted(state['step'], 'step')} of up to {counted(train.batch_size, 'query')} each; "
-    length += counted(state["epoch"], "whole epoch")
+    steps, queries = counted(state["step"], "step"), counted(train.batch_size, "query")
+    length = f"{steps} of up to {queries} each; {counted(state['epoch'], 'whole epoch')}"
     if state["batch"]:
         length += f" and {counted(state['batch'], 'step')} of the next"
     origin, name = _ORIGIN[base.kind].format(base.name), json.dumps(base.name)
@@ -252,24 +234,6 @@ def model_card(config: Config, state: Mapping[str, Any], base: Base, *, averaged
         (name, state["versions"].get(name, DASH), version(name))
         for name in ("arcdist", *state["versions"], "safetensors")
     ]
-    files = (
-        ("file", "content"),
-        ("`adapter/`", "the LoRA adapter, for PEFT"),
-        ("`agent.safetensors`", f"the grid agent: {agent}"),
-        ("`agent.json`", "the arguments of its constructor, `arcdist.models.ARCPromptGuidedAgent`"),
-        ("`rest.safetensors`", rest),
-        ("`config.yaml`", "the run's configuration, for `--config`"),
-    )
-    training = (
-        ("", ""),
-        ("tasks", tasks),
-        ("validation", f"the test pairs of {scored}"),
-        ("length", length),
-        ("base", f"`{qwen.model}`, {origin}, {qwen.dtype}, SHA-256 `{base.sha256}`"),
-        ("adapter", f"rank {qwen.lora_r}, alpha {qwen.lora_alpha}, dropout {qwen.lora_dropout}"),
-        ("precision", f"`{train.precision}`"),
-        ("seed, processes", f"{train.seed}, {state['processes']}"),
-    )
     return f"""\
 ---
 {metadata.to_yaml()}
@@ -281,10 +245,26 @@ Trained by arcdist: a language model with LoRA reads a puzzle as text and gives 
 by that prompt, predicts the answer's size and colours. The language model's own weights were frozen and are not in
 here.
 
-{_markdown(*files)}
+| file | content |
+| --- | --- |
+| `adapter/` | the LoRA adapter, for PEFT |
+| `agent.safetensors` | the grid agent: {agent} |
+| `agent.json` | the arguments of its constructor, `arcdist.models.ARCPromptGuidedAgent` |
+| `rest.safetensors` | {rest} |
+| `config.yaml` | the run's configuration, for `--config` |
+
 ## Training
 
-{_markdown(*training)}
+|  |  |
+| --- | --- |
+| tasks | {tasks} |
+| validation | the test pairs of {scored} |
+| length | {length} |
+| base | `{qwen.model}`, {origin}, {qwen.dtype}, SHA-256 `{base.sha256}` |
+| adapter | rank {qwen.lora_r}, alpha {qwen.lora_alpha}, dropout {qwen.lora_dropout} |
+| precision | `{train.precision}` |
+| seed, processes | {train.seed}, {state["processes"]} |
+
 ## Scores
 
 {_scores(config, state)}

@@ -30,15 +30,9 @@ from arcdist.config.loader import AUTO, DEFAULT_ROOT, NEWEST, newest_run
 from arcdist.distributed.environment import is_restart
 from arcdist.errors import ConfigError, DataError
 from arcdist.files import expanded
-from arcdist.tracking.run_folder import held, make_run_folder, own, remove, taken_by
+from arcdist.tracking.run_folder import NOT_COMPUTED, held, make_run_folder, own, remove, taken_by
 
 _logger = logging.getLogger(__name__)
-
-_MAY_CHANGE = (
-    *("output.", "tracking.", "distributed.", "train.accumulation", "train.device", "train.cpu_threads"),
-    *("train.memory_history", "qwen.gradient_checkpointing", "data.source", "data.validation_source"),
-)
-"""What changes nothing that is computed. Data are compared by their content."""
 
 _WITH_A_WARNING = (
     *("train.epochs", "train.precision", "qwen.dtype", "qwen.model"),
@@ -54,7 +48,7 @@ class Start:
     folder: Path
     """The run folder."""
     checkpoint: Path | None
-    """The folder that the run is resumed from; none for a run from the first step."""
+    """The folder that the run is resumed from; None for a run from the first step."""
     snapshot: Snapshot | None
     """What is in it, verified."""
     lock: BaseFileLock
@@ -70,7 +64,7 @@ def find_start(directory: str | None, resume: str | None) -> Start:
 
     Args:
         directory: `output.dir`.
-        resume: `--resume`'s value: none, "newest", "auto", or the path of a checkpoint or of a run folder.
+        resume: `--resume`'s value: "newest", "auto", or the path of a checkpoint or of a run folder; None to begin.
 
     Raises:
         ConfigError: nothing to resume, or a folder that another run has taken.
@@ -244,8 +238,7 @@ def check_configuration(
         ConfigError: what it may not; both values are named.
         DataError: the state does not say what it is the state of.
     """
-    missing = {"config", "data", "base", "step", "epoch", "batch"} - set(state)
-    if missing:
+    if missing := {"config", "data", "base", "step", "epoch", "batch"} - set(state):
         raise DataError(f"The checkpoint's state.json lacks {', '.join(sorted(missing))}: resume from another one.")
     changes = _changes(config, state["config"])
     refused = {name: values for name, values in changes.items() if not name.startswith(_WITH_A_WARNING)}
@@ -283,7 +276,7 @@ def _changes(config: Config, before: Mapping[str, Any]) -> dict[str, tuple[str, 
     for name, value in flatten(config).items():
         # JSON has no tuples. A key that is younger than the checkpoint had its default.
         value = list(value) if isinstance(value, tuple) else value
-        if name in before and value != before[name] and not name.startswith(_MAY_CHANGE):
+        if name in before and value != before[name] and not name.startswith(NOT_COMPUTED):
             changes[name] = (_as_flag(value), _as_flag(before[name]))
     return changes
 

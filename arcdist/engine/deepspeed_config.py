@@ -81,14 +81,10 @@ def read_deepspeed_config(path: str) -> dict[str, Any]:
 
     try:
         raw = json.loads(found.read_text(encoding="utf-8"), object_pairs_hook=without_repeats)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}. Give a DeepSpeed configuration that can be read.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8. Give a JSON file.") from error
-    except json.JSONDecodeError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path}, line {error.lineno}, column {error.colno}: {error.msg}. DeepSpeed's configuration is JSON, "
-            f"without comments: see ds_configs/zero2.json."
+            f"{path} cannot be read ({error}): DeepSpeed's configuration is JSON, without comments, as in "
+            f"ds_configs/zero2.json."
         ) from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} is no JSON object ({{...}}): see ds_configs/zero2.json.")

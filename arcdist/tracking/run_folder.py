@@ -123,11 +123,11 @@ def _fresh_folder() -> Path:
     return folder
 
 
-_NOT_IN_GROUP = (
-    *("train.seed", "qwen.gradient_checkpointing", "train.device", "train.cpu_threads", "train.accumulation"),
-    *("train.memory_history", "data.source", "data.validation_source", "output.", "distributed.", "tracking."),
+NOT_COMPUTED = (
+    *("qwen.gradient_checkpointing", "train.device", "train.cpu_threads", "train.accumulation", "train.memory_history"),
+    *("data.source", "data.validation_source", "output.", "distributed.", "tracking."),
 )
-"""Keys that do not change what is computed: seed, hardware, places. Data count by their content."""
+"""Keys that do not change what is computed: hardware, places. Data count by their content."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +165,7 @@ class Identity:
 
 def group_of(config: Mapping[str, Any], data: Mapping[str, str]) -> str:
     """The group of a run, from its flat configuration and the checksums of its tasks: ten hexadecimal digits."""
-    recipe = {name: value for name, value in config.items() if not name.startswith(_NOT_IN_GROUP)}
+    recipe = {name: value for name, value in config.items() if not name.startswith((*NOT_COMPUTED, "train.seed"))}
     text = json.dumps([recipe, dict(data)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -105,11 +105,11 @@ def _train(loaded: LoadedConfig, watch: FailureWatch) -> int:
                         _resume(loop, snapshot, start)
                         # Its tensors are not kept in memory while the run trains.
                         start, snapshot = start and replace(start, snapshot=None), None
-                    identity = _identity(loaded, session, loop, before)
-                    if folder:
-                        write_identity(folder, identity)
                 mirrors = Mirrors(())
                 if folder:
+                    identity = _identity(loaded, session, loop, before)
+                    with _writable(folder):
+                        write_identity(folder, identity)
                     mirrors = open_mirrors(folder, identity, config, best_metric=config.output.best_metric)
             with explained_out_of_memory(config, folder or shared):
                 whole = _run(loop, mirrors)

@@ -332,14 +332,13 @@ def cut(folder):
 
 
 @pytest.fixture
-def printed(monkeypatch, capsys, tmp_path):
-    """What an export prints before its table of files."""
-    monkeypatch.setenv("COLUMNS", "200")
+def printed(capsys, tmp_path):
+    """What an export prints before its files."""
 
     def export_to_new_folder(path):
         target = tmp_path / "exports" / str(len(list(tmp_path.glob("exports/*"))))
         export(path, target)
-        return capsys.readouterr().out.replace(f" to {target}", "").splitlines()[: -len(export_module._PURPOSES)]
+        return capsys.readouterr().out.replace(f" to {target}", "").splitlines()[: -len(FILES)]
 
     return export_to_new_folder
 

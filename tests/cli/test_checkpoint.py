@@ -87,8 +87,9 @@ def test_list_and_verify_name_what_is_broken_and_exit_with_2(start, cwd):
 def test_export_makes_a_folder_once(start, cwd):
     made = start(cwd, "export", "run", "models/mine")
     assert (made.returncode, made.stderr) == (0, "")
-    assert made.stdout.startswith("Exported run/best, step 3, to models/mine:\n")
     folder = cwd / "models" / "mine"
+    listed = r"(  \S+, [\d.,]+ (bytes|kB|MB)\n){7}"
+    assert re.fullmatch(rf"Exported run/best, step 3, to models/mine:\n{listed}", made.stdout)
     assert [path.name for path in (cwd / "models").iterdir()] == ["mine"]
     written = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.*")}
     assert set(written) == {

@@ -436,4 +436,5 @@ def test_a_bare_resume_takes_the_run_that_saved_last_while_another_removes_a_che
     assert load_config(["--resume"]).config.train.seed == 1
     (tmp_path / "runs" / "b" / "best").mkdir()
     os.utime("runs/b/best", (2.1e9, 2.1e9))
-    assert load_config(["--resume"]).config.train.seed == 2
+    loaded = load_config(["--resume"])
+    assert (loaded.config.train.seed, loaded.options) == (2, {"resume": "runs/b"})

@@ -77,8 +77,14 @@ class TestReading:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ('{"zero_optimization":\n {"stage" 2}}', "line 2, column 11: Expecting ':' delimiter. DeepSpeed's"),
-            ("// a comment\n{}", "line 1, column 1: Expecting value. DeepSpeed's configuration is JSON, without"),
+            (
+                '{"zero_optimization":\n {"stage" 2}}',
+                "(Expecting ':' delimiter: line 2 column 11 (char 31)): DeepSpeed's",
+            ),
+            (
+                "// a comment\n{}",
+                "(Expecting value: line 1 column 1 (char 0)): DeepSpeed's configuration is JSON, without",
+            ),
             ("[]", "my.json is no JSON object"),
             ('{"zero_optimization": {"stage": 2, "stage": 3}}', "my.json sets stage twice"),
             ("{}", "my.json has no zero_optimization.stage of 1, 2 or 3"),
@@ -97,7 +103,9 @@ class TestReading:
 
     def test_a_file_that_is_no_text_is_refused(self, tmp_path):
         (tmp_path / "my.json").write_bytes(b"{\xff}")
-        with pytest.raises(ConfigError, match=r"my\.json: byte 1 is not UTF-8"):
+        with pytest.raises(
+            ConfigError, match=r"my\.json cannot be read \('utf-8' codec can't decode byte 0xff in position 1"
+        ):
             read_deepspeed_config(str(tmp_path / "my.json"))
 
 
