@@ -14,9 +14,9 @@ from rich.filesize import decimal
 from safetensors.torch import save
 from torch import Tensor
 
-from arcdist.checkpoint.inspect import checkpoints_of_run, is_checkpoint, moved, no_checkpoint, read_unchanged
+from arcdist.checkpoint.inspect import checkpoints_of_run, is_checkpoint, load_unchanged, moved, no_checkpoint
 from arcdist.checkpoint.state import Base, read_base
-from arcdist.checkpoint.store import BEST, Snapshot, is_numbered, load_checkpoint
+from arcdist.checkpoint.store import BEST, Snapshot, is_numbered
 from arcdist.config import Config, format_config
 from arcdist.config.keys import build, flatten
 from arcdist.data.tasks import NUM_COLORS
@@ -60,7 +60,7 @@ def export(path: Path, target: Path) -> None:
     broken = []
     for folder in _candidates(path):
         try:
-            found = read_unchanged(folder, lambda place: load_checkpoint(place, _NEEDED))
+            found = load_unchanged(folder, _NEEDED)
         except DataError as error:
             broken.append(str(error))
             continue

@@ -2,12 +2,11 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
 from rich import box
 from rich.console import Console
@@ -15,14 +14,13 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from arcdist.checkpoint.store import BEST, FILES, MANIFEST, exists, is_numbered, lies_at, load_checkpoint
+from arcdist.checkpoint.store import BEST, FILES, MANIFEST, Snapshot, exists, is_numbered, lies_at, load_checkpoint
 from arcdist.errors import ConfigError, DataError
 from arcdist.formatting import DASH
 
 _STYLES = {"whole": "green", "broken": "bold red"}
 _POSITION = {"step": int, "epoch": int, "batch": int}
 _ASIDE = re.compile(rf"aside_\d+_(step_\d{{8}}|{BEST})")
-_Read = TypeVar("_Read")
 
 
 @contextmanager
@@ -77,14 +75,18 @@ def moved(folder: Path, place: Path) -> str:
 
 
 @_readable()
-def read_unchanged(folder: Path, read: Callable[[Path], _Read]) -> tuple[Path, _Read] | None:
-    """Where a checkpoint lies and what `read` makes of it; None if there is none, or it was removed meanwhile.
+def load_unchanged(folder: Path, needed: Mapping[str, type]) -> tuple[Path, Snapshot] | None:
+    """Where a checkpoint lies and what it holds; None if there is none, or it was removed meanwhile.
 
     A run that is training removes its oldest checkpoint, and replaces its best. What changed while it was being read
     is read again.
 
+    Args:
+        folder: of the checkpoint.
+        needed: keys that its state must have, each with the type of its value.
+
     Raises:
-        DataError: raised by `read`, of a checkpoint that nobody has changed.
+        DataError: the checkpoint is broken.
     """
 
     def identity(place: Path) -> int | None:
@@ -95,7 +97,7 @@ def read_unchanged(folder: Path, read: Callable[[Path], _Read]) -> tuple[Path, _
     while (place := lies_at(folder)) is not None:
         before = identity(place)
         try:
-            return place, read(place)
+            return place, load_checkpoint(place, needed)
         except DataError:
             if identity(place) == before:
                 raise
@@ -137,10 +139,11 @@ def inspect(folder: Path) -> Inspection | None:
     place, flaw = folder, None
     position: Mapping[str, int] = {}
     try:
-        found = read_unchanged(folder, _read_position)
+        found = load_unchanged(folder, _POSITION)
         if found is None:
             return None
-        place, position = found
+        place, snapshot = found
+        position = {name: snapshot.state[name] for name in _POSITION}
     except DataError as error:
         place = lies_at(folder) or folder
         # The reader knows which folder it is.
@@ -161,11 +164,6 @@ def _stat(path: Path) -> os.stat_result | None:
     with suppress(OSError):
         return path.stat()
     return None
-
-
-def _read_position(place: Path) -> Mapping[str, int]:
-    state = load_checkpoint(place, _POSITION).state
-    return {name: state[name] for name in _POSITION}
 
 
 def show_run(path: Path) -> None:

@@ -14,8 +14,8 @@ from arcdist.checkpoint.inspect import (
     inspect,
     is_aside,
     is_checkpoint,
+    load_unchanged,
     no_checkpoint,
-    read_unchanged,
     show_run,
     verify,
 )
@@ -162,32 +162,35 @@ def test_any_of_its_files_makes_a_folder_a_checkpoint(tmp_path, name):
     assert is_checkpoint(tmp_path)
 
 
-def test_what_is_moved_while_it_is_read_is_read_again(small_run):
-    best, calls = small_run / "best", []
+def test_what_is_moved_while_it_is_read_is_read_again(small_run, monkeypatch):
+    read, best, calls = inspection.load_checkpoint, small_run / "best", []
     best.rename(small_run / ".best.replaced")
 
-    def read(place):
+    def read_while_it_moves(place, needed):
         calls.append(place.name)
         if len(calls) == 1:
             place.rename(best)
             raise DataError("gone")
-        return 7
+        return read(place, needed)
 
-    assert read_unchanged(best, read) == (best, 7)
+    monkeypatch.setattr(inspection, "load_checkpoint", read_while_it_moves)
+    place, snapshot = load_unchanged(best, {})
+    assert (place, snapshot.state["step"]) == (best, 1)
     assert calls == [".best.replaced", "best"]
 
 
-def test_what_is_broken_and_stays_so_is_read_once(small_run):
+def test_what_is_broken_and_stays_so_is_read_once(small_run, monkeypatch):
     calls = []
 
-    def read(place):
+    def read(place, needed):
         calls.append(place)
         raise DataError("broken")
 
+    monkeypatch.setattr(inspection, "load_checkpoint", read)
     with pytest.raises(DataError, match=r"^broken$"):
-        read_unchanged(small_run / "best", read)
+        load_unchanged(small_run / "best", {})
     assert calls == [small_run / "best"]
-    assert read_unchanged(small_run / "absent", read) is None
+    assert load_unchanged(small_run / "absent", {}) is None
 
 
 def rows(text):
