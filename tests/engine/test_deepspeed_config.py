@@ -79,7 +79,7 @@ class TestReading:
         [
             (
                 '{"zero_optimization":\n {"stage" 2}}',
-                "(Expecting ':' delimiter: line 2 column 11 (char 31)): DeepSpeed's",
+                "(Expecting ':' delimiter: line 2 column 11 (char 32)): DeepSpeed's",
             ),
             (
                 "// a comment\n{}",
