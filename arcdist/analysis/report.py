@@ -29,7 +29,7 @@ PANELS = {
     plots.draw_loss: "Training loss by step",
     plots.draw_accuracy: "Right cells, sizes and grids of each validation",
     plots.draw_exact: "Exact grids in training and validation by epoch",
-    plots.draw_terms: "The seven terms of the EFE loss by step",
+    plots.draw_terms: "The terms of the EFE loss by step",
     plots.draw_reward: "Mean reward of the refiner by step",
     plots.draw_gradient: "Qwen's gradient norm by step",
     plots.draw_pace: "Training queries a second by step",

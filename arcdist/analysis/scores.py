@@ -98,7 +98,7 @@ _MEASURES = (
     _Measure(key="train/exact", label="training exact, %"),
     _Measure(key="train/loss", label="training loss", unit="number", lowest_is_best=True, comparable=False),
     _Measure(key="reward/mean", label="mean reward", unit="number", comparable=False),
-    _Measure(key="pairs_per_s", label="pairs/s", unit="number"),
+    _Measure(key="pairs_per_s", label="queries/s", unit="number"),
 )
 
 
@@ -160,7 +160,7 @@ def cost_table(runs: Sequence[Run]) -> Table:
         row("processes", "processes", lambda record: record.identity.processes),
         row("device_hours", f"{unit}s", lambda record: record.device_hours),
         row("hours", "hours passed", lambda record: None if record.elapsed is None else record.elapsed / 3600),
-        row("pairs_per_s", "pairs/s, median", lambda record: record.pace),
+        row("pairs_per_s", "queries/s, median", lambda record: record.pace),
         row("exact_grids", "exact grids, last", lambda record: record.exact_queries),
         row(
             "exact_per_device_hour",

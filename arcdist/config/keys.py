@@ -73,8 +73,9 @@ def config_keys() -> dict[str, Key]:
 
 @cache
 def config_sections() -> dict[str, str]:
-    """The docstring of every section (`data`, `data.augment`, ...) by its dotted name, in the tree's order."""
-    return {name: kind.__doc__ or "" for name, kind, _ in _tree(Config, "") if is_dataclass(kind)}
+    """What every section (`data`, `data.augment`, ...) is about, by its dotted name, in the tree's order."""
+    sections = {name: kind.__doc__ or "" for name, kind, _ in _tree(Config, "") if is_dataclass(kind)}
+    return {name: text.partition("\n\n")[0] for name, text in sections.items()}
 
 
 def _tree(part: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:

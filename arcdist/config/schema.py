@@ -164,7 +164,7 @@ class AgentConfig(_Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EFEConfig(_Section):
-    """The seven expected-free-energy terms with their weights, and what they are measured against.
+    """The expected-free-energy terms with their weights, and what they are measured against.
 
     A field with a `term` is a term of the loss: `term` is its name in logs and plots, `color` its colour there, out of
     Okabe and Ito's palette (2008), which is distinguishable with every kind of colour vision.
@@ -175,7 +175,7 @@ class EFEConfig(_Section):
     lambda_amb: float = field(default=0.0, metadata={"term": "ambiguity", "color": "#56B4E9"})
     """Expected entropy of the observation given the state."""
     lambda_step: float = field(default=0.1, metadata={"term": "step", "color": "#000000"})
-    """Expected number of planning steps."""
+    """Expected number of planning steps; a constant as long as no agent stops early."""
     lambda_cons: float = field(default=1.0, metadata={"term": "consistency", "color": "#D55E00"})
     """Cross-entropy of the last step against the target."""
     lambda_bi: float = field(default=0.5, metadata={"term": "bidirectional", "color": "#009E73"})

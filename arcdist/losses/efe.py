@@ -120,7 +120,7 @@ def _kl_divergence(log_p: Float[Tensor, "*N C"], log_q: Float[Tensor, "*M C"]) -
 
 
 class EFELoss(nn.Module):
-    """The expected-free-energy loss: seven terms over valid cells, in float32 whatever the precision of the logits.
+    """The expected-free-energy loss: its terms over valid cells, in float32 whatever the precision of the logits.
 
     It owns the preference sigma(c), which starts uniform, what the prompt moves in it, the prompt's projection to
     colours, and the running statistics of the outcomes. Each term is a mean over a query's valid cells, so that neither

@@ -153,7 +153,7 @@ class MovingPace:
         if not self._steps:
             return ""
         queries, tokens, seconds = map(sum, zip(*self._steps, strict=True))
-        return f"{_short(queries / seconds)} pairs/s, {_short(tokens / seconds)} tok/s"
+        return f"{_short(queries / seconds)} q/s, {_short(tokens / seconds)} tok/s"
 
 
 def _short(number: float) -> str:
@@ -240,7 +240,7 @@ class ProgressBar:
             self._printed = now
             _print_line(self._console, self._line(now - self._start))
 
-    def tell_phase(self, doing: str, seconds: float) -> None:
+    def show_phase(self, doing: str, seconds: float) -> None:
         """Show a phase other than training, and its seconds, once it takes long; from any thread."""
         if self._bar is not None:
             label = f"{doing} {seconds:.0f} s" if _is_long(doing, seconds) else self._label

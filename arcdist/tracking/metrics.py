@@ -115,7 +115,7 @@ class TrainingMetricsTracker:
         """The record of the best epoch and `metric`, its measure; empty before the first validation."""
         return best_epoch(self._epochs, self._best_metric)
 
-    def go_on_from(self, step: int, epochs: Sequence[Mapping[str, Any]]) -> None:
+    def resume_from(self, step: int, epochs: Sequence[Mapping[str, Any]]) -> None:
         """Continue from a checkpoint: keep the steps up to `step`, and its epochs in place of the known ones."""
         self._steps = [record for record in self._steps if record["step"] <= step]
         self._epochs = [dict(record) for record in epochs]

@@ -42,7 +42,7 @@ Panel: TypeAlias = Callable[[Axes, Curves], None]
 
 
 def plot_metrics(run: Curves, path: Path) -> None:
-    """Draw training loss, validation accuracy, perfect-grid rate and loss components as a PNG of 1200 x 800 pixels.
+    """Draw training loss, validation accuracy, exact grids and loss components as a PNG of 1200 x 800 pixels.
 
     Losses are drawn over the logged steps, or over the epochs if there are fewer than two.
     """
@@ -99,7 +99,7 @@ def draw_exact(axes: Axes, run: Curves) -> None:
     highest = max((float(np.max(line.get_ydata())) for line in axes.get_lines()), default=0.0)
     axes.set_ylim(-0.02 * max(highest, 0.01), 1.1 * max(highest, 0.01))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=None))
-    _finish(axes, "Perfect-grid rate", "epoch")
+    _finish(axes, "Exact grids", "epoch")
 
 
 def draw_terms(axes: Axes, run: Curves) -> None:

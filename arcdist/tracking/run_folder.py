@@ -54,7 +54,8 @@ def make_run_folder(directory: str | Path | None) -> Path:
         ) from error
     if taken:
         raise ConfigError(
-            f"The output folder {folder} holds another run ({', '.join(taken)}): {_ELSEWHERE}, or move that run away."
+            f"The output folder {folder} holds another run ({', '.join(taken)}): continue it with --resume, "
+            f"{_ELSEWHERE}, or move that run away."
         )
     return folder
 
@@ -182,7 +183,9 @@ def read_identity(folder: Path) -> Identity:
     """
     path = folder / FILE
     with readable(path, "the identity of a run", "leave that run out"):
-        return parse_identity(json.loads(path.read_bytes()))
+        identity = parse_identity(json.loads(path.read_bytes()))
+        datetime.fromisoformat(identity.started)
+        return identity
 
 
 @contextmanager

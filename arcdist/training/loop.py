@@ -129,7 +129,7 @@ class Loop:
         restore(self.session, snapshot)
         self.state.load_state(snapshot.state)
         self.checkpointing.saved_step = self.state.step
-        self.metrics_logger.tracker.go_on_from(self.state.step, snapshot.state["epochs"])
+        self.metrics_logger.tracker.resume_from(self.state.step, snapshot.state["epochs"])
 
     def run(self, mirrors: Mirrors | None = None) -> bool:
         """Train all epochs; True at their end, False if the run was preempted before.
@@ -151,7 +151,7 @@ class Loop:
         profiler = StepProfiler(self.folder, self.profiled_steps, state.total_steps - state.step, session.device)
         progress = ProgressBar(state.total_steps, done=state.step, quiet=not session.is_main)
         with Interrupt() as interrupt, progress, profiler:
-            self.heartbeat.observer = progress.tell_phase
+            self.heartbeat.observer = progress.show_phase
             while state.epoch < self.config.train.epochs:
                 for batch, start in self._batches():
                     report = self._train_on(batch, start, interrupt)

@@ -145,6 +145,8 @@ def _resume(loop: Loop, snapshot: Snapshot, start: Start | None) -> None:
             "Resumed from %s: step %d, epoch %d, batch %d of %d.",
             *(start.checkpoint, loop.state.step, loop.state.epoch, loop.state.batch, loop.state.steps_per_epoch),
         )
+        if loop.state.epoch == loop.config.train.epochs:
+            _logger.info("All its %d epochs were trained already; a larger --epochs makes it longer.", loop.state.epoch)
     # What W&B has of a path that is left cannot be taken back: from here on the run is another one there.
     loop.run_id = broadcast_text(secrets.token_hex(4) if leaves_a_path else "") or loop.run_id
 

@@ -94,7 +94,7 @@ def benchmark(config: Config, steps: int) -> None:
         f"{pace.steps} steps of {config.train.batch_size}",
         {
             "device": f"{processes} × {device_name(session.device)}, precision {config.train.precision}",
-            "pace": f"{pace.queries / pace.seconds:,.1f} pairs/s, {pace.tokens / pace.seconds:,.0f} tokens/s",
+            "pace": f"{pace.queries / pace.seconds:,.1f} queries/s, {pace.tokens / pace.seconds:,.0f} tokens/s",
             "peak memory of a process": _largest_peak(session.device),
             f"{str(dtype).removeprefix('torch.')} products, measured": f"{rate / 1e12:.3g} TFLOP/s a device",
             "Qwen's operations": f"{used / 1e12:.3g} TFLOP/s a device, {used / rate:.1%} of that",

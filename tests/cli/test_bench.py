@@ -29,7 +29,7 @@ def test_it_prints_pace_memory_and_shares_and_leaves_nothing(tmp_path, tiny_flag
     assert run.returncode == 0, run.stderr
     assert "3 steps of 4" in run.stdout
     assert re.search(r"device +1 × cpu, precision no", run.stdout)
-    assert re.search(r"pace +[\d.]+ pairs/s, [\d,]+ tokens/s", run.stdout)
+    assert re.search(r"pace +[\d.]+ queries/s, [\d,]+ tokens/s", run.stdout)
     assert re.search(r"peak memory of a process +[\d.]+ GiB", run.stdout)
     assert re.search(r"float32 products, measured +[\d.e-]+ TFLOP/s a device", run.stdout)
     share = re.search(r"TFLOP/s a device, ([\d.]+)% of that", run.stdout)

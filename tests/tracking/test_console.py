@@ -21,11 +21,11 @@ from arcdist.tracking.console import shared_console
 @pytest.mark.parametrize(
     ("queries", "tokens", "shown"),
     [
-        (1, 3, "0.5 pairs/s, 1.5 tok/s"),
-        (20, 2_000, "10 pairs/s, 1000 tok/s"),
-        (256, 82_000, "128 pairs/s, 41k tok/s"),
-        (19_000, 2_400_000, "9500 pairs/s, 1.2M tok/s"),
-        (19_990, 1_999_000, "10k pairs/s, 1.0M tok/s"),
+        (1, 3, "0.5 q/s, 1.5 tok/s"),
+        (20, 2_000, "10 q/s, 1000 tok/s"),
+        (256, 82_000, "128 q/s, 41k tok/s"),
+        (19_000, 2_400_000, "9500 q/s, 1.2M tok/s"),
+        (19_990, 1_999_000, "10k q/s, 1.0M tok/s"),
     ],
 )
 def test_the_pace_is_shown_in_few_characters(queries, tokens, shown):
@@ -40,7 +40,7 @@ def test_it_is_a_mean_over_time_not_over_steps():
     pace = MovingPace()
     pace.add(10, 1000, 1.0)
     pace.add(10, 3000, 3.0)
-    assert str(pace) == "5.0 pairs/s, 1000 tok/s"
+    assert str(pace) == "5.0 q/s, 1000 tok/s"
     assert pace.seconds == 3.0
 
 
@@ -49,7 +49,7 @@ def test_only_the_last_twenty_steps_count():
     pace.add(0, 0, 1000.0)
     for _ in range(20):
         pace.add(64, 6400, 2.0)
-    assert str(pace) == "32 pairs/s, 3200 tok/s"
+    assert str(pace) == "32 q/s, 3200 tok/s"
 
 
 @pytest.fixture
@@ -250,19 +250,19 @@ def last_shown(width, *, label, note, done=120, total=4567, phase=None):
             bar.advance(label=label, note=note)
             clock.now += 1.7
         if phase:
-            bar.tell_phase(*phase)
+            bar.show_phase(*phase)
     return frames(screen)[-1]
 
 
-NOTE = "loss 1.23, exact 12%, 128 pairs/s, 41k tok/s"
+NOTE = "loss 1.23, exact 12%, 128 q/s, 41k tok/s"
 
 
 @pytest.mark.parametrize(
     ("width", "shown"),
     [
         (60, r"epoch 0 .* 120/4567 ETA \d:\d\d:\d\d loss 1\.23, exact 12%"),
-        (80, r"epoch 0 .* 120/4567 ETA \d:\d\d:\d\d loss 1\.23, exact 12%, 128 pairs/s, 41k tok/s"),
-        (120, r"epoch 0 .* 120/4567 \d:\d\d:\d\d ETA \d:\d\d:\d\d loss 1\.23, exact 12%, 128 pairs/s, 41k tok/s"),
+        (80, r"epoch 0 .* 120/4567 ETA \d:\d\d:\d\d loss 1\.23, exact 12%, 128 q/s, 41k tok/s"),
+        (120, r"epoch 0 .* 120/4567 \d:\d\d:\d\d ETA \d:\d\d:\d\d loss 1\.23, exact 12%, 128 q/s, 41k tok/s"),
     ],
 )
 def test_the_bar_is_one_line_on_every_terminal_and_the_note_gives_way_in_whole_parts(width, shown):
@@ -272,9 +272,9 @@ def test_the_bar_is_one_line_on_every_terminal_and_the_note_gives_way_in_whole_p
 
 
 def test_large_numbers_leave_the_time_left_whole():
-    note = "loss 0.0123, exact 100%, 1284 pairs/s, 1.4M tok/s"
+    note = "loss 0.0123, exact 100%, 1284 q/s, 1.4M tok/s"
     (line,) = last_shown(80, label="epoch 12", note=note, done=11_234, total=123_450)
-    assert re.search(r"11234/123450 ETA \d\d:\d\d:\d\d loss 0\.0123, exact 100%, 1284 pairs/s *$", line)
+    assert re.search(r"11234/123450 ETA \d\d:\d\d:\d\d loss 0\.0123, exact 100%, 1284 q/s *$", line)
 
 
 def test_a_long_phase_takes_the_place_of_the_label():
@@ -288,10 +288,10 @@ def test_without_a_terminal_a_long_phase_is_a_line():
     screen = io.StringIO()
     with ProgressBar(4, console=Console(file=screen)) as progress:
         for second in range(41):
-            progress.tell_phase("validating", float(second))
+            progress.show_phase("validating", float(second))
     assert screen.getvalue() == "validating: 10 s\nvalidating: 40 s\n"
     with ProgressBar(4, quiet=True, console=Console(file=screen)) as progress:
-        progress.tell_phase("validating", 100.0)
+        progress.show_phase("validating", 100.0)
     assert screen.getvalue() == "validating: 10 s\nvalidating: 40 s\n"
 
 

@@ -28,7 +28,7 @@ def test_what_is_written_is_read(tmp_path):
 def test_a_resumed_run_forgets_the_validations_after_its_checkpoint(tmp_path):
     run = make_run(tmp_path / "run", epochs=3)
     tracker = TrainingMetricsTracker(run)
-    tracker.go_on_from(40, tracker.epochs[:1])
+    tracker.resume_from(40, tracker.epochs[:1])
     assert [validation.epoch for validation in read_validations(run)] == [0]
 
 
@@ -179,7 +179,7 @@ def numbers(tmp_path, steps, epochs):
 def test_going_on_forgets_what_came_after_the_checkpoint(tmp_path):
     numbers(tmp_path, steps=7, epochs=3)
     tracker = TrainingMetricsTracker(tmp_path)
-    tracker.go_on_from(3, [{"epoch": 0, "val/exact": 0.1}])
+    tracker.resume_from(3, [{"epoch": 0, "val/exact": 0.1}])
     assert lines(tmp_path / "steps.jsonl") == [
         {"step": step, "epoch": (step - 1) // 2, "loss": 1.0 / step} for step in (1, 2, 3)
     ]
@@ -196,14 +196,14 @@ def test_going_on_forgets_what_came_after_the_checkpoint(tmp_path):
 def test_going_on_from_the_end_changes_no_byte(tmp_path):
     epochs = numbers(tmp_path, steps=4, epochs=2).epochs
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    TrainingMetricsTracker(tmp_path).go_on_from(4, epochs)
+    TrainingMetricsTracker(tmp_path).resume_from(4, epochs)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_going_on_in_the_first_epoch_leaves_no_metrics_file(tmp_path):
     numbers(tmp_path, steps=4, epochs=1)
     tracker = TrainingMetricsTracker(tmp_path)
-    tracker.go_on_from(1, [])
+    tracker.resume_from(1, [])
     assert [path.name for path in tmp_path.iterdir()] == ["steps.jsonl"]
     assert tracker.best == {}
 
@@ -211,7 +211,7 @@ def test_going_on_in_the_first_epoch_leaves_no_metrics_file(tmp_path):
 def test_going_on_in_a_new_folder_knows_the_epochs_of_the_checkpoint(tmp_path):
     # A file that was lost does not matter either: the checkpoint holds the epochs.
     tracker = TrainingMetricsTracker(tmp_path)
-    tracker.go_on_from(3, [{"epoch": 0, "val/exact": 0.3}])
+    tracker.resume_from(3, [{"epoch": 0, "val/exact": 0.3}])
     assert json.loads((tmp_path / "metrics.json").read_text())["best"]["val/exact"] == 0.3
     assert (tmp_path / "steps.jsonl").read_text() == ""
     assert tracker.log_epoch({"epoch": 1, "val/exact": 0.2}) is False
@@ -220,7 +220,7 @@ def test_going_on_in_a_new_folder_knows_the_epochs_of_the_checkpoint(tmp_path):
 def test_one_that_does_not_write_goes_on_without_a_file(tmp_path):
     tracker = TrainingMetricsTracker(tmp_path, writes=False)
     epochs = [{"epoch": 0, "val/exact": 0.3}]
-    tracker.go_on_from(3, epochs)
+    tracker.resume_from(3, epochs)
     assert tracker.epochs == epochs
     epochs[0]["val/exact"] = 0.0  # somebody else's
     assert tracker.best["val/exact"] == 0.3
