@@ -62,7 +62,7 @@ def _scores(models: Predictor, batch: QueryBatch, known: Tensor, predictions: Pr
     """Every score that is logged, of each query."""
     inputs, targets = batch.inputs, batch.targets
     prompt, control = models.read(inputs.tokens, inputs.token_mask, inputs.features)
-    refined = models.refiner.refine_prompt(prompt, control, inputs.summary).refined
+    refined = models.refiner.refine_prompt(prompt, control, inputs.summary, deterministic=True).refined
     context = models.agent.read_context(inputs)
     before = models.agent(inputs, prompt, context)
     after = models.agent(inputs, refined, context)

@@ -123,8 +123,8 @@ class EFELoss(nn.Module):
     """The expected-free-energy loss: its terms over valid cells, in float32 whatever the precision of the logits.
 
     It owns the preference sigma(c), which starts uniform, what the prompt moves in it, the prompt's projection to
-    colours, and the running statistics of the outcomes. Each term is a mean over a query's valid cells, so that neither
-    padding nor the size of a grid weighs in.
+    colours, and the running statistics of the outcomes. Each term is a mean over a query's valid cells, then over the
+    queries, so that neither padding nor the size of a grid weighs in.
 
     Args:
         target_share: kappa of `preferred_outcome`.
@@ -148,8 +148,11 @@ class EFELoss(nn.Module):
         **lambdas: float,
     ) -> None:
         super().__init__()
-        config = EFEConfig(**lambdas)
-        self.weights = {term: getattr(config, key.name) for term, key in EFE_TERMS.items()}
+        keys = {key.name for key in EFE_TERMS.values()}
+        if not lambdas.keys() <= keys:
+            raise TypeError(f"EFELoss has no {', '.join(lambdas.keys() - keys)}: choose among {', '.join(keys)}.")
+        defaults = EFEConfig()
+        self.weights = {term: lambdas.get(key.name, getattr(defaults, key.name)) for term, key in EFE_TERMS.items()}
         self.target_share = target_share
         self.statistics_decay = statistics_decay
         self.preference = nn.Parameter(torch.zeros(max_grid_size, max_grid_size, num_colors))
@@ -170,13 +173,40 @@ class EFELoss(nn.Module):
         prompt_embedding: Float[Tensor, "B P"],
         grid_mask: Bool[Tensor, "B H W"],
         *,
+        query_weight: Float[Tensor, " B"] | None = None,
+        halting: Float[Tensor, "T B"] | None = None,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The unweighted terms and `total` = sum of lambda x term, each a mean over the queries.
+
+        Arguments as in `per_query`; `query_weight` sums to 1 (default: every query alike).
+        """
+        terms = self.per_query(
+            *(forward_logits, backward_logits, state_logits, obs_probs, final_logits),
+            *(target, prompt_embedding, grid_mask),
+            halting=halting,
+        )
+        return {name: query_mean(values, query_weight) for name, values in terms.items()}
+
+    def per_query(
+        self,
+        forward_logits: Float[Tensor, "T B H W C"],
+        backward_logits: Float[Tensor, "T B H W C"],
+        state_logits: Float[Tensor, "T B H W S"],
+        obs_probs: Float[Tensor, "S C"],
+        final_logits: Float[Tensor, "B H W C"],
+        target: Int[Tensor, "B H W"],
+        prompt_embedding: Float[Tensor, "B P"],
+        grid_mask: Bool[Tensor, "B H W"],
+        *,
         halting: Float[Tensor, "T B"] | None = None,
     ) -> dict[str, Float[Tensor, " B"]]:
-        """The unweighted terms of each query, and `total` = sum of lambda x term; all 0 for one without a valid cell.
+        """The same terms and `total` for each query; all 0 for a query without a valid cell.
 
         Logits need not be normalised; the rows of `obs_probs` are distributions. `target` is `OUTSIDE` (-1) where it is
         unknown: such a cell of `grid_mask` counts in every term but `consistency`. `halting` as in `expected_steps`;
-        none means that every step is always taken. No side of the canvas exceeds `max_grid_size`.
+        none means that every step is always taken.
+
+        Raises ValueError if the canvas exceeds `max_grid_size`.
         """
         with torch.autocast(forward_logits.device.type, enabled=False):
             log_forward = F.log_softmax(forward_logits.float(), dim=-1)
@@ -205,6 +235,11 @@ class EFELoss(nn.Module):
         self, prompt: Float[Tensor, "B P"], height: int, width: int
     ) -> Float[Tensor, "B {height} {width} C"]:
         """sigma(c) on the canvas: a colour preference a cell, moved alike in all cells by the prompt."""
+        if max(height, width) > len(self.preference):
+            raise ValueError(
+                f"The canvas is {height} x {width}, but EFELoss holds preferences for {len(self.preference)} x "
+                f"{len(self.preference)} cells: build it with max_grid_size >= {max(height, width)}."
+            )
         moved = self.prompt_preference_mapper(prompt)[:, None, None]
         return floored(F.softmax(self.preference[:height, :width] + moved, dim=-1))
 

@@ -35,8 +35,12 @@ class SquashedGaussian:
     std: Float[Tensor, "B A"]
     delta_scale: float
 
+    def at(self, noise: Float[Tensor, "B A"]) -> Float[Tensor, "B A"]:
+        """The action of a standard normal draw: mean + std x noise."""
+        return self.mean + self.std * noise
+
     def squash(self, action: Float[Tensor, "B A"]) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B 1"]]:
-        """Delta, the change of the prompt, within +-delta_scale; alpha, the share of it that is applied, 0 to 1."""
+        """(Delta, alpha): the change of the prompt and the share of it that is applied."""
         squashed: Tensor = self._squashing(action)
         return squashed[:, :-1], squashed[:, -1:]
 
@@ -52,11 +56,12 @@ class SquashedGaussian:
         std, which drives tanh into saturation; this one has its maximum before.
         """
         gaussian: Tensor = self._gaussian.entropy().sum(dim=-1)
-        return gaussian + self._log_volume(self.mean + self.std * noise)
+        return gaussian + self._log_volume(self.at(noise))
 
     @property
     def _gaussian(self) -> Normal:
-        return Normal(self.mean, self.std, validate_args=False)  # Validation would wait for the device each time.
+        # Without validation, which would wait for the device each time.
+        return Normal(self.mean, self.std, validate_args=False)
 
     @property
     def _squashing(self) -> CatTransform:
@@ -150,6 +155,10 @@ class RefinedPrompt:
     """The edited prompt; its derivative with respect to the prompt is the identity."""
     log_prob: Float[Tensor, " B"]
     """Log-density of the action in nats, summed over its P + 1 components; differentiable in policy and prompt."""
+    delta: Float[Tensor, "B P"]
+    """Delta, each component within +-rl_delta_scale."""
+    alpha: Float[Tensor, "B 1"]
+    """Share of Delta that is applied, 0 to 1."""
     transition: Transition
 
 
@@ -204,26 +213,37 @@ class PolicyRefinedAgent(nn.Module):
         summary: Float[Tensor, "B F"],
         *,
         noise: Float[Tensor, "B A"] | None = None,
+        deterministic: bool = False,
     ) -> RefinedPrompt:
         """Refine prompts: (1 - alpha) prompt + alpha (prompt + Delta), with (Delta, alpha) from the policy.
 
-        `noise` is a standard normal draw of P + 1 numbers a query; without it, the action is the policy's mean. The
-        action is a constant to autograd: the policy learns from `log_prob`, and the gradient of `refined` flows
-        through the prompt alone.
+        `noise` is a standard normal draw of P + 1 numbers a query; without it, torch's global generator draws.
+        `deterministic` takes the policy's mean instead. The action is a constant to autograd: the policy learns from
+        `log_prob`, and the gradient of `refined` flows through the prompt alone.
         """
+        if noise is not None and deterministic:
+            raise ValueError("refine_prompt was given noise and deterministic=True: choose one of them.")
         with torch.autocast(prompt.device.type, enabled=False):
             prompt, control, summary = prompt.float(), control.float(), summary.float()
             policy, _ = self.policy_and_value(prompt, control, summary)
-            if noise is None:
+            if deterministic:
                 noise = torch.zeros_like(policy.mean)
-            action = (policy.mean + policy.std * noise).detach()
+            elif noise is None:
+                noise = torch.randn_like(policy.mean)
+            action = policy.at(noise).detach()
             delta, alpha = policy.squash(action)
             # Equal to the mixture of the two prompts, without its rounding: where alpha Delta is 0, nothing changes.
             refined = prompt + alpha * delta
             log_prob = policy.log_prob(action)
-        state = {"prompt": prompt.detach(), "control": control.detach(), "summary": summary.detach()}
-        transition = Transition(**state, action=action, noise=noise, refined=refined.detach())
-        return RefinedPrompt(refined=refined, log_prob=log_prob, transition=transition)
+        transition = Transition(
+            prompt=prompt.detach(),
+            control=control.detach(),
+            summary=summary.detach(),
+            action=action,
+            noise=noise,
+            refined=refined.detach(),
+        )
+        return RefinedPrompt(refined=refined, log_prob=log_prob, delta=delta, alpha=alpha, transition=transition)
 
     def rl_loss(
         self,

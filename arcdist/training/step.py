@@ -344,7 +344,7 @@ def _energy(
 ) -> tuple[Float[Tensor, " B"], dict[str, Float[Tensor, " B"]]]:
     """What the grid modules minimise for each query, and the losses that it is made of, by their names in the log."""
     after, query = plan.after, plan.queries.inputs.query
-    terms = models.efe(
+    terms = models.efe.per_query(
         forward_logits=after.forward_logits,
         backward_logits=after.backward_logits,
         state_logits=after.state_logits,

@@ -65,7 +65,7 @@ def ask(models: Predictor, query: Query, collate) -> tuple[Said, Said]:
     for module in (models.qwen, models.agent, models.solver):
         module.eval()
     prompt, control = models.qwen(inputs.tokens, inputs.token_mask, inputs.features)
-    refined = models.refiner.refine_prompt(prompt, control, inputs.summary).refined
+    refined = models.refiner.refine_prompt(prompt, control, inputs.summary, deterministic=True).refined
     proposal = models.solver(prompt, inputs, batch.ids)
     trust = proposal.confidence_logit.sigmoid().item()
     both = []

@@ -119,7 +119,7 @@ def joint_losses(session, batch, noise):
     final = models.solver(prompt.detach(), inputs, batch.ids).weigh(after.forward_logits[-1].detach())
 
     target, mask = canvas_target(targets, after)
-    terms = models.efe(
+    terms = models.efe.per_query(
         *(after.forward_logits, after.backward_logits, after.state_logits, after.obs_probs),
         *(after.forward_logits[-1], target, refinement.refined, mask),
     )

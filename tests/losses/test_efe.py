@@ -95,11 +95,6 @@ def trained_loss(**weights: float) -> EFELoss:
     return loss
 
 
-def means(loss: EFELoss, inputs: dict[str, Any]) -> dict[str, Tensor]:
-    """Each term and the total over all queries."""
-    return {name: query_mean(values) for name, values in loss(**inputs).items()}
-
-
 def softmax(logits: list[float]) -> list[float]:
     exps = [math.exp(x - max(logits)) for x in logits]
     return [x / sum(exps) for x in exps]
@@ -204,19 +199,21 @@ def test_equals_a_slow_loop(halted: bool) -> None:
     halting = torch.rand(3, 3, generator=torch.Generator().manual_seed(2)) if halted else None
     expected = slow_terms(loss, inputs, halting)
 
-    per_query = loss(**inputs, halting=halting)
+    per_query = loss.per_query(**inputs, halting=halting)
     lambdas = [1.0, 0.7, 0.1, 1.0, 0.5, 0.4, 0.3]
     for b, terms in enumerate(expected):
         assert {name: per_query[name][b].item() for name in TERMS} == pytest.approx(terms, rel=1e-5)
         total = sum(weight * terms[name] for weight, name in zip(lambdas, TERMS, strict=True))
         assert per_query["total"][b].item() == pytest.approx(total, rel=1e-5)
 
-    assert list(per_query) == [*TERMS, "total"]
+    uniform = loss(**inputs, halting=halting)
+    weighted = loss(**inputs, halting=halting, query_weight=torch.tensor([0.5, 0.3, 0.2]))
+    assert list(uniform) == [*TERMS, "total"]
     for name in TERMS:
         values = [terms[name] for terms in expected]
-        assert query_mean(per_query[name]).item() == pytest.approx(sum(values) / 3, rel=1e-5)
+        assert uniform[name].item() == pytest.approx(sum(values) / 3, rel=1e-5)
         by_weight = 0.5 * values[0] + 0.3 * values[1] + 0.2 * values[2]
-        assert query_mean(per_query[name], torch.tensor([0.5, 0.3, 0.2])).item() == pytest.approx(by_weight, rel=1e-5)
+        assert weighted[name].item() == pytest.approx(by_weight, rel=1e-5)
 
 
 def test_padding_changes_nothing() -> None:
@@ -231,16 +228,16 @@ def test_padding_changes_nothing() -> None:
                 wide[name][:, :3, :3] = value
             case _:
                 wide[name][:, :, :3, :3] = value
-    for (name, expected), value in zip(loss(**narrow).items(), loss(**wide).values(), strict=True):
+    for (name, expected), value in zip(loss.per_query(**narrow).items(), loss.per_query(**wide).values(), strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_batch_composition_changes_nothing() -> None:
     loss = trained_loss(lambda_amb=1.0)
     inputs = random_inputs([(2, 3), (3, 2), (1, 1), (3, 3)], (3, 3))
-    together = loss(**inputs)
+    together = loss.per_query(**inputs)
     for b in range(4):
-        alone = loss(
+        alone = loss.per_query(
             **{
                 name: value
                 if name == "obs_probs"
@@ -259,7 +256,7 @@ def test_a_query_without_cells_adds_nothing_and_no_nan() -> None:
     inputs = random_inputs([(2, 2), (0, 0)], (2, 2))
     inputs["forward_logits"].requires_grad_()
     inputs["final_logits"].requires_grad_()
-    per_query = loss(**inputs)
+    per_query = loss.per_query(**inputs)
     assert all(values[1].item() == 0.0 for values in per_query.values())
     per_query["total"].sum().backward()
     for parameter in [*loss.parameters(), inputs["forward_logits"], inputs["final_logits"]]:
@@ -271,9 +268,9 @@ def test_a_query_without_cells_adds_nothing_and_no_nan() -> None:
 def test_an_unknown_target_cell_is_left_out_of_consistency_only() -> None:
     loss = trained_loss()
     inputs = random_inputs([(1, 2)], (1, 2))
-    known = means(loss, inputs)
+    known = loss(**inputs)
     inputs["target"][0, 0, 1] = -1
-    half_known = means(loss, inputs)
+    half_known = loss(**inputs)
     target = int(inputs["target"][0, 0, 0])
     surprise = -inputs["final_logits"][0, 0, 0].log_softmax(dim=-1)[target]
     torch.testing.assert_close(half_known["consistency"], surprise)
@@ -309,7 +306,7 @@ def test_divergences_stay_finite_for_certain_preferences_and_predictions() -> No
         loss.outcome_statistics.copy_(torch.eye(10)[1])
     inputs = random_inputs([(2, 2)], (2, 2))
     inputs["forward_logits"] = (1e4 * inputs["forward_logits"]).requires_grad_()
-    terms = means(loss, inputs)
+    terms = loss(**inputs)
     # ln(1 / (0.1 x 1e-8)) and ln(1 / 1e-8)
     assert terms["risk"].item() <= 20.73
     assert terms["z_learning"].item() == pytest.approx(18.4207, abs=1e-3)
@@ -324,7 +321,7 @@ def test_gradients_reach_every_parameter_and_input_and_not_the_statistics() -> N
     differentiable = ("forward_logits", "backward_logits", "final_logits", "prompt_embedding")
     for name in differentiable:
         inputs[name].requires_grad_()
-    means(loss, inputs)["total"].backward()
+    loss(**inputs)["total"].backward()
     for name, parameter in loss.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
@@ -359,7 +356,7 @@ def test_each_term_teaches_only_what_it_is_about(term: str, reached: set[str]) -
         "mapper": loss.prompt_preference_mapper.weight,
         "projection": loss.prompt_projection.weight,
     }
-    value = means(loss, inputs)[term]
+    value = loss(**inputs)[term]
     if value.requires_grad:
         value.backward()
     assert {name for name, leaf in leaves.items() if leaf.grad is not None and leaf.grad.any()} == reached
@@ -370,7 +367,7 @@ def test_impossible_observations_give_no_nan_at_weight_zero() -> None:
     inputs = random_inputs([(2, 2)], (2, 2))
     inputs["obs_probs"] = torch.eye(6, 10).requires_grad_()
     inputs["state_logits"].requires_grad_()
-    terms = means(loss, inputs)
+    terms = loss(**inputs)
     assert terms["ambiguity"].item() == pytest.approx(0.0, abs=1e-6)
     terms["total"].backward()
     assert not inputs["obs_probs"].grad.any()
@@ -381,11 +378,9 @@ def test_float32_inside_autocast_and_for_bfloat16_logits() -> None:
     loss = trained_loss()
     inputs = random_inputs([(3, 3)], (3, 3))
     rounded = {name: value.bfloat16() if value.is_floating_point() else value for name, value in inputs.items()}
-    expected = means(
-        loss, {name: value.float() if value.is_floating_point() else value for name, value in rounded.items()}
-    )
+    expected = loss(**{name: value.float() if value.is_floating_point() else value for name, value in rounded.items()})
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = means(loss, rounded)
+        terms = loss(**rounded)
     for name, value in terms.items():
         assert value.dtype == torch.float32
         assert value.item() == expected[name].item(), name
@@ -421,3 +416,8 @@ def test_everything_exists_at_construction_and_the_preference_starts_uniform() -
     }
     preference = loss.preferred_colors(torch.randn(2, 256), 4, 5)
     torch.testing.assert_close(preference, torch.full((2, 4, 5, 10), 0.1))
+
+
+def test_a_canvas_that_is_too_large_says_which_key_to_raise() -> None:
+    with pytest.raises(ValueError, match=r"canvas is 3 x 4.*max_grid_size >= 4"):
+        EFELoss(max_grid_size=3, prompt_dim=4)(**random_inputs([(3, 4)], (3, 4)))

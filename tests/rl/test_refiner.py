@@ -10,7 +10,7 @@ from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import AffineTransform, SigmoidTransform, TanhTransform
 
 from arcdist.config.schema import RefinerConfig
-from arcdist.rl import PolicyRefinedAgent, RefinedPrompt, Transition
+from arcdist.rl import PolicyRefinedAgent, Transition
 from arcdist.rl.refiner import IntrinsicCuriosity, SquashedGaussian
 
 
@@ -18,7 +18,7 @@ def test_log_prob_equals_torch_distributions() -> None:
     generator = torch.Generator().manual_seed(0)
     mean, log_std, noise = (torch.randn(3, 5, generator=generator, dtype=torch.float64) for _ in range(3))
     policy = SquashedGaussian(mean=mean, std=(0.3 * log_std).exp(), delta_scale=0.2)
-    action = policy.mean + policy.std * noise
+    action = policy.at(noise)
     delta, alpha = policy.squash(action)
 
     of_delta = TransformedDistribution(
@@ -66,7 +66,7 @@ def test_entropy_is_the_mean_negative_log_prob() -> None:
     )
     noise = torch.randn(50_000, 3, generator=torch.Generator().manual_seed(0))
     entropy = policy.entropy(noise).mean()
-    assert entropy.item() == pytest.approx(-policy.log_prob(policy.mean + policy.std * noise).mean().item(), abs=0.02)
+    assert entropy.item() == pytest.approx(-policy.log_prob(policy.at(noise)).mean().item(), abs=0.02)
 
 
 def test_entropy_does_not_reward_an_ever_larger_std() -> None:
@@ -167,34 +167,24 @@ def draw(queries: int = 3, seed: int = 2) -> Tensor:
     return torch.randn(queries, 5, generator=torch.Generator().manual_seed(seed))
 
 
-def edit_of(refiner: PolicyRefinedAgent, refinement: RefinedPrompt) -> tuple[Tensor, Tensor]:
-    """Delta and alpha of the action that was taken."""
-    transition = refinement.transition
-    policy, _ = refiner.policy_and_value(transition.prompt, transition.control, transition.summary)
-    return policy.squash(transition.action)
-
-
 def test_refined_is_the_mixture_of_prompt_and_edited_prompt() -> None:
     prompt, control, summary = states()
-    refiner = trained_refiner()
-    refinement = refiner.refine_prompt(prompt, control, summary, noise=draw())
-    delta, alpha = edit_of(refiner, refinement)
+    refinement = trained_refiner().refine_prompt(prompt, control, summary, noise=draw())
+    delta, alpha = refinement.delta, refinement.alpha
     torch.testing.assert_close(refinement.refined, (1 - alpha) * prompt + alpha * (prompt + delta))
     assert delta.abs().max().item() < 0.2
     assert 0.0 < alpha.min().item() < alpha.max().item() < 1.0
 
 
 def test_an_untrained_policy_is_centred_and_moderate() -> None:
-    refiner = small_refiner()
-    refinement = refiner.refine_prompt(*states())
-    delta, alpha = edit_of(refiner, refinement)
-    assert not delta.any()
-    assert alpha.flatten().tolist() == [0.5] * 3
+    refinement = small_refiner().refine_prompt(*states(), deterministic=True)
+    assert not refinement.delta.any()
+    assert refinement.alpha.flatten().tolist() == [0.5] * 3
     assert torch.equal(refinement.refined, states()[0])
-    delta, alpha = edit_of(refiner, refiner.refine_prompt(*states(), noise=torch.ones(3, 5)))
+    noisy = small_refiner().refine_prompt(*states(), noise=torch.ones(3, 5))
     std = math.exp(-0.7)
-    torch.testing.assert_close(delta, torch.full((3, 4), 0.2 * math.tanh(std)))
-    torch.testing.assert_close(alpha, torch.full((3, 1), 1 / (1 + math.exp(-std))))
+    torch.testing.assert_close(noisy.delta, torch.full((3, 4), 0.2 * math.tanh(std)))
+    torch.testing.assert_close(noisy.alpha, torch.full((3, 1), 1 / (1 + math.exp(-std))))
 
 
 def test_the_action_is_a_constant_and_the_prompt_passes_straight_through() -> None:
@@ -248,6 +238,11 @@ def test_the_same_noise_gives_the_same_refinement_whatever_the_batch() -> None:
     torch.testing.assert_close(alone.log_prob, together.log_prob[1:2])
 
 
+def test_noise_and_deterministic_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="choose one of them"):
+        small_refiner().refine_prompt(*states(), noise=draw(), deterministic=True)
+
+
 def test_float32_under_autocast() -> None:
     refiner, (prompt, control, summary), noise = trained_refiner(), states(), draw()
     expected = refiner.refine_prompt(prompt, control, summary, noise=noise)
@@ -265,11 +260,10 @@ def test_rl_loss_by_hand() -> None:
     losses = refiner.rl_loss(transition, advantage, query_weight=weight)
 
     policy, value = refiner.policy_and_value(*states())
-    delta, alpha = edit_of(refiner, refinement)
     curiosity = refiner.curiosity(
         torch.cat([transition.prompt, transition.summary], dim=-1),
         torch.cat([transition.refined, transition.summary], dim=-1),
-        torch.cat([delta / 0.2, alpha], dim=-1),
+        torch.cat([refinement.delta / 0.2, refinement.alpha], dim=-1),
     )
     returns = advantage + 0.2 * curiosity.bonus
     torch.testing.assert_close(losses["policy"], -(weight * (returns - value) * refinement.log_prob).sum())
@@ -321,7 +315,7 @@ def test_updates_learn_the_direction_that_is_rewarded() -> None:
         optimizer.step()
 
     prompt, control, summary = states(200, seed=5)
-    refinement = refiner.refine_prompt(prompt, control, summary)
+    refinement = refiner.refine_prompt(prompt, control, summary, deterministic=True)
     # The most that can be had is 3 components x 0.2, applied whole.
     assert gain(refinement.refined - prompt, control).mean().item() > 0.3
 
