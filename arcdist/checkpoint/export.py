@@ -23,6 +23,7 @@ from arcdist.data.tasks import NUM_COLORS
 from arcdist.errors import ConfigError, DataError
 from arcdist.files import expanded, write_folder
 from arcdist.formatting import DASH, counted, percent
+from arcdist.host import versions
 
 _BODY = "qwen.body."
 _PEFT = "base_model.model."
@@ -230,10 +231,9 @@ def model_card(config: Config, state: Mapping[str, Any], base: Base, *, averaged
     else:
         imports = "from transformers import AutoModel"
         load = f"base = AutoModel.from_pretrained({name}, dtype=torch.{qwen.dtype}){_NOTES.get(base.kind, '')}"
-    versions = [
-        (name, state["versions"].get(name, DASH), version(name))
-        for name in ("arcdist", *state["versions"], "safetensors")
-    ]
+    here = versions()
+    packages = [(name, then, here.get(name, DASH)) for name, then in state["versions"].items()]
+    packages += [("safetensors", DASH, version("safetensors")), ("Python", DASH, python_version())]
     return f"""\
 ---
 {metadata.to_yaml()}
@@ -298,7 +298,7 @@ rest = load_file(folder / "rest.safetensors")  # prompt_projection.*, solver.*, 
 
 ## Versions
 
-{_markdown(("package", "trained with", "exported with"), *versions, ("Python", DASH, python_version()))}
+{_markdown(("package", "trained with", "exported with"), *packages)}
 ## License
 
 No license is named in the metadata of this card: whoever publishes these weights has to choose one. The base model's

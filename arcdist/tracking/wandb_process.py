@@ -84,6 +84,7 @@ class WandbProcess:
             self._orders.flush()
             # The answer is one line, and arrives whole.
             if not select.select([self._answers], [], [], 120.0)[0]:
+                self._kill()  # A late answer would be taken for the next order's.
                 raise WandbError("no answer for 120 s")
             line = self._answers.readline()
         except (OSError, ValueError) as error:

@@ -76,7 +76,7 @@ class Interrupt:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: installed from C.
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()

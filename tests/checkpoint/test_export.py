@@ -265,6 +265,14 @@ def test_the_card_tells_base_data_scores_and_versions(build_tiny):
     assert "No license is named" in text
 
 
+def test_a_package_of_the_run_that_is_not_installed_here_has_a_dash(build_tiny):
+    snapshot = snapshot_of(build_tiny())
+    snapshot.state["versions"]["deepspeed-of-another-machine"] = "0.19"
+    text = card_of_export(snapshot)
+    assert "| deepspeed-of-another-machine | 0.19 | – |" in text
+    assert text.count("| arcdist |") == 1
+
+
 def test_the_card_says_where_scores_are_not_those_of_the_weights(build_tiny):
     session = build_tiny()
     assert "these are not the scores of exactly these weights" in card_of_export(snapshot_of(session, batch=1))
