@@ -13,7 +13,14 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from arcdist.analysis.page import picture, render
-from arcdist.analysis.pairwise import Puzzle, pairwise_table, puzzle_table, puzzles, rank, verdict_sentences
+from arcdist.analysis.pairwise import (
+    QueryOutcome,
+    pairwise_table,
+    puzzle_table,
+    query_outcomes,
+    rank,
+    verdict_sentences,
+)
 from arcdist.analysis.plots import CURVES, draw_curves, draw_efe_terms, draw_panels, style_of
 from arcdist.analysis.record import RunRecord, read_run
 from arcdist.analysis.scores import (
@@ -42,7 +49,7 @@ class Comparison:
     """By the last validation of each run; in sentences, the most important first."""
     tables: tuple[Table, ...]
     """In the order in which they are read."""
-    puzzles: tuple[Puzzle, ...]
+    outcomes: tuple[QueryOutcome, ...]
     left_out: tuple[str, ...]
     """Why each further run that was named is not among them."""
 
@@ -124,7 +131,7 @@ def compare(records: Sequence[RunRecord], left_out: Sequence[str] = ()) -> Compa
         runs=runs,
         verdict=verdict_sentences(last, best),
         tables=tuple(table for table in tables if table is not None),
-        puzzles=puzzles(runs),
+        outcomes=query_outcomes(runs),
         left_out=tuple(left_out),
     )
 
@@ -230,7 +237,7 @@ def numbers(comparison: Comparison) -> dict[str, Any]:
         "verdict": list(comparison.verdict),
         **{table.key: {row.key: by_column(row, table.columns) for row in table.rows} for table in comparison.tables},
         "queries": {
-            puzzle.id: {"last": by_run(puzzle.last), "best": by_run(puzzle.best)} for puzzle in comparison.puzzles
+            outcome.id: {"last": by_run(outcome.last), "best": by_run(outcome.best)} for outcome in comparison.outcomes
         },
         "left_out": list(comparison.left_out),
     }

@@ -16,7 +16,7 @@ from arcdist.tracking.metrics import task_of
 
 # T tasks, S runs of a group, D draws, K kinds of tasks.
 
-Moment: TypeAlias = Literal["last", "best"]
+ValidationChoice: TypeAlias = Literal["last", "best"]
 Answers: TypeAlias = Mapping[str, bool]
 """Whether each query was answered exactly, by its id."""
 
@@ -101,7 +101,7 @@ class PairwiseResult:
 class Ranking:
     """The leading group against each other one."""
 
-    moment: Moment
+    choice: ValidationChoice
     results: tuple[PairwiseResult, ...]
     """The closest rival first; empty if nothing can be compared."""
     asked: int
@@ -111,12 +111,12 @@ class Ranking:
     """Groups that were asked other queries than the compared ones."""
 
 
-def rank(runs: Sequence[Run], moment: Moment) -> Ranking:
+def rank(runs: Sequence[Run], choice: ValidationChoice) -> Ranking:
     """Compare groups, or the runs of a single group, on the queries that all were asked.
 
     While no query is common to all, the group with the least in common with the others is set apart.
     """
-    answers = {run.letter: answers_at(run.record, moment) for run in runs}
+    answers = {run.letter: answers_at(run.record, choice) for run in runs}
     validated = [run for run in runs if answers[run.letter]]
     groups = group_runs(validated)
     if len(groups) == 1:
@@ -131,7 +131,7 @@ def rank(runs: Sequence[Run], moment: Moment) -> Ranking:
         # Of several with as little, the last.
         del compared[len(overlaps) - 1 - overlaps[::-1].index(min(overlaps))]
     return Ranking(
-        moment=moment,
+        choice=choice,
         results=_compare(compared, sorted(common), answers) if len(compared) > 1 else (),
         asked=len({query for group in compared for run in group.runs for query in answers[run.letter]}),
         without_validation=tuple(run for run in runs if not answers[run.letter]),
@@ -139,14 +139,14 @@ def rank(runs: Sequence[Run], moment: Moment) -> Ranking:
     )
 
 
-def answers_at(record: RunRecord, moment: Moment) -> Answers:
+def answers_at(record: RunRecord, choice: ValidationChoice) -> Answers:
     """How the queries of the last or the best validation were answered; empty if there is none.
 
     The last one is the fair one to judge by: the best one was chosen for this very score, which flatters a run the
     more, the more validations it had to choose from.
     """
     epoch = record.best.get("epoch")
-    validations = record.validations[-1:] if moment == "last" else [v for v in record.validations if v.epoch == epoch]
+    validations = record.validations[-1:] if choice == "last" else [v for v in record.validations if v.epoch == epoch]
     return {query: result.exact for validation in validations for query, result in validation.results.items()}
 
 
@@ -196,8 +196,8 @@ def pairwise_table(ranking: Ranking) -> Table | None:
         ("clear", "beyond the noise", "yes or no"),
     ]
     return Table(
-        key=f"pairwise_{ranking.moment}",
-        title=f"{leader} against {'the others' if others else first.rival.letters}, {ranking.moment} validation",
+        key=f"pairwise_{ranking.choice}",
+        title=f"{leader} against {'the others' if others else first.rival.letters}, {ranking.choice} validation",
         columns=tuple(result.rival.letters for result in ranking.results),
         rows=[
             Row(
@@ -214,7 +214,7 @@ def pairwise_table(ranking: Ranking) -> Table | None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Puzzle:
+class QueryOutcome:
     """A query that some run has solved."""
 
     id: str
@@ -232,18 +232,22 @@ class Puzzle:
         )
 
 
-def puzzles(runs: Sequence[Run]) -> tuple[Puzzle, ...]:
+def query_outcomes(runs: Sequence[Run]) -> tuple[QueryOutcome, ...]:
     """Every query that any run solved, at its last or its best validation.
 
     First those in which the last validations differ; queries that the same runs solved are neighbours.
     """
-    last, best = ([answers_at(run.record, moment) for run in runs] for moment in get_args(Moment))
+    last, best = ([answers_at(run.record, choice) for run in runs] for choice in get_args(ValidationChoice))
     solved = sorted({query for answers in (*last, *best) for query, exact in answers.items() if exact})
     found = (
-        Puzzle(id=query, last=tuple(known.get(query) for known in last), best=tuple(known.get(query) for known in best))
+        QueryOutcome(
+            id=query, last=tuple(known.get(query) for known in last), best=tuple(known.get(query) for known in best)
+        )
         for query in solved
     )
-    return tuple(sorted(found, key=lambda puzzle: (len({*puzzle.last} - {None}) < 2, [not one for one in puzzle.last])))
+    return tuple(
+        sorted(found, key=lambda outcome: (len({*outcome.last} - {None}) < 2, [not one for one in outcome.last]))
+    )
 
 
 def puzzle_table(runs: Sequence[Run]) -> Table:

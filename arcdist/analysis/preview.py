@@ -19,7 +19,7 @@ from rich.text import Text
 
 from arcdist.analysis.data_overview import draw_data, save_picture, show_data, survey, table
 from arcdist.analysis.preview_arguments import PreviewArguments
-from arcdist.analysis.preview_query import GivenQuery, exclusion, find_task, give, load_tokenizer
+from arcdist.analysis.preview_query import CollatedQuery, collate_query, exclusion, find_task, load_tokenizer
 from arcdist.config import AugmentConfig, Config
 from arcdist.data import Augmentation, read_task_sets
 from arcdist.errors import DataError
@@ -60,13 +60,15 @@ def _preview_tasks(console: Console, config: Config, arguments: PreviewArguments
     queries = []
     for task_id in arguments.task_ids:
         task, origin = find_task(sets, task_id, arguments.kind)
-        given = give(config, sets, task, kind=arguments.kind, index=arguments.index, epoch=arguments.epoch,
+        collated = collate_query(config, sets, task, kind=arguments.kind, index=arguments.index, epoch=arguments.epoch,
                      tokenizer=tokenizer)  # fmt: skip
-        queries.append((given, heading(given, config, origin, exclusion(sets, config.data, task, arguments.kind))))
-    for given, lines in queries:
-        show_task(console, given, config, lines)
-        if (path := arguments.picture_of(given.task.id)) is not None:
-            draw_task(given, path, [line.plain for line in lines])
+        queries.append(
+            (collated, heading(collated, config, origin, exclusion(sets, config.data, task, arguments.kind)))
+        )
+    for collated, lines in queries:
+        show_task(console, collated, config, lines)
+        if (path := arguments.picture_of(collated.task.id)) is not None:
+            draw_task(collated, path, [line.plain for line in lines])
             _report_picture(console, path)
 
 
@@ -107,24 +109,24 @@ def describe(augmentation: Augmentation, names: Sequence[str], augment: AugmentC
     }
 
 
-def heading(given: GivenQuery, config: Config, origin: str, excluded: str | None) -> list[Text]:
+def heading(collated: CollatedQuery, config: Config, origin: str, excluded: str | None) -> list[Text]:
     """Which query it is, and how the data is changed for it, line by line.
 
     Args:
-        given: the query.
+        collated: the query.
         config: of the run.
         origin: where the task was read from.
         excluded: why a run would not ask this query, see `exclusion`.
     """
-    task, augmentation = given.task, given.augmentation
-    asked = "as validation sees it" if augmentation is None else f"as training sees it in epoch {given.epoch}"
+    task, augmentation = collated.task, collated.augmentation
+    asked = "as validation sees it" if augmentation is None else f"as training sees it in epoch {collated.epoch}"
     pairs = f"{counted(len(task.demonstrations), 'demonstration')}, {counted(len(task.tests), 'test pair')}"
-    lines = [Text.assemble((given.query.id, "bold"), f", {asked}"), Text(f"{origin}: {pairs}")]
+    lines = [Text.assemble((collated.query.id, "bold"), f", {asked}"), Text(f"{origin}: {pairs}")]
     if excluded is not None:
         lines.append(Text(excluded, style=KEPT))
     if augmentation is None:
         return [*lines, Text("Nothing is augmented in validation; --epoch E shows what training draws.")]
-    drawn = describe(augmentation, given.context_names, config.data.augment)
+    drawn = describe(augmentation, collated.context_names, config.data.augment)
     return [*lines, *(Text(f"{part}: {text}") for part, text in drawn.items())]
 
 
@@ -144,15 +146,15 @@ class PairRow:
     after: Sequence[Panel] = ()
 
 
-def pair_rows(given: GivenQuery) -> list[PairRow]:
+def pair_rows(collated: CollatedQuery) -> list[PairRow]:
     """The context pairs in the order of the augmentation, the query, its target, and the pairs that are not given."""
-    query, augmented = given.query, given.given
-    drawn = given.augmentation is not None
-    order = range(len(query.context)) if given.augmentation is None else given.augmentation.order
-    names = given.context_names
+    query, augmented = collated.query, collated.given
+    drawn = collated.augmentation is not None
+    order = range(len(query.context)) if collated.augmentation is None else collated.augmentation.order
+    names = collated.context_names
     others = {
         f"{kind}:{place}": pair
-        for kind, pairs in (("train", given.task.demonstrations), ("test", given.task.tests))
+        for kind, pairs in (("train", collated.task.demonstrations), ("test", collated.task.tests))
         for place, pair in enumerate(pairs)
     }
     return [
@@ -165,12 +167,12 @@ def pair_rows(given: GivenQuery) -> list[PairRow]:
             for number, (place, changed) in enumerate(zip(order, augmented.context, strict=True), start=1)
         ),
         PairRow(
-            name=f"query: {given.name}",
+            name=f"query: {collated.name}",
             before=_panels(input=query.input),
             after=_panels(input=augmented.input) if drawn else (),
         ),
         PairRow(
-            name=f"target of {given.name}",
+            name=f"target of {collated.name}",
             note="not known" if query.target is None else NOT_GIVEN,
             before=_panels(target=query.target),
             after=_panels(target=augmented.target) if drawn else (),
@@ -178,7 +180,7 @@ def pair_rows(given: GivenQuery) -> list[PairRow]:
         *(
             PairRow(name=name, note=NOT_GIVEN, before=_panels(input=pair.input, output=pair.output))
             for name, pair in others.items()
-            if name not in (given.name, *names)
+            if name not in (collated.name, *names)
         ),
     ]
 
@@ -235,49 +237,49 @@ def _beside(parts: Sequence[Text]) -> Table:
     return table
 
 
-def show_task(console: Console, given: GivenQuery, config: Config, lines: Sequence[Text]) -> None:
+def show_task(console: Console, collated: CollatedQuery, config: Config, lines: Sequence[Text]) -> None:
     """Print what the models are given of a query, and what is kept from them.
 
     Args:
         console: where to; grids are laid out for its width and its colours.
-        given: the query.
+        collated: the query.
         config: of the run.
         lines: of its heading.
     """
-    for part in (*lines, *_grids(given, console), *_prompt(given), *_numbers(given, config)):
+    for part in (*lines, *_grids(collated, console), *_prompt(collated), *_numbers(collated, config)):
         console.print(part)
     console.print()
 
 
-def _grids(given: GivenQuery, console: Console) -> Iterator[RenderableType]:
-    if given.augmentation is not None:
+def _grids(collated: CollatedQuery, console: Console) -> Iterator[RenderableType]:
+    if collated.augmentation is not None:
         yield f"Before {ARROW} grids are as in the data, after it as augmented."
-    for row in render_pair_rows(pair_rows(given), console.width, colored=has_colors(console)):
+    for row in render_pair_rows(pair_rows(collated), console.width, colored=has_colors(console)):
         yield ""
         yield row
 
 
-def _prompt(given: GivenQuery) -> Iterator[RenderableType]:
+def _prompt(collated: CollatedQuery) -> Iterator[RenderableType]:
     yield ""
-    yield Text.assemble(("prompt", "bold"), f": {len(given.ids):,} tokens of {given.tokenizer}")
+    yield Text.assemble(("prompt", "bold"), f": {len(collated.ids):,} tokens of {collated.tokenizer}")
     yield "Decoded from these, left to right, then below; the end of a line is a token."
     yield ""
     # Cut before each mark, so that grids can be beside each other.
-    blocks = filter(None, re.split(r"(?=[IO])", given.text))
+    blocks = filter(None, re.split(r"(?=[IO])", collated.text))
     yield Columns([Text(block) for block in blocks], padding=(0, 3, 0, 0))
 
 
-def _numbers(given: GivenQuery, config: Config) -> Iterator[RenderableType]:
-    features = [(name, f"{value:.4f}") for name, value in given.features.items()]
+def _numbers(collated: CollatedQuery, config: Config) -> Iterator[RenderableType]:
+    features = [(name, f"{value:.4f}") for name, value in collated.features.items()]
     yield table("transformation feature", ["mean of pairs"], features)
     yield ""
-    vector = "zeros: the task is not trained on" if given.task_row < 0 else f"row {given.task_row}"
+    vector = "zeros: the task is not trained on" if collated.task_row < 0 else f"row {collated.task_row}"
     counts = (
-        Text(f"{name} {count:,}", style="bold" if name == given.name else "")
-        for name, count in given.token_counts.items()
+        Text(f"{name} {count:,}", style="bold" if name == collated.name else "")
+        for name, count in collated.token_counts.items()
     )
     rest = Table.grid(padding=(0, 2, 0, 0))
-    rest.add_row("working area", "{} × {}".format(*given.working_area))
+    rest.add_row("working area", "{} × {}".format(*collated.working_area))
     rest.add_row("task vector", vector if config.agent.task_vectors else "none: agent.task_vectors is false")
     rest.add_row("tokens", Text(", ").join(counts))
     yield rest
@@ -288,20 +290,20 @@ _LEAST_INCHES = 1.9
 _LETTERS_PER_INCH = 12
 
 
-def draw_task(given: GivenQuery, path: Path, lines: Sequence[str]) -> None:
+def draw_task(collated: CollatedQuery, path: Path, lines: Sequence[str]) -> None:
     """Draw a row for each pair: as in the data and, on the right, as augmented; the target in a row of its own.
 
     Args:
-        given: the query.
+        collated: the query.
         path: of the PNG.
         lines: of its heading.
 
     Raises:
         ConfigError: the file cannot be written.
     """
-    rows = [row for row in pair_rows(given) if row.before]
-    side = max(_LEAST_INCHES, _CELL_INCHES * given.task.longest_side)
-    columns = 2 if given.augmentation is None else 4
+    rows = [row for row in pair_rows(collated) if row.before]
+    side = max(_LEAST_INCHES, _CELL_INCHES * collated.task.longest_side)
+    columns = 2 if collated.augmentation is None else 4
     width = columns * (side + 0.3)
     title = [part for line in lines for part in textwrap.wrap(line, int(width * _LETTERS_PER_INCH))]
     height = len(rows) * (side + 0.7) + 0.2 * len(title)

@@ -4,17 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Int
 
 from arcdist.config import Config, DataConfig, QwenConfig
 from arcdist.data import FEATURE_NAMES, Augmentation, Collator, Query, Task, TaskSets, build_queries, read_queries
+from arcdist.data.queries import Kind
 from arcdist.data.text import GridTokenizer, locate_qwen, read_tokenizer, ways_out
 from arcdist.errors import ConfigError, PlatformError
-
-Kind: TypeAlias = Literal["train", "test"]
 
 
 def load_tokenizer(qwen: QwenConfig) -> GridTokenizer:
@@ -68,7 +66,7 @@ def exclusion(sets: TaskSets, data: DataConfig, task: Task, kind: Kind) -> str |
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class GivenQuery:
+class CollatedQuery:
     """A query as the data holds it, and as the models are given it."""
 
     task: Task
@@ -106,9 +104,9 @@ class GivenQuery:
         return [name for name in names if name != self.name]
 
 
-def give(
+def collate_query(
     config: Config, sets: TaskSets, task: Task, *, kind: Kind, index: int, epoch: int, tokenizer: GridTokenizer
-) -> GivenQuery:
+) -> CollatedQuery:
     """Collate a task's queries as a run does, and read back what the models would be given of one of them.
 
     Args:
@@ -159,7 +157,7 @@ def give(
     augmentation = collators[kind].draw(query, epoch)
     ids = inputs.tokens[index][inputs.token_mask[index]].numpy()
     height, width = inputs.working_area[index].tolist()
-    return GivenQuery(
+    return CollatedQuery(
         task=task,
         query=query,
         epoch=epoch,

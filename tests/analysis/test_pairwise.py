@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from shared.made_records import answers, made_record
 
-from arcdist.analysis.pairwise import paired_interval, puzzle_table, puzzles, rank, verdict_sentences
+from arcdist.analysis.pairwise import paired_interval, puzzle_table, query_outcomes, rank, verdict_sentences
 from arcdist.analysis.scores import letter_runs
 
 
@@ -152,7 +152,7 @@ def test_puzzles_in_which_runs_differ_come_first():
     first = made_record("x", exact=[answers("11010"), answers("11000")], best=0)
     second = made_record("y", exact=[answers("10100")])
     runs = letter_runs([first, second, made_record("z")])
-    assert [(puzzle.id[:8], puzzle.marks) for puzzle in puzzles(runs)] == [
+    assert [(outcome.id[:8], outcome.marks) for outcome in query_outcomes(runs)] == [
         ("00000001", ("●", "·", "–")),
         ("00000002", ("·", "●", "–")),
         ("00000000", ("●", "●", "–")),

@@ -20,7 +20,7 @@ from arcdist.analysis.preview import (
     render_pair_rows,
     show_task,
 )
-from arcdist.analysis.preview_query import give, load_tokenizer
+from arcdist.analysis.preview_query import collate_query, load_tokenizer
 from arcdist.config import AugmentConfig, QwenConfig, load_config
 from arcdist.data import Augmentation, Origin, Pair, Task, TaskSet, TaskSets
 from arcdist.errors import ConfigError
@@ -140,7 +140,7 @@ TASK = Task("t", (Pair(filled(1), filled(2)), Pair(filled(3), filled(4))), (Pair
 def ask(kind, *flags):
     config = load_config(flags).config
     tokenizer = load_tokenizer(QwenConfig(model="embedded:tiny"))
-    return give(config, SETS, TASK, kind=kind, index=0, epoch=0, tokenizer=tokenizer)
+    return collate_query(config, SETS, TASK, kind=kind, index=0, epoch=0, tokenizer=tokenizer)
 
 
 def test_a_test_query_has_two_columns_and_its_target_a_row_of_its_own(tmp_path):
@@ -159,13 +159,13 @@ def test_a_test_query_has_two_columns_and_its_target_a_row_of_its_own(tmp_path):
 
 
 def test_a_train_query_has_what_is_augmented_on_the_right(tmp_path):
-    given = ask("train", "--data.augment.colors=true")
-    draw_task(given, tmp_path / "task.png", [given.query.id])
+    collated = ask("train", "--data.augment.colors=true")
+    draw_task(collated, tmp_path / "task.png", [collated.query.id])
     before, after = np.array_split(imread(tmp_path / "task.png"), 2, axis=1)
-    assert given.augmentation is not None
+    assert collated.augmentation is not None
     for old in (1, 2, 3, 4):
         assert drawn(before, ARC_COLORS[old]) > 2000
-        assert drawn(after, ARC_COLORS[given.augmentation.colors[old]]) > 2000
+        assert drawn(after, ARC_COLORS[collated.augmentation.colors[old]]) > 2000
     assert drawn(before, ARC_COLORS[6]) > 2000
 
 
@@ -204,9 +204,9 @@ def show(where, task=SHOWN, *, kind="test", index=0, epoch=0, flags=(), excluded
     tokenizer = load_tokenizer(QwenConfig(model="embedded:tiny"))
     tasks = TaskSet(origin=Origin("here", "training"), tasks=(SHOWN,), used=(SHOWN,))
     sets = TaskSets(training=tasks, validation=tasks)
-    given = give(config, sets, task, kind=kind, index=index, epoch=epoch, tokenizer=tokenizer)
-    show_task(where, given, config, heading(given, config, str(tasks.origin), excluded))
-    return given
+    collated = collate_query(config, sets, task, kind=kind, index=index, epoch=epoch, tokenizer=tokenizer)
+    show_task(where, collated, config, heading(collated, config, str(tasks.origin), excluded))
+    return collated
 
 
 def test_a_test_query_letter_by_letter():
@@ -260,13 +260,13 @@ def test_a_test_query_letter_by_letter():
 
 def test_a_train_query_stands_beside_its_augmentation():
     where = console()
-    given = show(where, kind="train", epoch=4, flags=("--data.augment.colors=true",))
+    collated = show(where, kind="train", epoch=4, flags=("--data.augment.colors=true",))
     shown = lines(where)
     assert shown[0] == "t:train:0, as training sees it in epoch 4"
     assert shown[2] == "symmetry: not drawn: data.augment.dihedral is false"
     assert shown[3].startswith("colours: ")
     assert shown[4] == "order: train:1"
-    new = given.augmentation.colors
+    new = collated.augmentation.colors
     at = shown.index("target of train:0  not given to the models")
     assert shown[at + 1].split() == ["target", "1", "×", "2"] * 2
     assert shown[at + 2].split() == ["2", "1", "→", str(new[2]), str(new[1])]
@@ -285,7 +285,7 @@ def test_an_unknown_target_is_said_to_be():
 def test_a_large_task_is_not_wrapped(width, lines_of_grids):
     large = Pair((np.arange(900).reshape(30, 30) % 10).astype(np.uint8), np.zeros((30, 30), np.uint8))
     where = console(width)
-    given = show(where, Task("t", (large, large, large), (large,), "made up"), kind="train")
+    collated = show(where, Task("t", (large, large, large), (large,), "made up"), kind="train")
     shown = lines(where)
     assert max(map(cell_len, shown)) <= width
     prompt = next(place for place, line in enumerate(shown) if line.startswith("prompt: "))
@@ -293,7 +293,7 @@ def test_a_large_task_is_not_wrapped(width, lines_of_grids):
     # Two context pairs, the query and its target, twice each; and the test pair.
     assert sum(rows) == 30 * (2 * 4 + 2 + 2 + 2)
     assert len([row for row in rows if row]) == 30 * lines_of_grids
-    assert len(given.ids) == 2 * 2 * (1 + 30 * 31) + (1 + 30 * 31) + 1
+    assert len(collated.ids) == 2 * 2 * (1 + 30 * 31) + (1 + 30 * 31) + 1
 
 
 def test_colours_need_a_terminal():

@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from arcdist.analysis.preview_query import exclusion, find_task, give, load_tokenizer
+from arcdist.analysis.preview_query import collate_query, exclusion, find_task, load_tokenizer
 from arcdist.config import QwenConfig, load_config
 from arcdist.data import (
     FEATURE_NAMES,
@@ -109,7 +109,7 @@ def ask(kind="test", index=0, epoch=0, task=TASK, flags=AUGMENTED, trained=()):
     tasks = TaskSet(origin=Origin("made up", "training"), tasks=trained, used=trained)
     sets = TaskSets(training=tasks, validation=tasks)
     config = configuration(tuple(flags))
-    return give(config, sets, task, kind=kind, index=index, epoch=epoch, tokenizer=TOKENIZER)
+    return collate_query(config, sets, task, kind=kind, index=index, epoch=epoch, tokenizer=TOKENIZER)
 
 
 def assert_same(found, expected):
@@ -119,49 +119,49 @@ def assert_same(found, expected):
 
 
 def test_a_test_query_is_given_as_it_is():
-    given = ask(trained=(Task("s", TASK.demonstrations, (), "made up"), TASK))
-    assert (given.name, given.context_names) == ("test:0", ["train:0", "train:1", "train:2"])
-    assert given.augmentation is None
-    assert_same(given.given.context, TASK.demonstrations)
-    assert given.given.input.tolist() == [[8, 8]]
-    assert given.given.target is not None
-    assert given.given.target.tolist() == [[9, 9, 9], [9, 9, 9]]
-    assert given.text == "I12\nO21\n00\nI345\nO543\nI6\n0\nO07\nI88\nO"
-    assert len(given.ids) == len(given.text) == 35
-    assert "9" not in given.text
-    assert given.working_area == working_area(TASK.demonstrations, TASK.tests[0].input) == (2, 4)
-    assert given.task_row == 1
-    assert list(given.features) == list(FEATURE_NAMES)
+    collated = ask(trained=(Task("s", TASK.demonstrations, (), "made up"), TASK))
+    assert (collated.name, collated.context_names) == ("test:0", ["train:0", "train:1", "train:2"])
+    assert collated.augmentation is None
+    assert_same(collated.given.context, TASK.demonstrations)
+    assert collated.given.input.tolist() == [[8, 8]]
+    assert collated.given.target is not None
+    assert collated.given.target.tolist() == [[9, 9, 9], [9, 9, 9]]
+    assert collated.text == "I12\nO21\n00\nI345\nO543\nI6\n0\nO07\nI88\nO"
+    assert len(collated.ids) == len(collated.text) == 35
+    assert "9" not in collated.text
+    assert collated.working_area == working_area(TASK.demonstrations, TASK.tests[0].input) == (2, 4)
+    assert collated.task_row == 1
+    assert list(collated.features) == list(FEATURE_NAMES)
     alone = [
         pair_features(
             *(stack_grids([grid], 5, 5) for grid in pair.grids()), np.array([[grid.shape for grid in pair.grids()]])
         )
         for pair in TASK.demonstrations
     ]
-    np.testing.assert_allclose(list(given.features.values()), np.mean(alone, axis=0)[0], rtol=1e-6)
-    assert given.features["size_preserved"] == pytest.approx(1 / 3)
-    assert given.features["input_width"] == pytest.approx((2 + 3 + 1) / 3 / 30)
+    np.testing.assert_allclose(list(collated.features.values()), np.mean(alone, axis=0)[0], rtol=1e-6)
+    assert collated.features["size_preserved"] == pytest.approx(1 / 3)
+    assert collated.features["input_width"] == pytest.approx((2 + 3 + 1) / 3 / 30)
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_a_train_query_is_given_as_training_draws_it(index, epoch):
-    given = ask("train", index, epoch, flags=[*AUGMENTED, "--seed", "5"])
+    collated = ask("train", index, epoch, flags=[*AUGMENTED, "--seed", "5"])
     context = [*TASK.demonstrations[:index], *TASK.demonstrations[index + 1 :]]
     rng = stream(5, "augment", epoch, f"t:train:{index}")
     augmentation = draw_augmentation(rng, dihedral=True, colors=True, order=True, num_pairs=2)
-    assert given.augmentation is not None
-    assert given.augmentation.order == augmentation.order
+    assert collated.augmentation is not None
+    assert collated.augmentation.order == augmentation.order
     changed = [
         Pair(augmentation.apply(context[place].input), augmentation.apply(context[place].output))
         for place in augmentation.order
     ]
-    assert_same(given.given.context, changed)
-    assert given.given.input.tolist() == augmentation.apply(TASK.demonstrations[index].input).tolist()
-    assert given.given.target.tolist() == augmentation.apply(TASK.demonstrations[index].output).tolist()
-    assert_same(given.query.context, context)
-    assert given.text.count("I") == 3
-    assert given.task_row == -1
+    assert_same(collated.given.context, changed)
+    assert collated.given.input.tolist() == augmentation.apply(TASK.demonstrations[index].input).tolist()
+    assert collated.given.target.tolist() == augmentation.apply(TASK.demonstrations[index].output).tolist()
+    assert_same(collated.query.context, context)
+    assert collated.text.count("I") == 3
+    assert collated.task_row == -1
 
 
 def test_an_epoch_has_a_draw_of_its_own():
@@ -178,9 +178,9 @@ def test_token_counts_are_those_of_all_queries_of_the_task():
 
 
 def test_an_unknown_output_is_none():
-    given = ask(index=1)
-    assert given.given.target is None
-    assert given.query.target is None
+    collated = ask(index=1)
+    assert collated.given.target is None
+    assert collated.query.target is None
 
 
 side = st.integers(1, 30)
@@ -193,9 +193,9 @@ def test_another_target_changes_nothing_that_is_given(one, other, kind):
     def seen(target):
         pair = Pair(grid("12"), target)
         task = Task("u", (pair, TASK.demonstrations[1]) if kind == "train" else TASK.demonstrations, (pair,), "made up")
-        given = ask(kind, task=task)
-        context = [grid.tolist() for pair in given.given.context for grid in pair.grids()]
-        return given.text, given.features, given.working_area, given.given.input.tolist(), context
+        collated = ask(kind, task=task)
+        context = [grid.tolist() for pair in collated.given.context for grid in pair.grids()]
+        return collated.text, collated.features, collated.working_area, collated.given.input.tolist(), context
 
     assert seen(one) == seen(other)
 
@@ -207,15 +207,17 @@ def test_a_session_gives_its_models_the_same(build_tiny, tiny_flags):
     tasks = {task.id: task for task in sets.training.used}
     for kind, queries in (("train", session.training), ("test", session.validation)):
         (batch,) = queries.load([list(range(len(queries.ids)))], epoch=2, device=torch.device("cpu"))
-        (collated,) = batch.queries
-        for row, name in enumerate(collated.ids):
+        (of_session,) = batch.queries
+        for row, name in enumerate(of_session.ids):
             task_id, _, index = name.split(":")
-            given = give(config, sets, tasks[task_id], kind=kind, index=int(index), epoch=2, tokenizer=TOKENIZER)
-            inputs = collated.inputs
-            assert given.ids.tolist() == inputs.tokens[row][inputs.token_mask[row]].tolist()
-            assert list(given.features.values()) == inputs.features[row].tolist()
-            assert given.working_area == tuple(inputs.working_area[row].tolist())
-            assert given.task_row == inputs.task_index[row]
+            collated = collate_query(
+                config, sets, tasks[task_id], kind=kind, index=int(index), epoch=2, tokenizer=TOKENIZER
+            )
+            inputs = of_session.inputs
+            assert collated.ids.tolist() == inputs.tokens[row][inputs.token_mask[row]].tolist()
+            assert list(collated.features.values()) == inputs.features[row].tolist()
+            assert collated.working_area == tuple(inputs.working_area[row].tolist())
+            assert collated.task_row == inputs.task_index[row]
 
 
 @pytest.mark.parametrize(
