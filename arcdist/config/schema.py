@@ -51,7 +51,7 @@ def _ranges(annotation: Any) -> Iterator[Range]:
         yield from (part,) if isinstance(part, Range) else _ranges(part)
 
 
-def keys(section: Any, *, without: Collection[str] = ()) -> dict[str, Any]:
+def section_arguments(section: Any, *, without: Collection[str] = ()) -> dict[str, Any]:
     """The values of a section by key, as arguments of the class that owns them.
 
     Args:

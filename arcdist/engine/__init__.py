@@ -1,6 +1,6 @@
 """Engines: forward, backward, norms, step, state. Nothing else knows which one runs.
 
-`arcdist.engine.deepspeed` is imported by whoever has found that DeepSpeed was asked for.
+Only a run under DeepSpeed imports `arcdist.engine.deepspeed`.
 """
 
 from arcdist.engine.base import Engine, Engines, OptimizerSettings, ParameterGroup, Precision, on_cpu

@@ -43,7 +43,8 @@ def answer(
 ) -> Answer:
     """The likeliest colours on the targets' canvas, the likeliest size, and the query's input as reconstructed.
 
-    `logits` replace the agent's last step; the solver's weight is in them.
+    `logits` replace the agent's last step; the solver's weight is in them. Of the targets only the canvas's size is
+    used: a query whose target is unknown is answered as well.
     """
     colors = (output.final_logits if logits is None else logits).detach().argmax(-1)
     return Answer(
@@ -54,7 +55,10 @@ def answer(
 
 
 def grade(given: Answer, targets: QueryTargets) -> Grades:
-    """Compare answers with their targets."""
+    """Compare answers with their targets.
+
+    A query whose target is unknown gets `False` and 0, as if it were wrong: leave it out of means.
+    """
     target = targets.target
     right, inside = given.grid == target, target != OUTSIDE
     size = (given.size == targets.target_size).all(1)
@@ -129,7 +133,10 @@ class Predictions:
         self._pictures.index_add_(0, at, pictures.float() * known[chosen, None, None, None])
 
     def read(self) -> list[Prediction]:
-        """The predictions of all processes, by id. All of them call it together."""
+        """The predictions of all processes, sorted by id; queries whose answer is not known are left out.
+
+        All processes call it together.
+        """
         whole = all_reduce_sum({"scores": self._scores, "pictures": self._pictures})
         pictures = whole["pictures"].to(torch.int8).cpu()
         shown = {name: tuple(map(_cropped, pictures[row])) for name, row in self._shown.items()}

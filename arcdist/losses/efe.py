@@ -206,7 +206,8 @@ class EFELoss(nn.Module):
         unknown: such a cell of `grid_mask` counts in every term but `consistency`. `halting` as in `expected_steps`;
         none means that every step is always taken.
 
-        Raises ValueError if the canvas exceeds `max_grid_size`.
+        Raises:
+            ValueError: the canvas exceeds `max_grid_size`.
         """
         with torch.autocast(forward_logits.device.type, enabled=False):
             log_forward = F.log_softmax(forward_logits.float(), dim=-1)

@@ -165,8 +165,8 @@ class RefinedPrompt:
 class PolicyRefinedAgent(nn.Module):
     """Actor, critic and curiosity over prompts; each refinement is an episode of one step.
 
-    Its arguments are the keys of the configuration's section `refiner`. `rl_lr` and `rl_grad_clip` are kept for the
-    engine that trains it.
+    Its arguments are the keys of the configuration's section `refiner`. `rl_lr` and `rl_grad_clip`, which are
+    for its optimizer, change nothing in it: `build_engines` takes them from the configuration.
     """
 
     def __init__(
@@ -220,6 +220,9 @@ class PolicyRefinedAgent(nn.Module):
         `noise` is a standard normal draw of P + 1 numbers a query; without it, torch's global generator draws.
         `deterministic` takes the policy's mean instead. The action is a constant to autograd: the policy learns from
         `log_prob`, and the gradient of `refined` flows through the prompt alone.
+
+        Raises:
+            ValueError: both `noise` and `deterministic` are given.
         """
         if noise is not None and deterministic:
             raise ValueError("refine_prompt was given noise and deterministic=True: choose one of them.")

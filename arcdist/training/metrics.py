@@ -27,7 +27,7 @@ def norms_by_part(norms: Mapping[str, float]) -> dict[str, float]:
 
 
 def predictor_of(session: Session) -> Predictor:
-    """What answers with a run's models: the averaged agent, if an average is kept."""
+    """The models of a run that answer queries: the agent is the averaged one, if an average is kept."""
     models = session.models
     return Predictor(
         read=session.engines.qwen,

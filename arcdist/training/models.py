@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from arcdist.config import Config
-from arcdist.config.schema import keys
+from arcdist.config.schema import section_arguments
 from arcdist.data import QueryBatch
 from arcdist.data.batch import DistributedBatch
 from arcdist.distributed.collectives import gather_rows
@@ -98,21 +98,23 @@ def build_models(config: Config, num_tasks: int, device: torch.device, sharding:
     """
     torch.manual_seed(config.train.seed)
     width, side = config.qwen.prompt_dim, config.agent.max_grid_size
-    qwen = QwenHybridPrompt(**keys(config.qwen), seed=config.train.seed, sharding=sharding)
-    agent = ARCPromptGuidedAgent(**keys(config.agent), prompt_dim=width, num_tasks=num_tasks)
+    qwen = QwenHybridPrompt(**section_arguments(config.qwen), seed=config.train.seed, sharding=sharding)
+    agent = ARCPromptGuidedAgent(**section_arguments(config.agent), prompt_dim=width, num_tasks=num_tasks)
     return Models(
         qwen=qwen,
         agent=agent,
-        solver=PermanentSolver(**keys(config.solver), feature_dim=width, max_grid_size=side),
-        efe=EFELoss(**keys(config.efe, without=["reversibility_weight"]), max_grid_size=side, prompt_dim=width),
-        refiner=PolicyRefinedAgent(**keys(config.refiner), rl_prompt_dim=width, rl_ctrl_dim=width),
+        solver=PermanentSolver(**section_arguments(config.solver), feature_dim=width, max_grid_size=side),
+        efe=EFELoss(
+            **section_arguments(config.efe, without=["reversibility_weight"]), max_grid_size=side, prompt_dim=width
+        ),
+        refiner=PolicyRefinedAgent(**section_arguments(config.refiner), rl_prompt_dim=width, rl_ctrl_dim=width),
         averaged_agent=EMA(agent, agent.ema_decay),
         prompts=PromptCache(config.qwen.every, width, device),
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
+class PromptReading:
     """The prompts of a share, and what it takes to send a gradient back through the queries that were read."""
 
     prompt: Float[Tensor, "B P"]
@@ -140,7 +142,7 @@ class Reading:
 
 def read_prompts(
     models: Models, qwen: Engine, queries: QueryBatch, step: int, *, seed: int, keep_graph: bool
-) -> Reading:
+) -> PromptReading:
     """Have Qwen read queries; with `qwen.every` > 1 those only whose last prompt is no longer good.
 
     Prompts are kept by query, not by task: another query of the task has this one's target in its context. Where
@@ -162,7 +164,7 @@ def read_prompts(
     if cached is not None:
         output = cached.fill(read) if read is not None and counts else cached.output
     assert output is not None  # Either everything was read or something was cached.
-    return Reading(
+    return PromptReading(
         prompt=output.prompt.detach().requires_grad_(),
         control=output.control.detach(),
         queries=queries,
@@ -173,7 +175,7 @@ def read_prompts(
     )
 
 
-def keep_prompts(models: Models, batch: DistributedBatch, readings: Sequence[Reading], step: int) -> None:
+def keep_prompts(models: Models, batch: DistributedBatch, readings: Sequence[PromptReading], step: int) -> None:
     """Keep the prompts of a whole batch on every process, since any of them may get its queries next time."""
     if models.qwen.every == 1:
         return

@@ -33,7 +33,7 @@ _logger = logging.getLogger(__name__)
 def warmup_cosine(warmup_steps: int, total_steps: int, final_share: float) -> Callable[[int], float]:
     """Share of the peak learning rate after so many steps: linear warm-up, then half a cosine down to `final_share`.
 
-    The warm-up takes at most a tenth of the run.
+    The warm-up takes at most a tenth of the run. `final_share` is within 0 to 1, and kept after `total_steps`.
     """
     warmup = max(1, min(warmup_steps, total_steps // 10))
 
@@ -151,7 +151,7 @@ def build_session(
     Args:
         config: of the run.
         platform: what it computes on, where that has been started already.
-        doing: is told what comes next.
+        doing: called with a few words on what comes next, before each part.
 
     Raises:
         ArcdistError: of the kind that says whose mistake it is.

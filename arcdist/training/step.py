@@ -28,14 +28,14 @@ from arcdist.losses import (
 from arcdist.models import AgentOutput, Proposal, SolvedQueries
 from arcdist.regions import region
 from arcdist.rl import RefinedPrompt, Rewards, RewardTotals, Transition, advantages, shaping_reward
-from arcdist.training.models import Models, Reading, keep_prompts, read_prompts
+from arcdist.training.models import Models, PromptReading, keep_prompts, read_prompts
 
 # B queries of a pass, P prompt, A = P + 1 components of an action, H W canvas, C colours, M metrics, W processes.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepSettings:
-    """What a step takes from the configuration and the curriculum, and what this process has to say with it."""
+    """What a step takes from the configuration and the curriculum, and what this process reports with it."""
 
     config: Config
     number: int
@@ -47,7 +47,7 @@ class StepSettings:
     stop: bool = False
     """This process was asked to stop."""
     preempted: bool = False
-    """It was asked to because its machine is needed for something else."""
+    """It was asked to stop because its machine is needed for something else."""
     save_failed: bool = False
     """It could not write a checkpoint."""
 
@@ -87,7 +87,7 @@ class StepReport:
 
     @property
     def preempted(self) -> bool:
-        """Whether some process was asked to because its machine is needed for something else."""
+        """Whether some process was asked to stop because its machine is needed for something else."""
         return any(process.preempted for process in self.signals)
 
     @property
@@ -118,6 +118,10 @@ def train_step(
         engines: of Qwen, the grid modules and the refiner.
         noise: the refiner's draws for the queries of each pass.
         settings: of this step.
+
+    Returns:
+        The same on all processes. If a loss, reward or gradient of any of them is not finite, the step is skipped:
+        `finite` is False, and no parameter, statistic, memory or kept prompt has changed.
     """
     passes = [_run_pass(batch, index, models, engines, draws, settings) for index, draws in enumerate(noise)]
     # The one all-reduce of a step: sums over its passes and over all processes.
@@ -174,7 +178,7 @@ class Pass:
 
     is_last: bool
     """Of the step's passes."""
-    reading: Reading
+    reading: PromptReading
     energy_gradient: Float[Tensor, "B P"]
     """Derivative of the energy in the prompt, times the loss scale."""
     weight: Float[Tensor, " B"]
@@ -190,11 +194,11 @@ class Pass:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class ForwardPass:
     """What the models make of the queries of a pass."""
 
     queries: QueryBatch
-    reading: Reading
+    reading: PromptReading
     before: AgentOutput
     """Under the prompt as Qwen gave it; without a graph."""
     refinement: RefinedPrompt
@@ -218,13 +222,13 @@ def _run_pass(
     queries, share = batch.queries[index], batch.shares[index]
     is_last = index + 1 == len(batch.shares)
     # Of several passes, the graphs would have to wait for the rewards of the last: Qwen reads twice then.
-    plan = _plan(models, engines, queries, noise, settings, keep_graph=len(batch.shares) == 1)
-    prompt = plan.reading.prompt
-    target, mask = canvas_target(queries.targets, plan.after)
+    forward = _forward(models, engines, queries, noise, settings, keep_graph=len(batch.shares) == 1)
+    prompt = forward.reading.prompt
+    target, mask = canvas_target(queries.targets, forward.after)
     with region("scores and rewards"):
-        scores, rewards = _scores(plan, settings)
+        scores, rewards = _scores(forward, settings)
     with region("EFE and other losses"):
-        energy, losses = _energy(plan, models, target, mask, scores, settings)
+        energy, losses = _energy(forward, models, target, mask, scores, settings)
 
     weights = settings.config.reward
     counted = torch.full_like(energy, 0.0 if share.is_padding else 1.0)
@@ -240,7 +244,7 @@ def _run_pass(
         )
         engines.grid.backward(loss, is_last=is_last)
     with region("refiner"):
-        (score,) = torch.autograd.grad(plan.refinement.log_prob.sum(), prompt)
+        (score,) = torch.autograd.grad(forward.refinement.log_prob.sum(), prompt)
 
     metrics = {  # Logged as means over the batch, by these names.
         **losses,
@@ -248,18 +252,18 @@ def _run_pass(
         "train/exact": scores.exact.float(),
         "train/cell": scores.cell,
         "mask_ratio": 1.0 - scores.cell,
-        "solver/confidence": plan.proposal.confidence_logit.sigmoid(),
+        "solver/confidence": forward.proposal.confidence_logit.sigmoid(),
     }
     admitted = admits(scores.cell, settings.memory_threshold) & (counted > 0)
     total_energy, squared_reward = total(energy), total(rewards.reward.square())
     broken = ~(total_energy + squared_reward).isfinite()
     return Pass(
         is_last=is_last,
-        reading=plan.reading,
+        reading=forward.reading,
         energy_gradient=torch.zeros_like(prompt) if prompt.grad is None else prompt.grad,
         weight=weight,
         score=score,
-        transition=plan.refinement.transition,
+        transition=forward.refinement.transition,
         reward=rewards.reward,
         solved=SolvedQueries(
             admitted=admitted,
@@ -283,7 +287,7 @@ def _run_pass(
     )
 
 
-def _plan(
+def _forward(
     models: Models,
     engines: Engines,
     queries: QueryBatch,
@@ -291,7 +295,7 @@ def _plan(
     settings: StepSettings,
     *,
     keep_graph: bool,
-) -> Plan:
+) -> ForwardPass:
     """The forward pass: Qwen's prompt, the agent's answer to it, its refinement, the agent's answer to that."""
     inputs = queries.inputs
     with engines.autocast():
@@ -307,7 +311,7 @@ def _plan(
             after = models.agent(inputs, refinement.refined, context)
         with region("solver"):
             proposal = models.solver(reading.prompt.detach(), inputs, queries.ids)
-    return Plan(
+    return ForwardPass(
         queries=queries,
         reading=reading,
         before=before,
@@ -320,13 +324,13 @@ def _plan(
     )
 
 
-def _scores(plan: Plan, settings: StepSettings) -> tuple[Grades, Rewards]:
+def _scores(forward: ForwardPass, settings: StepSettings) -> tuple[Grades, Rewards]:
     """How right the answers are, and how much the refinement has gained."""
-    inputs, targets = plan.queries.inputs, plan.queries.targets
-    scores = grade(answer(plan.after, inputs, targets, plan.final_logits), targets)
+    inputs, targets = forward.queries.inputs, forward.queries.targets
+    scores = grade(answer(forward.after, inputs, targets, forward.final_logits), targets)
     rewards = shaping_reward(
-        answer(plan.before, inputs, targets),
-        answer(plan.after, inputs, targets),
+        answer(forward.before, inputs, targets),
+        answer(forward.after, inputs, targets),
         targets.target,
         inputs.query,
         settings.config.reward.reward_scale,
@@ -335,7 +339,7 @@ def _scores(plan: Plan, settings: StepSettings) -> tuple[Grades, Rewards]:
 
 
 def _energy(
-    plan: Plan,
+    forward: ForwardPass,
     models: Models,
     target: Int[Tensor, "B H W"],
     mask: Bool[Tensor, "B H W"],
@@ -343,7 +347,7 @@ def _energy(
     settings: StepSettings,
 ) -> tuple[Float[Tensor, " B"], dict[str, Float[Tensor, " B"]]]:
     """What the grid modules minimise for each query, and the losses that it is made of, by their names in the log."""
-    after, query = plan.after, plan.queries.inputs.query
+    after, query = forward.after, forward.queries.inputs.query
     terms = models.efe.per_query(
         forward_logits=after.forward_logits,
         backward_logits=after.backward_logits,
@@ -351,12 +355,12 @@ def _energy(
         obs_probs=after.obs_probs,
         final_logits=after.final_logits,
         target=target,
-        prompt_embedding=plan.refinement.refined,
+        prompt_embedding=forward.refinement.refined,
         grid_mask=mask,
     )
     height_logits, width_logits = after.size_logits.unbind(1)
-    size = size_loss((height_logits, width_logits), plan.queries.targets.target_size)
-    solver = consistency(plan.final_logits, target, mask)
+    size = size_loss((height_logits, width_logits), forward.queries.targets.target_size)
+    solver = consistency(forward.final_logits, target, mask)
     way_back = -after.reconstruction_logits.gather(-1, query.clamp_min(0)[..., None])[..., 0]
     reversibility = cell_mean(way_back, query >= 0)
     energy = (

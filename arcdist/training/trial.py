@@ -36,7 +36,14 @@ class Pace:
 
 
 def run_steps(session: Session, batches: Sequence[Sequence[int]]) -> Pace:
-    """Train on batches of rows, timed. Each step ends with a transfer to the host, so the device is done."""
+    """Train on batches of rows, timed. Each step ends with a transfer to the host, so the device is done.
+
+    The session's models do learn. All processes call it together.
+
+    Args:
+        session: whose models are trained.
+        batches: rows of its training queries, one sequence a step.
+    """
     queries = tokens = skipped = 0
     start = time.perf_counter()
     for number, batch in enumerate(session.training.load(batches, epoch=0, device=session.device)):
@@ -54,7 +61,7 @@ def run_steps(session: Session, batches: Sequence[Sequence[int]]) -> Pace:
 
 
 def longest_batch(session: Session) -> list[int]:
-    """The rows that need most memory as one batch."""
+    """The `train.batch_size` rows of the training queries with most tokens, which need most memory as one batch."""
     lengths = session.training.queries["length"][:]
     return sorted(range(len(lengths)), key=lengths.__getitem__)[-session.config.train.batch_size :]
 
