@@ -59,3 +59,8 @@ class SaveError(ArcdistError):
     """A checkpoint could not be written; the one before it is still there."""
 
     exit_code = 7
+
+
+def headline(error: BaseException) -> str:
+    """Kind and first line of an error."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")

@@ -31,7 +31,7 @@ def _run(argv: Sequence[str], watch: FailureWatch) -> None:
     config = loaded.config
     with quick_imports():
         from arcdist.distributed.collectives import shutdown
-        from arcdist.training.memory import explained_out_of_memory
+        from arcdist.training.out_of_memory import explained_out_of_memory
         from arcdist.training.trial import benchmark
 
     with watch, explained_out_of_memory(config):

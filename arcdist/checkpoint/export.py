@@ -14,8 +14,14 @@ from rich.filesize import decimal
 from safetensors.torch import save
 from torch import Tensor
 
-from arcdist.checkpoint.inspect import checkpoints_of_run, is_checkpoint, load_unchanged, moved, no_checkpoint
-from arcdist.checkpoint.state import Base, read_base
+from arcdist.checkpoint.inspect import (
+    checkpoints_of_run,
+    is_checkpoint,
+    load_unchanged,
+    moved_message,
+    no_checkpoint_message,
+)
+from arcdist.checkpoint.state import Base, read_base, tensors_of
 from arcdist.checkpoint.store import BEST, Snapshot, is_numbered
 from arcdist.config import Config, format_config
 from arcdist.config.keys import build, flatten
@@ -30,11 +36,11 @@ _PEFT = "base_model.model."
 """What PEFT calls the model that it wraps; the adapter's own name, `default`, is left out of its files."""
 
 _REST = {
-    **{f"qwen.{name}.": f"{name}." for name in ("prompt_projection", "control_mlp")},
-    **{f"grid.{name}.": f"{name}." for name in ("solver", "efe")},
-    "refiner.": "refiner.",
+    **{f"qwen.{name}": name for name in ("prompt_projection", "control_mlp")},
+    **{f"grid.{name}": name for name in ("solver", "efe")},
+    "refiner": "refiner",
 }
-"""Prefixes of weights in a checkpoint, and in `rest.safetensors`."""
+"""Modules by their names in a checkpoint, and in `rest.safetensors`."""
 
 _NEEDED = {
     **dict.fromkeys(("step", "epoch", "batch", "processes"), int),
@@ -75,7 +81,7 @@ def export(path: Path, target: Path) -> None:
     write_folder(target, files)
     lines = [f"Passed over: {flaw}" for flaw in broken]
     if place != folder:
-        lines.append(moved(folder, place))
+        lines.append(moved_message(folder, place))
     lines.append(f"Exported {folder}, step {snapshot.state['step']}, to {target}:")
     lines += [f"  {name}, {decimal(len(content))}" for name, content in files.items()]
     Console().out(*lines, sep="\n", highlight=False)
@@ -87,7 +93,7 @@ def _candidates(path: Path) -> list[Path]:
         return [path]
     places = checkpoints_of_run(path)
     if not places:
-        raise ConfigError(no_checkpoint(path))
+        raise ConfigError(no_checkpoint_message(path))
     best = [place for place in places if place.name == BEST]
     # What was set aside is older, in the run's own order, than what it has saved since.
     return best or ([*filter(is_numbered, places)] or places)[::-1]
@@ -103,9 +109,9 @@ def contents(snapshot: Snapshot) -> dict[str, bytes]:
         for name, value in weights.items()
         if name.startswith(_BODY) and ".lora_" in name
     }
-    average = _without("averaged_agent.", weights)
-    agent = average or _without("grid.agent.", weights)
-    rest = {new + name: value for old, new in _REST.items() for name, value in _without(old, weights).items()}
+    average = tensors_of("averaged_agent", weights)
+    agent = average or tensors_of("grid.agent", weights)
+    rest = {f"{new}.{name}": value for old, new in _REST.items() for name, value in tensors_of(old, weights).items()}
     control_mlp = any(name.startswith("control_mlp.") for name in rest)
     return {
         "adapter/adapter_config.json": _json(_adapter_config(config, adapter, base)),
@@ -170,10 +176,6 @@ def _adapter_config(config: Config, adapter: Mapping[str, Tensor], base: Base) -
         inference_mode=True,
     )
     return {key: sorted(value) if isinstance(value, set) else value for key, value in lora.to_dict().items()}
-
-
-def _without(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def _json(values: Mapping[str, Any]) -> bytes:

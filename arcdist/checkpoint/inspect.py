@@ -69,7 +69,7 @@ def checkpoints_of_run(path: Path) -> list[Path]:
     return [*filter(is_numbered, others), *best, *filter(is_aside, others)]
 
 
-def moved(folder: Path, place: Path) -> str:
+def moved_message(folder: Path, place: Path) -> str:
     """That a checkpoint was read elsewhere, because of `lies_at`."""
     return f"{folder}: its replacement was cut off, or continues: {place} is read, and --resume puts it back."
 
@@ -104,7 +104,7 @@ def load_unchanged(folder: Path, needed: Mapping[str, type]) -> tuple[Path, Snap
     return None
 
 
-def no_checkpoint(path: Path) -> str:
+def no_checkpoint_message(path: Path) -> str:
     """Why a path that was given for a checkpoint is none."""
     if not path.is_dir():
         return f"{path}: there is no such folder. Give that of a checkpoint, such as runs/NAME/best, or that of a run."
@@ -187,7 +187,7 @@ def show_run(path: Path) -> None:
         if inspection.flaw:
             console.out(f"{inspection.folder.name}: {inspection.flaw}", highlight=False)
         if inspection.place != inspection.folder:
-            console.out(moved(inspection.folder, inspection.place), highlight=False)
+            console.out(moved_message(inspection.folder, inspection.place), highlight=False)
     whole = [inspection.folder for inspection in found if not inspection.flaw]
     if not whole:
         raise DataError("None of the checkpoints is whole: start a new run with another --output_dir.")
@@ -213,7 +213,7 @@ def verify(paths: Sequence[Path]) -> None:
     for path in paths:
         places += (here := [path] if is_checkpoint(path) else checkpoints_of_run(path))
         if not here:
-            raise ConfigError(no_checkpoint(path))
+            raise ConfigError(no_checkpoint_message(path))
     console = Console()
     flaws = []
     for inspection in filter(None, map(inspect, places)):
@@ -222,7 +222,7 @@ def verify(paths: Sequence[Path]) -> None:
         console.print(Text(f"{inspection.verdict:<6}", style=_STYLES[inspection.verdict]), end="  ")
         console.out(f"{inspection.folder}: {what}", highlight=False)
         if inspection.place != inspection.folder:
-            console.out(f"        {moved(inspection.folder, inspection.place)}", highlight=False)
+            console.out(f"        {moved_message(inspection.folder, inspection.place)}", highlight=False)
     if any(flaws):
         broken = sum(flaw is not None for flaw in flaws)
         raise DataError(f"Broken: {broken} of {len(flaws)}. Resume from a whole one, and export that.")

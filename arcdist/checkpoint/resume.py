@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import BaseFileLock
 
-from arcdist.checkpoint.inspect import is_checkpoint, no_checkpoint
+from arcdist.checkpoint.inspect import is_checkpoint, no_checkpoint_message
 from arcdist.checkpoint.store import (
     BEST,
     MANIFEST,
@@ -125,7 +125,7 @@ def _at_path(path: Path, directory: str | None) -> Start:
 def _require_checkpoint(path: Path) -> None:
     if not is_checkpoint(path):
         again = f" `--output_dir {path} --resume auto` starts it again." if (path / "config.yaml").exists() else ""
-        raise ConfigError(f"--resume {no_checkpoint(path)}{again}")
+        raise ConfigError(f"--resume {no_checkpoint_message(path)}{again}")
 
 
 def _in_its_own_folder(run: Path, checkpoint: Path | None = None) -> Start:

@@ -15,11 +15,11 @@ from transformers import PreTrainedConfig
 from arcdist.checkpoint.store import Snapshot
 from arcdist.config import QwenConfig
 from arcdist.config.keys import flatten
+from arcdist.data.text import has_random_weights
 from arcdist.engine import on_cpu
 from arcdist.errors import ConfigError, DataError, DistributedError, PlatformError
 from arcdist.files import expanded
 from arcdist.host import versions
-from arcdist.models.qwen_source import TINY
 from arcdist.rng import PURPOSES
 from arcdist.training.session import Session
 
@@ -66,7 +66,7 @@ def restore(session: Session, snapshot: Snapshot) -> None:
     state, engines, models = snapshot.state, session.engines, session.models
     load_weights(session, snapshot.weights)
     for name, engine in engines.by_name().items():
-        engine.load_moments(_part(snapshot.moments, name))
+        engine.load_moments(tensors_of(name, snapshot.moments))
         engine.schedule.steps_done = state["steps_of_schedules"][name]
     engines.precision.load_state(state["loss_scale"])
     models.averaged_agent.updates = state["averaged_agent"]["updates"]
@@ -109,11 +109,11 @@ def load_weights(session: Session, weights: Mapping[str, Tensor]) -> None:
         ConfigError: the weights belong to another configuration.
     """
     for name, engine in session.engines.by_name().items():
-        engine.load_weights(_part(weights, name))
+        engine.load_weights(tensors_of(name, weights))
     models = session.models
     if models.averaged_agent.module is not models.agent:
         try:
-            models.averaged_agent.module.load_state_dict(_part(weights, "averaged_agent"))
+            models.averaged_agent.module.load_state_dict(tensors_of("averaged_agent", weights))
         except RuntimeError as error:
             raise ConfigError(f"The weights do not fit the configured models: {error}") from error
 
@@ -129,8 +129,9 @@ def replicated(session: Session) -> dict[str, Iterable[Tensor]]:
     }
 
 
-def _part(named: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}."): value for key, value in named.items() if key.startswith(f"{name}.")}
+def tensors_of(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a module, by their names in it; `name` is the module's among those of the checkpoint."""
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,11 +143,6 @@ class Base:
     name: str
     """What loads it: a name on the Hub, the path of a folder, or `embedded:tiny`."""
     sha256: str
-
-
-def has_random_weights(qwen: QwenConfig) -> bool:
-    """Whether the base's weights are drawn, and not those that are known by the model's name."""
-    return qwen.init == "random" or qwen.model == TINY
 
 
 def base_identity(config: PreTrainedConfig, model: str, *, random: bool, seed: int) -> dict[str, str]:
@@ -186,7 +182,7 @@ def read_base(identity: Mapping[str, str], qwen: QwenConfig) -> Base:
     if missing := {"model", "sha256"} - identity.keys():
         raise DataError(f"The checkpoint does not say what base it belongs to: it lacks {', '.join(sorted(missing))}.")
     model = identity["model"]
-    kind = identity.get("kind") or ("random" if has_random_weights(qwen) else "unknown")
+    kind = identity.get("kind") or ("random" if has_random_weights(qwen.model, qwen.init) else "unknown")
     if kind == "unknown":
         # As far as the name tells: whether a folder of that name is here now says nothing about the run.
         try:

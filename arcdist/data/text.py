@@ -144,10 +144,10 @@ class QwenSource:
     folder: Path | None = None
     """The local folder, or the Hub's files in the cache, perhaps not all; None if there are none."""
 
-    @property
-    def has_random_weights(self) -> bool:
-        """Whether its weights are drawn, not read."""
-        return self.kind == "embedded" or self.init == "random"
+
+def has_random_weights(model: str, init: Init) -> bool:
+    """Whether a model's weights are drawn, and not those that are known by its name."""
+    return init == "random" or model == TINY
 
 
 def locate_qwen(model: str, init: Init) -> QwenSource:
@@ -205,7 +205,7 @@ def read_tokenizer(source: QwenSource) -> GridTokenizer:
     if folder is None:
         return embedded_tokenizer(f"qwen.model is {TINY}" if source.model == TINY else "qwen.init is random")
     if not any((folder / name).is_file() for name in _VOCABULARIES):
-        if source.has_random_weights:
+        if has_random_weights(source.model, source.init):
             return embedded_tokenizer(f"{folder} has none")
         raise ConfigError(
             f"qwen.model {source.model!r}: {folder} has no tokenizer ({', '.join(_VOCABULARIES)}): copy the model's "

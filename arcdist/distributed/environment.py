@@ -43,14 +43,11 @@ def launcher_keeps_store() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def attempt() -> str:
-    """Name of this start of the run: torchrun may start a failed run again, with the same store."""
-    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-
-
 def store_key(name: str) -> str:
     """The key under which the store holds something of this start of the run."""
-    return f"arcdist/{attempt()}/{name}"
+    # torchrun may start a failed run again, with the same store.
+    run, restarts = os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return f"arcdist/{run}/{restarts}/{name}"
 
 
 def is_restart() -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from arcdist.cli import OutputClosed, ends_quietly, finish_standard_error, is_output_closed, standard_error
 from arcdist.distributed.environment import is_main, launcher_keeps_store, rank, store_address, store_key, world_size
 from arcdist.distributed.heartbeat import SignsOfLife
-from arcdist.errors import ArcdistError, DistributedError
+from arcdist.errors import ArcdistError, DistributedError, headline
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
@@ -281,7 +281,7 @@ def _end_all(program: str, error: BaseException, watch: FailureWatch) -> NoRetur
             _wait_for_rank_0_to_fail(error, watch)
         # Before the watch has begun, rank 0 need not wait for torch to be imported: the others see its end.
         is_unwatched = is_main() and not watch.started
-        if is_unwatched or watch.report(Failure(rank(), _exit_code(error), _headline(error))):
+        if is_unwatched or watch.report(Failure(rank(), _exit_code(error), headline(error))):
             standard_error.write(_message(program, error))
             standard_error.flush()
             time.sleep(FAILED_SECONDS)
@@ -318,11 +318,6 @@ def _is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
-def _headline(error: BaseException) -> str:
-    first_line = str(error).partition("\n")[0]
-    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
-
-
 def _message(program: str, error: BaseException) -> str:
     """What the user reads, in one piece: the lines of several processes may mix."""
     who = f"rank {rank()} of {world_size()}"
@@ -332,8 +327,8 @@ def _message(program: str, error: BaseException) -> str:
         return f"{program}: {error}\n" if is_main() else f"{program}: {who}: {error}\n"
     if _is_lost_connection(error):
         return (
-            f"{program}: {who} has lost another one, which was killed (for lack of memory, perhaps) or whose machine "
-            f"is lost: the launcher's report below names it as the root cause. Continue with --resume. "
-            f"({_headline(error)})\n"
+            f"{program}: {who} has lost the connection to another rank, which was killed (for lack of memory, perhaps) "
+            f"or whose machine is lost: the launcher's report below names it as the root cause. Continue with "
+            f"--resume. ({headline(error)})\n"
         )
-    return f"{program}: {who} failed: {_headline(error)}\n{''.join(traceback.format_exception(error))}"
+    return f"{program}: {who} failed: {headline(error)}\n{''.join(traceback.format_exception(error))}"

@@ -21,27 +21,26 @@ from safetensors import SafetensorError, safe_open
 from arcdist.config import Config, DataConfig, OutputConfig, QwenConfig, TrainConfig
 from arcdist.config.loader import DEFAULT_ROOT
 from arcdist.data import read_task_sets
-from arcdist.data.text import QwenSource, locate_qwen, read_tokenizer, ways_out
+from arcdist.data.text import QwenSource, has_random_weights, locate_qwen, read_tokenizer, ways_out
 from arcdist.distributed import is_main, local_rank, local_world_size, world_size
 from arcdist.distributed.collectives import shutdown
 from arcdist.doctor.examination import (
     Finding,
     Row,
     Verdict,
-    attempt,
     conclude,
     failure,
     from_text,
-    headline,
     merge,
     name_ranks,
     to_text,
+    try_check,
     warning,
 )
 from arcdist.doctor.network import TextExchange, check_all_reduce, check_deepspeed, check_launch, check_platform
 from arcdist.engine import Precision
 from arcdist.engine.platform import Platform, choose_device, start_platform
-from arcdist.errors import ArcdistError, ConfigError, DataError, NotFiniteError, PlatformError
+from arcdist.errors import ArcdistError, ConfigError, DataError, NotFiniteError, PlatformError, headline
 from arcdist.files import expanded
 from arcdist.formatting import counted
 from arcdist.host import available_cores, memory_left, usable_cores
@@ -50,7 +49,7 @@ from arcdist.tracking import no_log
 from arcdist.tracking.run_folder import taken_by
 from arcdist.training.health import LOSS_NOT_FINITE
 from arcdist.training.loop import MOST_SKIPPED_STEPS
-from arcdist.training.memory import explained_out_of_memory
+from arcdist.training.out_of_memory import explained_out_of_memory
 from arcdist.training.session import build_session
 from arcdist.training.trial import longest_batch, peak_bytes, run_steps
 
@@ -94,13 +93,13 @@ def run_checks(config: Config, installation: Mapping[str, Finding], *, fit: bool
     rows = gathered("alone")
     platform: Platform | Finding | None = None
     if not any(row.finding.verdict is Verdict.FAIL and row.check in _NEEDED_TO_START for row in rows):
-        platform = attempt(lambda: start_platform(config))
+        platform = try_check(lambda: start_platform(config))
         if isinstance(platform, Finding):
             findings["start"] = platform
         else:
             started, device = platform, platform.accelerator.device
-            findings["start"] = attempt(lambda: check_platform(started, config))
-            findings["all-reduce"] = attempt(lambda: check_all_reduce(device, timeout))
+            findings["start"] = try_check(lambda: check_platform(started, config))
+            findings["all-reduce"] = try_check(lambda: check_all_reduce(device, timeout))
         rows = gathered("together")
     if fit and any(row.finding.verdict is Verdict.FAIL for row in rows):
         rows.append(Row(check=_FIT, finding=warning("not tried", "First repair what has failed.")))
@@ -116,19 +115,19 @@ def _check_alone(config: Config) -> dict[str, Finding]:
     """What a process finds by itself."""
     findings = {
         "configuration": _describe(config),
-        "launch": attempt(lambda: check_launch(config)),
-        "DeepSpeed": attempt(check_deepspeed),
-        "device": attempt(lambda: check_device(config)),
-        "cores": attempt(lambda: check_cores(config.train), broken=Verdict.WARN),
+        "launch": try_check(lambda: check_launch(config)),
+        "DeepSpeed": try_check(check_deepspeed),
+        "device": try_check(lambda: check_device(config)),
+        "cores": try_check(lambda: check_cores(config.train), broken=Verdict.WARN),
     }
     if local_rank() == 0:
         # Of the machine, and never twice the same.
-        findings["memory"] = attempt(check_memory, broken=Verdict.WARN)
+        findings["memory"] = try_check(check_memory, broken=Verdict.WARN)
     return findings | {
-        "output": attempt(lambda: check_output(config.output), broken=Verdict.WARN),
-        "cache": attempt(check_cache, broken=Verdict.WARN),
-        "weights": attempt(lambda: check_weights(config.qwen)),
-        "tasks": attempt(lambda: check_tasks(config.data)),
+        "output": try_check(lambda: check_output(config.output), broken=Verdict.WARN),
+        "cache": try_check(check_cache, broken=Verdict.WARN),
+        "weights": try_check(lambda: check_weights(config.qwen)),
+        "tasks": try_check(lambda: check_tasks(config.data)),
     }
 
 
@@ -208,18 +207,14 @@ def check_cores(train: TrainConfig) -> Finding:
     of_machine, cores, processes = available_cores(), usable_cores(), local_world_size()
     # Beside a GPU a process keeps one busy.
     threads = 1 if torch.cuda.is_available() and train.device != "cpu" else torch.get_num_threads()
-    found = f"{counted(cores, 'core')} for {_processes(processes)} of {counted(threads, 'thread')}"
+    found = f"{counted(cores, 'core')} for {counted(processes, 'process')} of {counted(threads, 'thread')}"
     if cores < of_machine:
         found += f" (the machine has {of_machine}, a container or batch system leaves fewer)"
     if processes > cores:
-        return warning(found, f"Start at most {_processes(cores)} a machine, or ask for more cores.")
+        return warning(found, f"Start at most {counted(cores, 'process')} a machine, or ask for more cores.")
     if processes * threads > cores:
         return warning(found, f"Give each process as many threads as cores: --train.cpu_threads {cores // processes}.")
     return Finding(found=found)
-
-
-def _processes(number: int) -> str:
-    return f"{number} process{'' if number == 1 else 'es'}"
 
 
 def check_memory() -> Finding:
@@ -281,7 +276,7 @@ def check_weights(qwen: QwenConfig) -> Finding:
     if source.kind == "folder":
         return _check_files(source)
     if source.folder is not None:
-        cached = attempt(lambda: _check_files(source))
+        cached = try_check(lambda: _check_files(source))
         if cached.verdict is Verdict.OK:
             return cached
     # What is there of an unfinished download is completed by the next.
@@ -293,7 +288,7 @@ def _check_files(source: QwenSource) -> Finding:
     assert folder is not None
     read_config(source)
     read_tokenizer(source)
-    if source.has_random_weights:
+    if has_random_weights(source.model, source.init):
         return Finding(found=f"the model of {folder} is built with random weights")
     index = folder / "model.safetensors.index.json"
     files = sorted(folder.glob("*.safetensors"))

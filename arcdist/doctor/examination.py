@@ -19,7 +19,15 @@ from rich.text import Text
 
 from arcdist import __version__
 from arcdist.distributed import is_main
-from arcdist.errors import ArcdistError, ConfigError, DistributedError, NotFiniteError, OutOfMemoryError, PlatformError
+from arcdist.errors import (
+    ArcdistError,
+    ConfigError,
+    DistributedError,
+    NotFiniteError,
+    OutOfMemoryError,
+    PlatformError,
+    headline,
+)
 
 T = TypeVar("T")
 
@@ -58,7 +66,7 @@ def failure(found: str, advice: str, exit_code: int = PlatformError.exit_code) -
     return Finding(found=found, verdict=Verdict.FAIL, advice=advice, exit_code=exit_code)
 
 
-def attempt(look: Callable[[], T], *, broken: Verdict = Verdict.FAIL) -> T | Finding:
+def try_check(look: Callable[[], T], *, broken: Verdict = Verdict.FAIL) -> T | Finding:
     """The result of `look`; if it raises, a finding that says so.
 
     Args:
@@ -73,11 +81,6 @@ def attempt(look: Callable[[], T], *, broken: Verdict = Verdict.FAIL) -> T | Fin
         may = "may" if broken is Verdict.WARN else "would"
         found = f"This could not be looked at. {headline(error)}"
         return Finding(found=found, verdict=broken, advice=f"A run {may} meet the same error.")
-
-
-def headline(error: BaseException) -> str:
-    """Kind and first line of an error."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")
 
 
 def to_text(findings: Mapping[str, Finding]) -> str:
@@ -193,7 +196,7 @@ def check_installation() -> dict[str, Finding]:
     others = {name: _library(name, bounds, imported=False) for name in sorted(bounds.keys() - {"torch", *_LIBRARIES})}
     findings |= {name: finding for name, finding in others.items() if finding.verdict is Verdict.FAIL}
     if all(finding.verdict is not Verdict.FAIL for finding in findings.values()):
-        findings["arcdist"] = attempt(_arcdist)
+        findings["arcdist"] = try_check(_arcdist)
     return findings
 
 

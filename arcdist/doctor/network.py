@@ -15,11 +15,11 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in i
 from arcdist.config import Config
 from arcdist.distributed import local_world_size
 from arcdist.distributed.collectives import is_distributed
-from arcdist.distributed.environment import attempt, launcher_keeps_store, rank, store_address, world_size
-from arcdist.doctor.examination import Finding, Verdict, failure, headline, installed_version, warning
+from arcdist.distributed.environment import launcher_keeps_store, rank, store_address, store_key, world_size
+from arcdist.doctor.examination import Finding, Verdict, failure, installed_version, warning
 from arcdist.engine.deepspeed_config import read_deepspeed_config
 from arcdist.engine.platform import Platform, check_launch_settings, deepspeed_config_file
-from arcdist.errors import ConfigError, DistributedError
+from arcdist.errors import ConfigError, DistributedError, headline
 
 _POLL_SECONDS = 0.1
 _READING_SECONDS = 5.0
@@ -76,7 +76,7 @@ class TextExchange:
         store = self._store
         if store is None:
             return [text]
-        prefix = f"arcdist/{attempt()}/texts/{topic}"
+        prefix = store_key(f"texts/{topic}")
         store.set(f"{prefix}/{rank()}", text)
         texts: dict[int, str] = {}
         give_up = time.monotonic() + self._patience

@@ -15,7 +15,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from arcdist.config import Config, TrainConfig
 from arcdist.config.keys import flatten
 from arcdist.distributed import local_rank, local_world_size, rank, world_size
-from arcdist.distributed.environment import attempt, is_restart, launcher_keeps_store, store_address
+from arcdist.distributed.environment import is_restart, launcher_keeps_store, store_address, store_key
 from arcdist.engine.deepspeed_config import effective_deepspeed_config, read_deepspeed_config
 from arcdist.errors import ConfigError, PlatformError
 from arcdist.host import usable_cores
@@ -251,12 +251,12 @@ def start_platform(config: Config) -> Platform:
         timeout=timedelta(seconds=config.distributed.timeout),
     )
     if is_restart() and launcher_keeps_store() and (address := store_address()):
-        # The launcher's store still has the keys of the attempt that failed. PyTorch would read them, and look for
-        # processes that are gone: this attempt forms the process group under keys of its own.
+        # The launcher's store still has the keys of the start that failed. PyTorch would read them, and look for
+        # processes that are gone: this one forms the process group under keys of its own.
         store = TCPStore(*address, timeout=group.timeout, wait_for_workers=False)
         distributed.init_process_group(
             group.backend,
-            store=PrefixStore(f"arcdist/{attempt()}/group", store),
+            store=PrefixStore(store_key("group"), store),
             rank=rank(),
             world_size=world_size(),
             timeout=group.timeout,

@@ -22,6 +22,7 @@ from arcdist.data.text import (
     Init,
     QwenSource,
     embedded_tokenizer,
+    has_random_weights,
     locate_qwen,
     read_tokenizer,
     ways_out,
@@ -158,7 +159,7 @@ def load_body(
         source = replace(source, folder=_hub_snapshot(model))
     config = embedded_config(model) if source.folder is None else read_config(source)
     tokenizer = read_tokenizer(source)
-    if source.has_random_weights:
+    if has_random_weights(source.model, source.init):
         body = random_body(config, dtype, seed=seed, sharding=sharding)
         _log.info(
             "%s has untrained, random weights: it knows no language, and reads the tokens of %s.", model, tokenizer.name

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from arcdist.checkpoint.state import base_identity, has_random_weights, replicated, restore, take_snapshot
+from arcdist.checkpoint.state import base_identity, replicated, restore, take_snapshot
 from arcdist.checkpoint.store import Checkpointing, Snapshot
 from arcdist.data.batch import DistributedBatch
+from arcdist.data.text import has_random_weights
 from arcdist.distributed import Heartbeat, world_size
 from arcdist.distributed.collectives import all_reduce_sum, check_replicas
 from arcdist.errors import HealthError, NotFiniteError, SaveError
@@ -111,7 +112,11 @@ class Loop:
             pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="base")
             qwen, body = self.config.qwen, session.models.qwen.body.config
             self._base = pool.submit(
-                base_identity, body, qwen.model, random=has_random_weights(qwen), seed=self.config.train.seed
+                base_identity,
+                body,
+                qwen.model,
+                random=has_random_weights(qwen.model, qwen.init),
+                seed=self.config.train.seed,
             )
             pool.shutdown(wait=False)
 

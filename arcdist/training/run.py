@@ -32,7 +32,7 @@ from arcdist.tracking import (
 )
 from arcdist.tracking.run_folder import Identity, group_of, held, read_identity, write_identity
 from arcdist.training.loop import Loop
-from arcdist.training.memory import explained_out_of_memory
+from arcdist.training.out_of_memory import explained_out_of_memory
 from arcdist.training.session import Session, build_session
 from arcdist.training.trial import dry_run
 

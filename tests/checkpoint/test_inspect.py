@@ -15,7 +15,7 @@ from arcdist.checkpoint.inspect import (
     is_aside,
     is_checkpoint,
     load_unchanged,
-    no_checkpoint,
+    no_checkpoint_message,
     show_run,
     verify,
 )
@@ -140,7 +140,9 @@ def test_a_link_to_nothing_is_a_checkpoint_that_has_to_be_told_of(small_run):
     link = step_folder(small_run / "checkpoints", 9)
     link.symlink_to("nowhere")
     assert link in checkpoints_of_run(small_run)
-    assert no_checkpoint(link).startswith(f"{link}: there is no such folder. Give that of a checkpoint, such as")
+    assert no_checkpoint_message(link).startswith(
+        f"{link}: there is no such folder. Give that of a checkpoint, such as"
+    )
 
 
 def test_a_folder_that_cannot_be_read_is_not_an_empty_one(small_run):

@@ -12,7 +12,6 @@ from arcdist.checkpoint.state import (
     base_identity,
     gather_moments,
     gather_weights,
-    has_random_weights,
     load_weights,
     read_base,
     restore,
@@ -294,20 +293,6 @@ def test_random_weights_are_named_by_their_shape_and_their_seed(tmp_path):
     assert len({random_identity(), *others}) == 6
     # Weights that lie beside the configuration are not what such a model is made of.
     assert random_identity(folder=model_folder(tmp_path / "a", WEIGHTS)) == random_identity()
-
-
-@pytest.mark.parametrize(
-    ("model", "init", "expected"),
-    [
-        ("Qwen/Qwen2.5-1.5B", "pretrained", False),
-        ("Qwen/Qwen2.5-1.5B", "random", True),
-        (TINY, "pretrained", True),
-        (TINY, "random", True),
-        ("models/mine", "pretrained", False),
-    ],
-)
-def test_whether_weights_are_random(model: str, init, expected: bool):
-    assert has_random_weights(QwenConfig(model=model, init=init)) is expected
 
 
 def test_a_relative_folder_is_named_so_that_it_is_found_from_anywhere(tmp_path, monkeypatch):

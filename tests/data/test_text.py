@@ -19,6 +19,7 @@ from arcdist.data.text import (
     QwenSource,
     embedded_tokenizer,
     from_pretrained_tokenizer,
+    has_random_weights,
     locate_qwen,
     read_tokenizer,
     ways_out,
@@ -175,7 +176,21 @@ def test_the_package_comes_first(name, init, tmp_path, monkeypatch):
     (tmp_path / name).mkdir(parents=True)
     source = locate_qwen(name, init)
     assert source == QwenSource(model=name, init=init, kind="embedded")
-    assert source.has_random_weights
+    assert has_random_weights(name, init)
+
+
+@pytest.mark.parametrize(
+    ("model", "init", "expected"),
+    [
+        ("Qwen/Qwen2.5-1.5B", "pretrained", False),
+        ("Qwen/Qwen2.5-1.5B", "random", True),
+        (TINY, "pretrained", True),
+        (TINY, "random", True),
+        ("models/mine", "pretrained", False),
+    ],
+)
+def test_whether_weights_are_random(model: str, init, expected: bool):
+    assert has_random_weights(model, init) is expected
 
 
 def test_a_local_folder_comes_before_the_hub(model, tmp_path, monkeypatch):
@@ -183,7 +198,7 @@ def test_a_local_folder_comes_before_the_hub(model, tmp_path, monkeypatch):
     (tmp_path / "Qwen").mkdir()
     model.rename(tmp_path / HUB)
     source = locate_qwen(HUB, "pretrained")
-    assert (source.kind, str(source.folder), source.has_random_weights) == ("folder", HUB, False)
+    assert (source.kind, str(source.folder)) == ("folder", HUB)
 
 
 def test_the_hub_is_looked_up_in_the_cache_only(cache, model):

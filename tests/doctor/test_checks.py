@@ -31,7 +31,7 @@ from arcdist.doctor.checks import (
     judge_fit,
     try_longest_batch,
 )
-from arcdist.doctor.examination import Verdict, attempt
+from arcdist.doctor.examination import Verdict, try_check
 from arcdist.engine.platform import start_platform
 from arcdist.errors import DataError, NotFiniteError, OutOfMemoryError
 from arcdist.models.qwen_source import TINY, embedded_config
@@ -316,7 +316,7 @@ def test_random_weights_need_the_configuration_only(model):
         file.unlink()
     assert check(model, "random").verdict is Verdict.OK
     (model / "config.json").unlink()
-    finding = attempt(lambda: check(model, "random"))
+    finding = try_check(lambda: check(model, "random"))
     assert (finding.verdict, finding.exit_code) == (Verdict.FAIL, 2)
 
 
@@ -351,13 +351,13 @@ def test_weights_that_are_not_whole_are_found(model, harm):
 def test_a_folder_that_is_no_models_is_a_mistake(model, lost):
     for file in model.glob(lost):
         file.unlink()
-    finding = attempt(lambda: check(model))
+    finding = try_check(lambda: check(model))
     assert (finding.verdict, finding.exit_code) == (Verdict.FAIL, 2)
 
 
 def test_what_neither_the_package_nor_a_folder_has_is_a_mistake(tmp_path):
     for model, init in (("embedded:huge", "pretrained"), ("somebody/model", "random"), (tmp_path / "no", "pretrained")):
-        finding = attempt(lambda model=model, init=init: check(model, init))
+        finding = try_check(lambda model=model, init=init: check(model, init))
         assert (finding.verdict, finding.exit_code) == (Verdict.FAIL, 2)
         assert TINY in finding.found
 

@@ -17,7 +17,6 @@ from arcdist.doctor.examination import (
     Finding,
     Row,
     Verdict,
-    attempt,
     check_installation,
     conclude,
     failure,
@@ -25,6 +24,7 @@ from arcdist.doctor.examination import (
     merge,
     name_ranks,
     to_text,
+    try_check,
     warning,
 )
 from arcdist.errors import ConfigError, OutOfMemoryError, PlatformError
@@ -54,7 +54,7 @@ def test_findings_survive_the_way_to_another_process(findings):
 
 
 def test_what_a_check_finds_is_passed_on():
-    assert attempt(lambda: 7) == 7
+    assert try_check(lambda: 7) == 7
     assert warning("little", "more") == Finding(found="little", verdict=Verdict.WARN, advice="more")
     assert failure("none", "some").exit_code == PlatformError.exit_code == 3
 
@@ -62,22 +62,22 @@ def test_what_a_check_finds_is_passed_on():
 @pytest.mark.parametrize("kind", [ConfigError, PlatformError, OutOfMemoryError])
 @pytest.mark.parametrize("broken", [Verdict.WARN, Verdict.FAIL])
 def test_an_error_of_a_run_fails_with_its_message_and_exit_code(kind, broken):
-    finding = attempt(raising(kind("where: mend")), broken=broken)
+    finding = try_check(raising(kind("where: mend")), broken=broken)
     assert (finding.found, finding.verdict, finding.exit_code) == ("where: mend", Verdict.FAIL, kind.exit_code)
 
 
 def test_a_check_that_breaks_down_says_so():
-    finding = attempt(raising(KeyError("a")), broken=Verdict.WARN)
+    finding = try_check(raising(KeyError("a")), broken=Verdict.WARN)
     assert finding == warning("This could not be looked at. KeyError: 'a'", "A run may meet the same error.")
-    finding = attempt(raising(RuntimeError("first\nsecond")))
+    finding = try_check(raising(RuntimeError("first\nsecond")))
     assert finding.verdict is Verdict.FAIL
     assert finding.found.endswith("RuntimeError: first")
-    assert attempt(raising(ValueError())).found.endswith("ValueError")
+    assert try_check(raising(ValueError())).found.endswith("ValueError")
 
 
 def test_ctrl_c_is_no_finding():
     with pytest.raises(KeyboardInterrupt):
-        attempt(raising(KeyboardInterrupt()))
+        try_check(raising(KeyboardInterrupt()))
 
 
 ONE_HOST = dict.fromkeys(range(4), "node7")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from arcdist.config import Config, DataConfig, QwenConfig, TrainConfig
 from arcdist.errors import OutOfMemoryError
-from arcdist.training.memory import explained_out_of_memory
+from arcdist.training.out_of_memory import explained_out_of_memory
 
 
 @pytest.fixture
