@@ -26,7 +26,7 @@ from arcdist.checkpoint.store import (
 )
 from arcdist.config import Config
 from arcdist.config.keys import flatten
-from arcdist.config.loader import AUTO, DEFAULT_ROOT, NEWEST, newest_run
+from arcdist.config.loader import AUTO, DEFAULT_ROOT, NEWEST, newest_run, run_of
 from arcdist.distributed.environment import is_restart
 from arcdist.errors import ConfigError, DataError
 from arcdist.files import expanded
@@ -108,9 +108,8 @@ def _newest_or_new(directory: str | None, resume: str) -> Start:
 
 
 def _at_path(path: Path, directory: str | None) -> Start:
-    parent = path.parent if path.name == "checkpoints" else path
-    is_run = _has_checkpoints(parent)
-    run = parent if is_run else path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    run = run_of(path)
+    is_run = _has_checkpoints(run) and run == (path.parent if path.name == "checkpoints" else path)
     checkpoint = None if is_run else path
     if directory is None or expanded(directory).resolve() == run.resolve():
         if is_run or (run / "config.yaml").exists():

@@ -14,6 +14,7 @@ import yaml
 
 from arcdist.config.schema import Config
 from arcdist.errors import ConfigError
+from arcdist.files import replacing
 
 REMOVED_KEYS = {
     "qwen.numeric_in_dim": "there are always 15 transformation features",
@@ -223,4 +224,5 @@ def format_config(config: Config, sources: Mapping[str, str] | None = None) -> s
 
 def save_config(config: Config, path: Path) -> None:
     """Write the configuration to a YAML file that `--config` reads back."""
-    path.write_text(format_config(config), encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text(format_config(config), encoding="utf-8")

@@ -196,16 +196,23 @@ def newest_run() -> Path | None:
     return max(saved, key=lambda run: (saved[run], run.name), default=None)
 
 
+def run_of(path: Path) -> Path:
+    """The run folder that a path given to `--resume` means: itself, or that of a checkpoint or of `checkpoints/`."""
+    run = path.parent if path.name == "checkpoints" else path
+    if any((run / name).exists() for name in ("config.yaml", "checkpoints", "best")):
+        return run
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
 def _config_of_run(resume: str | None, directory: str | None) -> Path | None:
-    """The `config.yaml` beside what `--resume` and `--output_dir` name; None if there is none."""
-    if resume is None:
-        return None
-    if resume not in (NEWEST, AUTO):
-        path = expanded(resume)
-        places = [path, path.parent, path.parent.parent]
+    """The `config.yaml` of the run that `--resume` and `--output_dir` name; None if there is none."""
+    if resume not in (None, NEWEST, AUTO):
+        run = run_of(expanded(resume))
+    elif resume is not None and directory is not None:
+        run = expanded(directory)
     else:
-        places = [] if directory is None else [expanded(directory)]
-    return next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
+        return None
+    return run / "config.yaml" if (run / "config.yaml").is_file() else None
 
 
 def recipe_names() -> list[str]:

@@ -168,3 +168,13 @@ def test_save_config_writes_what_format_config_gives(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     save_config(ODD, path)
     assert path.read_text(encoding="utf-8") == format_config(ODD)
+
+
+def test_who_reads_while_a_configuration_is_written_finds_a_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    save_config(Config(), path)
+    with path.open(encoding="utf-8") as reader:
+        save_config(ODD, path)
+        assert reader.read() == format_config(Config())
+    assert path.read_text(encoding="utf-8") == format_config(ODD)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]

@@ -408,6 +408,19 @@ def test_removed_keys_of_a_resumed_run_are_ignored_and_reported_once(old_file, c
     assert_reported_once(capsys.readouterr().err, old_file)
 
 
+@pytest.mark.parametrize("resumed", ["saved", "saved/best", "saved/checkpoints", "saved/checkpoints/step_00000004"])
+def test_a_configuration_beside_the_resumed_run_is_not_its_own(tmp_path, monkeypatch, resumed):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved" / "best").mkdir(parents=True)
+    (tmp_path / "saved" / "checkpoints" / "step_00000004").mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text("train: {seed: 1}\n")
+    loaded = load_config(["--resume", resumed, "--output_dir", "new"])
+    assert (loaded.recipe, loaded.config.train.seed) == ("quickstart", 0)
+    (tmp_path / "saved" / "config.yaml").write_text("train: {seed: 2}\n")
+    loaded = load_config(["--resume", resumed, "--output_dir", "new"])
+    assert (loaded.recipe, loaded.config.train.seed) == (None, 2)
+
+
 def test_only_process_0_reports_removed_keys(old_file, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert load_config(["--config", str(old_file)]).config.train.seed == 3

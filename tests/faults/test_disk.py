@@ -49,7 +49,7 @@ def test_a_run_that_cannot_save_says_so_and_trains_on(start, assert_ended_as, er
 
 
 def test_a_disk_that_is_full_for_a_while_costs_no_number(start, assert_ended_as):
-    everything = "^(write|mkdir|open) (?!training.log|heartbeats|config.yaml|run.json|.*step_000000(03|12|15))"
+    everything = "^(write|mkdir|open) (?!training.log|heartbeats|.config.yaml|run.json|.*step_000000(03|12|15))"
     attempt = start(fault={"do": "ENOSPC", "match": everything, "at": 12, "times": 20}, launcher=False)
     assert attempt.wait() == 0, attempt.output
     log = (start.run / "training.log").read_text()
