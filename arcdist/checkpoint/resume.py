@@ -40,6 +40,14 @@ _WITH_A_WARNING = (
 )
 """What a user may want to change on the way; the curve has a bend there. Another base is known by its checksum."""
 
+_NEEDED = {
+    **dict.fromkeys(("step", "epoch", "batch", "skipped", "skipped_in_a_row", "gradients_checked"), int),
+    **dict.fromkeys(("since_log", "since_epoch", "steps_of_schedules", "loss_scale", "averaged_agent"), dict),
+    **dict.fromkeys(("prompts", "config", "data", "base"), dict),
+    "epochs": list,
+}
+"""What a resumed run takes from the state; older versions saved all of it."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
@@ -181,7 +189,8 @@ def _read(run: Path, checkpoint: Path | None) -> tuple[Path, Snapshot, tuple[str
     places = [checkpoint] if checkpoint else [*reversed(checkpoints(root)), *filter(exists, [run / BEST])]
     for place in places:
         try:
-            return place, load_checkpoint(place), tuple(f"{what} The one before it is taken." for what in broken)
+            snapshot = load_checkpoint(place, _NEEDED)
+            return place, snapshot, tuple(f"{what} The one before it is taken." for what in broken)
         except DataError as error:
             broken.append(str(error))
     if checkpoint:
@@ -195,7 +204,7 @@ def _read(run: Path, checkpoint: Path | None) -> tuple[Path, Snapshot, tuple[str
 
 def _whole(folder: Path) -> Snapshot | None:
     try:
-        return load_checkpoint(folder)
+        return load_checkpoint(folder, _NEEDED)
     except DataError:
         return None
 
@@ -235,10 +244,7 @@ def check_configuration(
 
     Raises:
         ConfigError: what it may not; both values are named.
-        DataError: the state does not say what it is the state of.
     """
-    if missing := {"config", "data", "base", "step", "epoch", "batch"} - set(state):
-        raise DataError(f"The checkpoint's state.json lacks {', '.join(sorted(missing))}: resume from another one.")
     changes = _changes(config, state["config"])
     refused = {name: values for name, values in changes.items() if not name.startswith(_WITH_A_WARNING)}
     if refused:
