@@ -28,9 +28,9 @@ from arcdist.config import Config
 from arcdist.config.keys import flatten
 from arcdist.config.loader import AUTO, DEFAULT_ROOT, NEWEST, newest_run, run_of
 from arcdist.distributed.environment import is_restart
-from arcdist.errors import ConfigError, DataError
-from arcdist.files import expanded
-from arcdist.tracking.run_folder import NOT_COMPUTED, held, make_run_folder, own, remove, taken_by
+from arcdist.errors import ConfigError, DataError, SaveError
+from arcdist.files import expanded, unwritable
+from arcdist.tracking.run_folder import NOT_COMPUTED, discard_run_folder, held, make_run_folder, own, remove, taken_by
 
 _logger = logging.getLogger(__name__)
 
@@ -163,16 +163,27 @@ def _fork(run: Path, checkpoint: Path | None, directory: Path) -> Start:
     checkpoint, snapshot, warnings = _read(run, checkpoint)
     folder = make_run_folder(directory)
     lock = own(folder)
-    if (run / "steps.jsonl").exists():
-        shutil.copyfile(run / "steps.jsonl", folder / "steps.jsonl")
-    if (run / "validation").exists():
-        shutil.copytree(run / "validation", folder / "validation")
-    # What is broken, or became the best later on, is no part of the curve that is continued.
-    best = _whole(run / BEST)
-    if best and best.state["step"] <= snapshot.state["step"]:
-        save_checkpoint(folder / BEST, best)
-    # Last: from here on the folder can be resumed, whenever the run is killed.
-    save_checkpoint(step_folder(folder / "checkpoints", snapshot.state["step"]), snapshot)
+    try:
+        for source in (run / "config.yaml", run / "steps.jsonl", *(run / "validation").glob("*.json")):
+            if source.exists():
+                copy = folder / source.relative_to(run)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(source, copy)
+        # What is broken, or became the best later on, is no part of the curve that is continued.
+        best = _whole(run / BEST)
+        if best and best.state["step"] <= snapshot.state["step"]:
+            save_checkpoint(folder / BEST, best)
+        # Last: from here on the folder can be resumed, whenever the run is killed.
+        save_checkpoint(step_folder(folder / "checkpoints", snapshot.state["step"]), snapshot)
+    except BaseException as error:
+        discard_run_folder(folder)
+        lock.release()
+        if isinstance(error, OSError):
+            elsewhere = "choose another with --output_dir FOLDER"
+            raise SaveError(
+                unwritable(f"The run folder {folder}", folder, error, snapshot.size, elsewhere=elsewhere)
+            ) from error
+        raise
     return Start(folder=folder, checkpoint=checkpoint, snapshot=snapshot, lock=lock, is_new=True, warnings=warnings)
 
 

@@ -1,5 +1,6 @@
 """Which checkpoint a command line asks for, in which folder, and which configurations it goes on under."""
 
+import errno
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from arcdist.checkpoint.resume import check_configuration, find_start, set_aside
 from arcdist.checkpoint.store import FILES, MANIFEST, WEIGHTS, Snapshot, load_checkpoint, save_checkpoint, step_folder
 from arcdist.config import Config
 from arcdist.config.keys import flatten
-from arcdist.errors import ConfigError, DataError
+from arcdist.errors import ConfigError, DataError, SaveError
 from arcdist.tracking.run_folder import held, own
 
 BASE = {"model": "Qwen/Qwen2.5-1.5B", "sha256": "ab" * 32}
@@ -376,7 +377,7 @@ def test_auto_never_removes_what_a_run_has_saved(make_run, find, left):
 def test_a_fork_that_was_killed_goes_on_in_its_own_folder(make_run, find, tmp_path, monkeypatch):
     source = step_folder(make_run("run", 5, 20) / "checkpoints", 5)
     start = find(tmp_path / "fork", source)
-    (tmp_path / "fork" / "config.yaml").write_text("")
+    assert (tmp_path / "fork" / "config.yaml").read_text() == "config.yaml of run\n"
     own_one = step_folder(tmp_path / "fork" / "checkpoints", 5)
     for resume in ("newest", "auto"):
         assert find(tmp_path / "fork", resume).checkpoint == own_one
@@ -460,7 +461,7 @@ def test_in_another_folder_the_curve_is_continued_and_the_first_run_left_alone(m
         assert start.folder == tmp_path / name
         assert start.checkpoint.is_relative_to(run)
         assert start.is_new
-        assert names(start.folder) == ["best", "checkpoints", "steps.jsonl"]
+        assert names(start.folder) == ["best", "checkpoints", "config.yaml", "steps.jsonl"]
         (own_one,) = (start.folder / "checkpoints").iterdir()
         # A copy of what it comes from, byte for byte.
         for copied, source in ((own_one, start.checkpoint), (start.folder / "best", run / "best")):
@@ -473,18 +474,43 @@ def test_in_another_folder_the_curve_is_continued_and_the_first_run_left_alone(m
     assert names(run / "checkpoints") == ["step_00000005", "step_00000020"]
 
 
+@pytest.mark.parametrize("name", ["steps.jsonl", "epoch_00000.json"])
+def test_a_fork_that_finds_no_room_is_one_message_and_leaves_no_folder(make_run, find, tmp_path, monkeypatch, name):
+    run = make_run("run", 5)
+    (run / "validation").mkdir()
+    (run / "validation" / "epoch_00000.json").write_text("{}")
+    copyfile = shutil.copyfile
+
+    def full(source, target, **keywords):
+        if source.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(source))
+        return copyfile(source, target, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        with pytest.raises(SaveError, match=rf"^The run folder {tmp_path}/fork could not be written \(No space left"):
+            find(tmp_path / "fork", run)
+    assert names(tmp_path) == ["run"]
+    fork = find(tmp_path / "fork", run).folder
+    assert (fork / "validation" / "epoch_00000.json").read_text() == "{}"
+
+
 def test_a_curve_that_was_never_begun_is_not_continued(make_run, find, tmp_path):
     run = make_run("run", 5)
     (run / "steps.jsonl").unlink()
-    assert names(find(tmp_path / "other", run).folder) == ["best", "checkpoints"]
+    assert names(find(tmp_path / "other", run).folder) == ["best", "checkpoints", "config.yaml"]
 
 
 def test_a_best_of_later_on_or_a_broken_one_is_no_part_of_the_curve(make_run, find, tmp_path):
     run = make_run("run", 5, 20)
     save(run / "best", 20)
-    assert names(find(tmp_path / "a", step_folder(run / "checkpoints", 5)).folder) == ["checkpoints", "steps.jsonl"]
+    assert names(find(tmp_path / "a", step_folder(run / "checkpoints", 5)).folder) == [
+        "checkpoints",
+        "config.yaml",
+        "steps.jsonl",
+    ]
     damage(run / "best")
-    assert names(find(tmp_path / "b", run).folder) == ["checkpoints", "steps.jsonl"]
+    assert names(find(tmp_path / "b", run).folder) == ["checkpoints", "config.yaml", "steps.jsonl"]
 
 
 def test_another_folder_that_holds_a_run_is_refused_and_neither_stays_taken(make_run, find):
