@@ -28,9 +28,9 @@ from arcdist.config import Config
 from arcdist.config.keys import flatten
 from arcdist.config.loader import AUTO, DEFAULT_ROOT, NEWEST, newest_run, run_of
 from arcdist.distributed.environment import is_restart
-from arcdist.errors import ConfigError, DataError
-from arcdist.files import expanded
-from arcdist.tracking.run_folder import NOT_COMPUTED, held, make_run_folder, own, remove, taken_by
+from arcdist.errors import ConfigError, DataError, SaveError
+from arcdist.files import expanded, unwritable
+from arcdist.tracking.run_folder import NOT_COMPUTED, discard_run_folder, held, make_run_folder, own, remove, taken_by
 
 _logger = logging.getLogger(__name__)
 
@@ -39,6 +39,14 @@ _WITH_A_WARNING = (
     *("optim.", "reward.", "curriculum.", "efe."),
 )
 """What a user may want to change on the way; the curve has a bend there. Another base is known by its checksum."""
+
+_NEEDED = {
+    **dict.fromkeys(("step", "epoch", "batch", "skipped", "skipped_in_a_row", "gradients_checked"), int),
+    **dict.fromkeys(("since_log", "since_epoch", "steps_of_schedules", "loss_scale", "averaged_agent"), dict),
+    **dict.fromkeys(("prompts", "config", "data", "base"), dict),
+    "epochs": list,
+}
+"""What a resumed run takes from the state; older versions saved all of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,16 +163,27 @@ def _fork(run: Path, checkpoint: Path | None, directory: Path) -> Start:
     checkpoint, snapshot, warnings = _read(run, checkpoint)
     folder = make_run_folder(directory)
     lock = own(folder)
-    if (run / "steps.jsonl").exists():
-        shutil.copyfile(run / "steps.jsonl", folder / "steps.jsonl")
-    if (run / "validation").exists():
-        shutil.copytree(run / "validation", folder / "validation")
-    # What is broken, or became the best later on, is no part of the curve that is continued.
-    best = _whole(run / BEST)
-    if best and best.state["step"] <= snapshot.state["step"]:
-        save_checkpoint(folder / BEST, best)
-    # Last: from here on the folder can be resumed, whenever the run is killed.
-    save_checkpoint(step_folder(folder / "checkpoints", snapshot.state["step"]), snapshot)
+    try:
+        for source in (run / "config.yaml", run / "steps.jsonl", *(run / "validation").glob("*.json")):
+            if source.exists():
+                copy = folder / source.relative_to(run)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(source, copy)
+        # What is broken, or became the best later on, is no part of the curve that is continued.
+        best = _whole(run / BEST)
+        if best and best.state["step"] <= snapshot.state["step"]:
+            save_checkpoint(folder / BEST, best)
+        # Last: from here on the folder can be resumed, whenever the run is killed.
+        save_checkpoint(step_folder(folder / "checkpoints", snapshot.state["step"]), snapshot)
+    except BaseException as error:
+        discard_run_folder(folder)
+        lock.release()
+        if isinstance(error, OSError):
+            elsewhere = "choose another with --output_dir FOLDER"
+            raise SaveError(
+                unwritable(f"The run folder {folder}", folder, error, snapshot.size, elsewhere=elsewhere)
+            ) from error
+        raise
     return Start(folder=folder, checkpoint=checkpoint, snapshot=snapshot, lock=lock, is_new=True, warnings=warnings)
 
 
@@ -181,7 +200,8 @@ def _read(run: Path, checkpoint: Path | None) -> tuple[Path, Snapshot, tuple[str
     places = [checkpoint] if checkpoint else [*reversed(checkpoints(root)), *filter(exists, [run / BEST])]
     for place in places:
         try:
-            return place, load_checkpoint(place), tuple(f"{what} The one before it is taken." for what in broken)
+            snapshot = load_checkpoint(place, _NEEDED)
+            return place, snapshot, tuple(f"{what} The one before it is taken." for what in broken)
         except DataError as error:
             broken.append(str(error))
     if checkpoint:
@@ -195,7 +215,7 @@ def _read(run: Path, checkpoint: Path | None) -> tuple[Path, Snapshot, tuple[str
 
 def _whole(folder: Path) -> Snapshot | None:
     try:
-        return load_checkpoint(folder)
+        return load_checkpoint(folder, _NEEDED)
     except DataError:
         return None
 
@@ -235,10 +255,7 @@ def check_configuration(
 
     Raises:
         ConfigError: what it may not; both values are named.
-        DataError: the state does not say what it is the state of.
     """
-    if missing := {"config", "data", "base", "step", "epoch", "batch"} - set(state):
-        raise DataError(f"The checkpoint's state.json lacks {', '.join(sorted(missing))}: resume from another one.")
     changes = _changes(config, state["config"])
     refused = {name: values for name, values in changes.items() if not name.startswith(_WITH_A_WARNING)}
     if refused:

@@ -136,10 +136,10 @@ def _share_snapshot(start: Start | None) -> Snapshot | None:
 def _resume(loop: Loop, snapshot: Snapshot, start: Start | None) -> None:
     base = json.loads(broadcast_text(json.dumps(loop.base)))
     check_configuration(loop.config, snapshot.state, base, loop.session.data)
+    # Before the numbers after that step go: whenever this is killed, no checkpoint is later than the numbers.
+    leaves_a_path = set_aside_later_ones(start.folder, snapshot.state["step"]) if start else False
     loop.resume(snapshot)
-    leaves_a_path = False
     if start:
-        leaves_a_path = set_aside_later_ones(start.folder, loop.state.step)
         save_config(loop.config, start.folder / "config.yaml")
         _logger.info(
             "Resumed from %s: step %d, epoch %d, batch %d of %d.",

@@ -1,5 +1,6 @@
 """Which checkpoint a command line asks for, in which folder, and which configurations it goes on under."""
 
+import errno
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from arcdist.checkpoint.resume import check_configuration, find_start, set_aside
 from arcdist.checkpoint.store import FILES, MANIFEST, WEIGHTS, Snapshot, load_checkpoint, save_checkpoint, step_folder
 from arcdist.config import Config
 from arcdist.config.keys import flatten
-from arcdist.errors import ConfigError, DataError
+from arcdist.errors import ConfigError, DataError, SaveError
 from arcdist.tracking.run_folder import held, own
 
 BASE = {"model": "Qwen/Qwen2.5-1.5B", "sha256": "ab" * 32}
@@ -123,13 +124,6 @@ def test_another_base_is_refused_whatever_it_is_called(caplog):
     assert told == ["qwen.model is models/mine from here on, no longer Qwen/Qwen2.5-1.5B."]
 
 
-def test_a_state_that_does_not_say_of_what_is_refused(caplog):
-    with pytest.raises(
-        DataError, match=r"state\.json lacks base, batch, config, data, epoch, step: resume from another one"
-    ):
-        check(Config(), {}, caplog)
-
-
 @pytest.mark.parametrize("role", ["training", "validation"])
 def test_other_tasks_are_refused_wherever_they_lie(caplog, role):
     with pytest.raises(ConfigError) as raised:
@@ -163,10 +157,18 @@ def test_all_that_is_refused_is_told_at_once(caplog):
         check(Config(), state, caplog)
 
 
-def save(folder, step):
+def saved_state(step):
+    """What a resumed run needs of a checkpoint, and no more."""
+    numbers = dict.fromkeys(("epoch", "batch", "skipped", "skipped_in_a_row", "gradients_checked"), 0)
+    parts = ("since_log", "since_epoch", "steps_of_schedules", "loss_scale", "averaged_agent", "prompts")
+    return {"step": step, **numbers, **{name: {} for name in (*parts, "config", "data", "base")}, "epochs": []}
+
+
+def save(folder, step, missing=None):
     weights = {"a": torch.full((3,), float(step)), "b": torch.tensor(step, dtype=torch.bfloat16)}
     prompts = {"query": torch.zeros(2, 3)}
-    save_checkpoint(folder, Snapshot(weights=weights, moments={}, prompts=prompts, state={"step": step}))
+    state = {name: value for name, value in saved_state(step).items() if name != missing}
+    save_checkpoint(folder, Snapshot(weights=weights, moments={}, prompts=prompts, state=state))
 
 
 @pytest.fixture
@@ -224,7 +226,7 @@ def test_the_newest_checkpoint_of_the_named_folder_is_taken_with_its_files(make_
     for resume in ("newest", "auto", run):
         start = find(None if resume is run else run, resume)
         assert (start.folder, start.checkpoint) == (run, step_folder(run / "checkpoints", 100))
-        assert start.snapshot.state == load_checkpoint(start.checkpoint).state == {"step": 100}
+        assert start.snapshot.state == load_checkpoint(start.checkpoint).state == saved_state(100)
         assert not start.is_new
         assert start.warnings == ()
 
@@ -292,7 +294,7 @@ def test_a_path_is_that_of_a_checkpoint_of_best_or_of_a_run(make_run, find):
     for path in (step_folder(run / "checkpoints", 5), run / "best"):
         start = find(None, path)
         assert (start.folder, start.checkpoint, start.is_new) == (run, path, False)
-        assert start.snapshot.state == {"step": 5}
+        assert start.snapshot.state["step"] == 5
         # Naming the run's folder as well changes nothing, however it is written.
         assert find(run.parent / "other" / ".." / "run", path).folder == run
 
@@ -375,7 +377,7 @@ def test_auto_never_removes_what_a_run_has_saved(make_run, find, left):
 def test_a_fork_that_was_killed_goes_on_in_its_own_folder(make_run, find, tmp_path, monkeypatch):
     source = step_folder(make_run("run", 5, 20) / "checkpoints", 5)
     start = find(tmp_path / "fork", source)
-    (tmp_path / "fork" / "config.yaml").write_text("")
+    assert (tmp_path / "fork" / "config.yaml").read_text() == "config.yaml of run\n"
     own_one = step_folder(tmp_path / "fork" / "checkpoints", 5)
     for resume in ("newest", "auto"):
         assert find(tmp_path / "fork", resume).checkpoint == own_one
@@ -416,6 +418,19 @@ def test_a_broken_one_that_was_asked_for_is_refused_by_its_file(make_run, find):
     assert find(None, step_folder(run / "checkpoints", 5)).checkpoint == step_folder(run / "checkpoints", 5)
 
 
+@pytest.mark.parametrize("name", saved_state(0))
+def test_a_state_without_what_a_run_needs_is_refused_by_its_file(make_run, find, name):
+    run = make_run("run", 5)
+    foreign = step_folder(run / "checkpoints", 20)
+    save(foreign, 20, missing=name)
+    message = rf"^{foreign}/state\.json is no state of a run: it lacks {name} \(\w+\)\."
+    with pytest.raises(DataError, match=rf"{message} Resume from another checkpoint: "):
+        find(None, foreign)
+    start = find(run, "newest")
+    assert start.checkpoint == step_folder(run / "checkpoints", 5)
+    assert re.match(message, start.warnings[0])
+
+
 def test_what_a_killed_process_was_at_is_mended_and_cleared(make_run, find):
     run = make_run("run", 5, 20)
     (run / "best").rename(run / ".best.replaced")
@@ -425,7 +440,7 @@ def test_what_a_killed_process_was_at_is_mended_and_cleared(make_run, find):
     assert find(run, "newest").checkpoint == step_folder(run / "checkpoints", 20)
     assert names(run / "checkpoints") == ["step_00000020"]
     assert names(run) == ["best", "checkpoints", "config.yaml", "steps.jsonl", "training.log"]
-    assert load_checkpoint(run / "best").state == {"step": 20}
+    assert load_checkpoint(run / "best").state["step"] == 20
 
 
 def test_a_best_that_was_being_replaced_is_mended_where_it_is_asked_for_by_name(make_run, find):
@@ -446,31 +461,56 @@ def test_in_another_folder_the_curve_is_continued_and_the_first_run_left_alone(m
         assert start.folder == tmp_path / name
         assert start.checkpoint.is_relative_to(run)
         assert start.is_new
-        assert names(start.folder) == ["best", "checkpoints", "steps.jsonl"]
+        assert names(start.folder) == ["best", "checkpoints", "config.yaml", "steps.jsonl"]
         (own_one,) = (start.folder / "checkpoints").iterdir()
         # A copy of what it comes from, byte for byte.
         for copied, source in ((own_one, start.checkpoint), (start.folder / "best", run / "best")):
             for file in (*FILES, MANIFEST):
                 assert (copied / file).read_bytes() == (source / file).read_bytes()
-        assert load_checkpoint(start.folder / "best").state == {"step": 5}
+        assert load_checkpoint(start.folder / "best").state["step"] == 5
         assert (start.folder / "steps.jsonl").read_text() == "steps.jsonl of run\n"
         assert start.lock.lock_file == str(start.folder / ".lock")
     assert names(run) == before
     assert names(run / "checkpoints") == ["step_00000005", "step_00000020"]
 
 
+@pytest.mark.parametrize("name", ["steps.jsonl", "epoch_00000.json"])
+def test_a_fork_that_finds_no_room_is_one_message_and_leaves_no_folder(make_run, find, tmp_path, monkeypatch, name):
+    run = make_run("run", 5)
+    (run / "validation").mkdir()
+    (run / "validation" / "epoch_00000.json").write_text("{}")
+    copyfile = shutil.copyfile
+
+    def full(source, target, **keywords):
+        if source.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(source))
+        return copyfile(source, target, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        with pytest.raises(SaveError, match=rf"^The run folder {tmp_path}/fork could not be written \(No space left"):
+            find(tmp_path / "fork", run)
+    assert names(tmp_path) == ["run"]
+    fork = find(tmp_path / "fork", run).folder
+    assert (fork / "validation" / "epoch_00000.json").read_text() == "{}"
+
+
 def test_a_curve_that_was_never_begun_is_not_continued(make_run, find, tmp_path):
     run = make_run("run", 5)
     (run / "steps.jsonl").unlink()
-    assert names(find(tmp_path / "other", run).folder) == ["best", "checkpoints"]
+    assert names(find(tmp_path / "other", run).folder) == ["best", "checkpoints", "config.yaml"]
 
 
 def test_a_best_of_later_on_or_a_broken_one_is_no_part_of_the_curve(make_run, find, tmp_path):
     run = make_run("run", 5, 20)
     save(run / "best", 20)
-    assert names(find(tmp_path / "a", step_folder(run / "checkpoints", 5)).folder) == ["checkpoints", "steps.jsonl"]
+    assert names(find(tmp_path / "a", step_folder(run / "checkpoints", 5)).folder) == [
+        "checkpoints",
+        "config.yaml",
+        "steps.jsonl",
+    ]
     damage(run / "best")
-    assert names(find(tmp_path / "b", run).folder) == ["checkpoints", "steps.jsonl"]
+    assert names(find(tmp_path / "b", run).folder) == ["checkpoints", "config.yaml", "steps.jsonl"]
 
 
 def test_another_folder_that_holds_a_run_is_refused_and_neither_stays_taken(make_run, find):
@@ -516,7 +556,7 @@ def test_later_checkpoints_are_set_aside_and_told(make_run, caplog):
     assert names(root) == [
         *("aside_1_step_00000020", "aside_1_step_00000030", "aside_2_step_00000030", "step_00000005"),
     ]
-    assert load_checkpoint(root / "aside_1_step_00000030").state == {"step": 30}
+    assert load_checkpoint(root / "aside_1_step_00000030").state["step"] == 30
     set_aside_later_ones(run / "missing", 5)
 
 

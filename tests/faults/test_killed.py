@@ -105,3 +105,11 @@ def test_so_does_one_killed_at_an_operation_of_a_save(start, assert_ended_as, op
 )
 def test_so_does_one_killed_at_any_operation_of_a_save(start, assert_ended_as, operation, keep_last):
     assert_survives_operation(start, assert_ended_as, operation, keep_last)
+
+
+def test_a_run_killed_while_it_goes_back_has_no_checkpoint_later_than_its_numbers(start, saved):
+    fault = {"do": "kill", "match": "rename checkpoints/step_00000009"}
+    attempt = start("--resume", str(saved / "checkpoints" / "step_00000003"), fault=fault, launcher=False)
+    assert attempt.wait() == -signal.SIGKILL
+    assert (saved / "checkpoints" / "step_00000009").exists()
+    assert attempt.last_step() >= 9
