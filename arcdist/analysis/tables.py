@@ -59,10 +59,11 @@ class Row:
     @property
     def marks(self) -> tuple[bool, ...]:
         """Whether each value is the highest of several that differ, and that is best."""
+        if not self.highest_is_best:
+            return (False,) * len(self.values)
         numbers = [value.mean if isinstance(value, Spread) else value for value in self.values]
         known = {number for number in numbers if number is not None}
-        marked = self.highest_is_best and len(known) > 1
-        return tuple(marked and number == max(known) for number in numbers)
+        return tuple(len(known) > 1 and number == max(known) for number in numbers)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

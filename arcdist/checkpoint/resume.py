@@ -288,16 +288,16 @@ def check_configuration(
 
 def _changes(config: Config, before: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Each key that matters and differs, with its value now and before as a flag takes it."""
-    changes = {}
-    for name, value in flatten(config).items():
-        # JSON has no tuples. A key that is younger than the checkpoint had its default.
-        value = list(value) if isinstance(value, tuple) else value
-        if name in before and value != before[name] and not name.startswith(NOT_COMPUTED):
-            changes[name] = (_as_flag(value), _as_flag(before[name]))
-    return changes
+    # A key that is younger than the checkpoint had its default.
+    then = flatten(Config()) | dict(before)
+    return {
+        name: (_as_flag(value), _as_flag(then[name]))
+        for name, value in flatten(config).items()
+        if _as_flag(value) != _as_flag(then[name]) and not name.startswith(NOT_COMPUTED)
+    }
 
 
 def _as_flag(value: object) -> str:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):  # JSON has no tuples.
         return ",".join(value)
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

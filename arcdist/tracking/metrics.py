@@ -250,16 +250,22 @@ def _read_steps(path: Path) -> list[dict[str, Any]]:
     steps = []
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         try:
-            steps.append(json.loads(line))
+            record = json.loads(line)
         except ValueError as error:
             raise DataError(f"{path}, line {number} is not JSON ({error}): repair or remove the line.") from error
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise DataError(f"{path}, line {number} is no record of a step: repair or remove the line.")
+        steps.append(record)
     return steps
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
     with readable(path, "a metrics file"):
         content = json.loads(path.read_bytes()) if path.exists() else {"epochs": []}
-        return {"epochs": [dict(epoch) for epoch in content["epochs"]], "best": dict(content.get("best", {}))}
+        return {
+            "epochs": [dict(epoch, epoch=int(epoch["epoch"])) for epoch in content["epochs"]],
+            "best": dict(content.get("best", {})),
+        }
 
 
 def task_of(query: str) -> str:

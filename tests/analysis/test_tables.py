@@ -38,5 +38,6 @@ def test_the_highest_of_several_that_differ_is_marked():
     assert marks(1.0, 2.0, None) == (False, True, False)
     assert marks(1.0, 1.0, None) == (False, False, False)
     assert marks(1.0, 2.0, highest_is_best=False) == (False, False)
+    assert marks(["all-linear"], ["q_proj", "v_proj"], highest_is_best=False) == (False, False)  # a setting
     group = Spread(mean=1.5, deviation=0.1, runs=2, of=2)
     assert marks(group, 1.0) == (True, False)

@@ -108,6 +108,9 @@ def test_a_key_that_the_checkpoint_does_not_know_has_its_default(caplog):
     del state["config"]["agent.hidden_dim"]
     state["config"]["agent.of_old"] = 3  # nor does one that no longer exists matter
     assert check(Config(), state, caplog) == []
+    del state["config"]["efe.target_share"]
+    changed = replace(Config(), efe=replace(Config().efe, target_share=0.5))
+    assert check(changed, state, caplog) == ["efe.target_share is 0.5 from here on, no longer 0.9."]
 
 
 def test_another_base_is_refused_whatever_it_is_called(caplog):

@@ -126,6 +126,9 @@ def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path, caplog):
     ("name", "content", "message"),
     [
         ("steps.jsonl", '{"step": 1}\n{"step": \n{"step": 3}\n', r"steps\.jsonl, line 2 is not JSON"),
+        ("steps.jsonl", '{"step": 1}\n{}\n', r"steps\.jsonl, line 2 is no record of a step"),
+        ("steps.jsonl", "[1]\n", r"steps\.jsonl, line 1 is no record of a step"),
+        ("metrics.json", '{"epochs": [{}]}', r"metrics\.json is not a metrics file"),
         ("metrics.json", "{", r"metrics\.json is not a metrics file"),
         ("metrics.json", '{"best": {}}', r"metrics\.json is not a metrics file \(KeyError"),
     ],
