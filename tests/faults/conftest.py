@@ -123,8 +123,8 @@ class Attempt:
         for process in processes:
             if process.is_running():
                 process.kill()
+        self.wait()  # First: whoever else waits for the launcher takes its exit code away.
         assert self.left_of(processes) == []
-        self.wait()
 
 
 def last_step(run: Path) -> int:

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -45,12 +46,14 @@ def catch_up(mirrors: Mirrors, record: RunRecord, step: int) -> None:
 
 
 def children() -> list[psutil.Process]:
-    """The processes that this one has started and that still run."""
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if child.is_running() and child.status() != psutil.STATUS_ZOMBIE
-    ]
+    """The processes that this one has started and that still run; not the ranks that wait for runs of other tests."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            waits = any(argument.endswith("shared/rank.py") for argument in child.cmdline())
+            if not waits and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+    return found
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
