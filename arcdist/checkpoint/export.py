@@ -25,6 +25,7 @@ from arcdist.checkpoint.state import Base, read_base, tensors_of
 from arcdist.checkpoint.store import BEST, Snapshot, is_numbered
 from arcdist.config import Config, format_config
 from arcdist.config.keys import build, flatten
+from arcdist.config.schema import section_arguments
 from arcdist.data.tasks import NUM_COLORS
 from arcdist.errors import ConfigError, DataError
 from arcdist.files import expanded, write_folder
@@ -135,14 +136,10 @@ def agent_arguments(config: Config, agent: Mapping[str, Tensor]) -> dict[str, An
     """What `ARCPromptGuidedAgent` was built with; its table of task vectors knows how many tasks there were."""
     table = agent.get("task_vectors.weight")
     return {
-        "kind": config.agent.kind,
-        "max_grid_size": config.agent.max_grid_size,
+        **section_arguments(config.agent, without=["ema_decay"]),
         "num_colors": NUM_COLORS,
-        "hidden_dim": config.agent.hidden_dim,
         "prompt_dim": config.qwen.prompt_dim,
-        "max_steps": config.agent.max_steps,
         "num_tasks": 0 if table is None else len(table) - 1,
-        "task_vectors": config.agent.task_vectors,
     }
 
 
