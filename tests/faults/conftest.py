@@ -114,7 +114,11 @@ class Attempt:
 
     def left_of(self, processes: list[psutil.Process], seconds: float = 10.0) -> list[psutil.Process]:
         """Those that are still there after so many seconds."""
-        left: list[psutil.Process] = psutil.wait_procs(processes, timeout=seconds)[1]
+        give_up = time.monotonic() + seconds
+        if not isinstance(self._running, RunningRanks):  # First: whoever else waits for it takes its exit code away.
+            with suppress(psutil.TimeoutExpired):
+                self._running.wait(seconds)
+        left: list[psutil.Process] = psutil.wait_procs(processes, timeout=max(0.0, give_up - time.monotonic()))[1]
         return left
 
     def kill(self) -> None:
@@ -123,7 +127,7 @@ class Attempt:
         for process in processes:
             if process.is_running():
                 process.kill()
-        self.wait()  # First: whoever else waits for the launcher takes its exit code away.
+        self.wait()
         assert self.left_of(processes) == []
 
 
