@@ -4,7 +4,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-PURPOSES = ("batches", "augment", "refinement", "dropout")
+PURPOSES = ("batches", "context", "augment", "refinement", "dropout")
 """What training draws at random, by the seed, the purpose, the epoch and the sample or batch."""
 
 

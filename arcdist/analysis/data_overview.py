@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import datasets
 import numpy as np
 from jaxtyping import Int
 from matplotlib.figure import Figure
@@ -17,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from arcdist.config import DataConfig
-from arcdist.data import NUM_COLORS, LeakReport, Pair, Task, TaskSet, TaskSets, build_queries, read_task_sets
+from arcdist.data import NUM_COLORS, LeakReport, Pair, Queries, Task, TaskSet, TaskSets, build_queries, read_task_sets
+from arcdist.data.queries import Kind
 from arcdist.errors import ConfigError, DataError
 from arcdist.files import replacing
 from arcdist.tracking.grids import ARC_COLORS, has_colors
@@ -32,9 +32,9 @@ class Overview:
     """A configuration's data, counted."""
 
     sets: TaskSets
-    training: datasets.Dataset
-    """The queries that are trained on: demonstrations held out. `length` is in tokens, before any augmentation."""
-    validation: datasets.Dataset
+    training: Queries
+    """The queries that are trained on: demonstrations held out."""
+    validation: Queries
     """The queries that are scored: test pairs."""
     leaks: LeakReport | DataError
     """What the leak guard found, or its refusal."""
@@ -53,10 +53,15 @@ def survey(data: DataConfig) -> Overview:
         leaks = sets.check_leaks(data.allow_overlap)
     except DataError as error:
         leaks = error
+
+    def queries(tasks: TaskSet, kind: Kind) -> Queries:
+        # How many tokens fit is the model's to say, and none is needed for this.
+        return build_queries(tasks.used, kind).limited(data.max_context_pairs, None)
+
     return Overview(
         sets=sets,
-        training=build_queries(sets.training.used, "train"),
-        validation=build_queries(sets.validation.used, "test"),
+        training=queries(sets.training, "train"),
+        validation=queries(sets.validation, "test"),
         leaks=leaks,
     )
 
@@ -75,7 +80,7 @@ def histogram(
 
 
 def _tokens(overview: Overview) -> list[Int[np.ndarray, " queries"]]:
-    return [np.array(queries["length"][:]) for queries in (overview.training, overview.validation)]
+    return [queries.lengths() for queries in (overview.training, overview.validation)]
 
 
 def _pairs(task: Task) -> tuple[Pair, ...]:
@@ -101,10 +106,12 @@ def show_data(console: Console, overview: Overview, data: DataConfig) -> None:
     console.print(table("tasks", origins, [(name, *(column[name] for column in columns)) for name in columns[0]]))
     console.print()
     roles, tokens = ("training", "validation"), _tokens(overview)
-    ids = (overview.training["id"], overview.validation["id"])
+    ids = (overview.training.ids, overview.validation.ids)
+    drawn = [int(queries.drawn.sum()) for queries in (overview.training, overview.validation)]
     rows = [
         ("number", *(f"{len(kind):,}" for kind in ids)),
         ("with a known output", f"{len(ids[0]):,}", f"{overview.sets.scored_pairs:,}"),
+        *([(f"that see {data.max_context_pairs} of their pairs", *(f"{count:,}" for count in drawn))] * any(drawn)),
         ("tokens", *(f"{lengths.sum():,}" for lengths in tokens)),
         ("tokens of one", *map(_spread, tokens)),
         ("the longest", *(kind[int(lengths.argmax())] for kind, lengths in zip(ids, tokens, strict=True))),

@@ -124,6 +124,10 @@ def heading(collated: CollatedQuery, config: Config, origin: str, excluded: str 
     lines = [Text.assemble((collated.query.id, "bold"), f", {asked}"), Text(f"{origin}: {pairs}")]
     if excluded is not None:
         lines.append(Text(excluded, style=KEPT))
+    if collated.undrawn:
+        others = len(collated.shown) + collated.undrawn
+        when = "the same in every validation" if augmentation is None else "drawn anew each epoch"
+        lines.append(Text(f"context: {len(collated.shown)} of {others} pairs, {when}: data.max_context_pairs"))
     if augmentation is None:
         return [*lines, Text("Nothing is augmented in validation; --epoch E shows what training draws.")]
     drawn = describe(augmentation, collated.context_names, config.data.augment)
@@ -152,11 +156,9 @@ def pair_rows(collated: CollatedQuery) -> list[PairRow]:
     drawn = collated.augmentation is not None
     order = range(len(query.context)) if collated.augmentation is None else collated.augmentation.order
     names = collated.context_names
-    others = {
-        f"{kind}:{place}": pair
-        for kind, pairs in (("train", collated.task.demonstrations), ("test", collated.task.tests))
-        for place, pair in enumerate(pairs)
-    }
+    # The demonstrations that were not drawn may be hundreds.
+    kinds = {"train": () if collated.undrawn else collated.task.demonstrations, "test": collated.task.tests}
+    others = {f"{kind}:{place}": pair for kind, pairs in kinds.items() for place, pair in enumerate(pairs)}
     return [
         *(
             PairRow(
@@ -190,6 +192,7 @@ def _panels(**grids: Grid | None) -> list[Panel]:
 
 
 _GAP = 3
+_LISTED_QUERIES = 20
 _Lines: TypeAlias = list[list[Text]]
 """Grids with their captions, and marks between them, line by line."""
 
@@ -274,10 +277,14 @@ def _numbers(collated: CollatedQuery, config: Config) -> Iterator[RenderableType
     yield table("transformation feature", ["mean of pairs"], features)
     yield ""
     vector = "zeros: the task is not trained on" if collated.task_row < 0 else f"row {collated.task_row}"
-    counts = (
+    counts = [
         Text(f"{name} {count:,}", style="bold" if name == collated.name else "")
         for name, count in collated.token_counts.items()
-    )
+        if len(collated.token_counts) <= _LISTED_QUERIES or name == collated.name
+    ]
+    if unlisted := len(collated.token_counts) - len(counts):
+        least, most = min(collated.token_counts.values()), max(collated.token_counts.values())
+        counts.append(Text(f"{unlisted} other queries of the task, all {least:,} to {most:,}"))
     rest = Table.grid(padding=(0, 2, 0, 0))
     rest.add_row("working area", "{} × {}".format(*collated.working_area))
     rest.add_row("task vector", vector if config.agent.task_vectors else "none: agent.task_vectors is false")

@@ -1,6 +1,6 @@
 """A query as the models are given it, collated as a run collates it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from arcdist.config import Config, DataConfig, QwenConfig
-from arcdist.data import FEATURE_NAMES, Augmentation, Collator, Query, Task, TaskSets, build_queries, read_queries
+from arcdist.data import FEATURE_NAMES, Augmentation, Collator, Query, Task, TaskSets, build_queries
 from arcdist.data.queries import Kind
 from arcdist.data.text import GridTokenizer, locate_qwen, read_tokenizer, ways_out
 from arcdist.errors import ConfigError, PlatformError
@@ -71,7 +71,9 @@ class CollatedQuery:
 
     task: Task
     query: Query
-    """As in the data."""
+    """As in the data, with the context pairs that it is shown."""
+    shown: Sequence[int]
+    """Which demonstrations of the task these are, in the data's order."""
     epoch: int
     augmentation: Augmentation | None
     """What training draws for it in that epoch; None for a test query, which is given as it is."""
@@ -100,8 +102,13 @@ class CollatedQuery:
     @property
     def context_names(self) -> list[str]:
         """`train:N` of each context pair, in the data's order."""
-        names = [f"train:{place}" for place in range(len(self.task.demonstrations))]
-        return [name for name in names if name != self.name]
+        return [f"train:{place}" for place in self.shown]
+
+    @property
+    def undrawn(self) -> int:
+        """How many demonstrations could be context pairs and are not in this epoch."""
+        others = len(self.task.demonstrations) - (self.augmentation is not None)
+        return others - len(self.shown)
 
 
 def collate_query(
@@ -135,13 +142,14 @@ def collate_query(
         ),
         "test": make_collator(),
     }
-    rows = {}
+    most = config.data.max_context_pairs, tokenizer.max_tokens
+    made, epochs = {}, {"train": epoch, "test": 0}
     if len(task.demonstrations) > 1:
-        rows["train"] = build_queries([task], "train")
+        made["train"] = build_queries([task], "train").limited(*most, seed=config.train.seed)
     if task.tests:
-        rows["test"] = build_queries([task], "test")
-    queries = {of: read_queries(made, range(len(made))) for of, made in rows.items()}
-    batches = {of: collators[of](asked, epoch) for of, asked in queries.items()}
+        made["test"] = build_queries([task], "test").limited(*most)
+    queries = {of: asked.read(range(len(asked)), epochs[of]) for of, asked in made.items()}
+    batches = {of: collators[of](asked, epochs[of]) for of, asked in queries.items()}
     token_counts = {
         _short(query_id): count
         for batch in batches.values()
@@ -154,12 +162,13 @@ def collate_query(
         choices = f"{', '.join(first)} or {last}" if first else last
         raise ConfigError(f"Task {task.id} has no query {kind}:{index}: choose --query {choices}.")
     query, inputs = queries[kind][index], batches[kind].inputs
-    augmentation = collators[kind].draw(query, epoch)
+    augmentation = collators[kind].draw(query, epochs[kind])
     ids = inputs.tokens[index][inputs.token_mask[index]].numpy()
     height, width = inputs.working_area[index].tolist()
     return CollatedQuery(
         task=task,
         query=query,
+        shown=made[kind].context(index, epochs[kind]),
         epoch=epoch,
         augmentation=augmentation if kind == "train" else None,
         given=augmentation.apply_query(query),

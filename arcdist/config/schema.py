@@ -91,6 +91,8 @@ class DataConfig(_Section):
     """At most this many tasks, the first by task id."""
     allow_overlap: tuple[str, ...] = ()
     """Validation sources that may share tasks with the training source."""
+    max_context_pairs: Count = 10
+    """Most context pairs of a query, fewer if Qwen lacks positions; each epoch draws them where a task has more."""
     bucket_window: Count = 64
     """Batches whose queries are sorted by length together: more means less padding, fewer means better mixing."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

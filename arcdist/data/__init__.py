@@ -4,7 +4,7 @@ from arcdist.data.augment import Augmentation, draw_augmentation
 from arcdist.data.batch import OUTSIDE, QueryBatch, QueryInputs, QueryTargets, Share, fit_canvas, working_area
 from arcdist.data.collate import Collator
 from arcdist.data.features import FEATURE_NAMES
-from arcdist.data.queries import Query, build_queries, read_queries
+from arcdist.data.queries import Queries, Query, build_queries
 from arcdist.data.sampler import BucketedBatches, Partitioner
 from arcdist.data.sources import LeakReport, Origin, TaskSet, TaskSets, read_task_sets, read_tasks
 from arcdist.data.tasks import MAX_SIDE, NUM_COLORS, Pair, Task, parse_task, tasks_digest
@@ -23,6 +23,7 @@ __all__ = [
     "Origin",
     "Pair",
     "Partitioner",
+    "Queries",
     "Query",
     "QueryBatch",
     "QueryInputs",
@@ -36,7 +37,6 @@ __all__ = [
     "embedded_tokenizer",
     "fit_canvas",
     "parse_task",
-    "read_queries",
     "read_task_sets",
     "read_tasks",
     "tasks_digest",

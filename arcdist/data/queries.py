@@ -1,18 +1,22 @@
-"""Queries: input grids whose outputs are asked for, held in `datasets`."""
+"""Queries: input grids whose outputs are asked for, with the pairs that are shown beside them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from arcdist.data.tasks import Pair, Task, tasks_digest
 from arcdist.errors import DataError, PlatformError
+from arcdist.rng import stream
+
+# Q queries, R pairs of all tasks, T tasks, q queries of one task, D its demonstrations.
 
 
 @contextmanager
@@ -29,15 +33,9 @@ def no_progress_bars() -> Iterator[None]:
 
 Kind = Literal["train", "test"]
 
-_LAYOUT = 2  # Increase it if a row changes for the same tasks: it is part of the cached file's name.
+_LAYOUT = 3  # Increase it if a row changes for the same tasks: it is part of the cached file's name.
 _COLUMNS = datasets.Features(
-    {
-        "id": datasets.Value("string"),
-        "task": datasets.Value("string"),
-        "length": datasets.Value("int32"),
-        "sides": datasets.List(datasets.Value("uint8")),
-        "cells": datasets.List(datasets.Value("uint8")),
-    }
+    {"sides": datasets.List(datasets.Value("uint8")), "cells": datasets.List(datasets.Value("uint8"))}
 )
 
 
@@ -59,39 +57,248 @@ class Query:
             raise ValueError(f"query {self.id} has no context pair")
 
 
-def build_queries(tasks: Sequence[Task], kind: Kind) -> datasets.Dataset:
-    """Make the queries of a set of tasks, one a row, in the order of the tasks.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Asked:
+    """A task with queries: its rows in the table of pairs, and its queries."""
+
+    id: str
+    first: int
+    """Row of its first demonstration; the others follow, then its test pairs."""
+    demonstrations: int
+    queries: slice
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Queries:
+    """The queries of one kind that a set of tasks has, in the order of the tasks; `build_queries` makes them.
+
+    A query's context is the task's other demonstrations. `limited` bounds it: then a query with more draws its context
+    anew each epoch.
+    """
+
+    kind: Kind
+    ids: list[str]
+    tasks: list[str]
+    """Id of each query's task."""
+    pairs: datasets.Dataset
+    """Sides and cells of each pair of all tasks: the demonstrations of a task, then its test pairs."""
+    rows: Int[np.ndarray, " Q"]
+    """Row of the pair that each query asks."""
+    asked: tuple[_Asked, ...]
+    pair_tokens: Int[np.ndarray, " R"]
+    """Tokens of each pair as context, as `GridTokenizer` writes them."""
+    input_tokens: Int[np.ndarray, " Q"]
+    """Tokens of each query's input and of the mark that its output would follow."""
+    max_pairs: int | None = None
+    max_tokens: int | None = None
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def limited(self, max_pairs: int | None, max_tokens: int | None, *, seed: int = 0) -> "Queries":
+        """The same queries with at most so many context pairs, or fewer if these exceed so many tokens.
+
+        Args:
+            max_pairs: at least 1, or None.
+            max_tokens: that a query with its context may have, or None.
+            seed: of the draws.
+
+        Raises:
+            DataError: a query exceeds `max_tokens` with its shortest context pair alone.
+        """
+        limited = replace(self, max_pairs=max_pairs, max_tokens=max_tokens, seed=seed)
+        if max_tokens is None:
+            return limited
+        for task in self.asked:
+            tokens = self._demonstration_tokens(task)
+            least = self.input_tokens[task.queries] + tokens.min()
+            if self.kind == "train":
+                shortest, others = int(tokens.argmin()), np.sort(tokens)[1]
+                least[shortest] += others - tokens[shortest]
+            if (worst := int(least.max())) > max_tokens:
+                query_id = self.ids[task.queries.start + int(least.argmax())]
+                raise DataError(
+                    f"Query {query_id} has {worst:,} tokens with its shortest context pair alone, and "
+                    f"qwen.model has {max_tokens:,} positions: lower data.max_side, which leaves out tasks with large "
+                    f"grids, or choose a model with more positions."
+                )
+        return limited
+
+    def lengths(self, epoch: int = 0) -> Int[np.ndarray, " Q"]:
+        """Tokens of each query with its context in an epoch; they do not depend on the target."""
+        if not self._drawing:
+            return self._whole_lengths
+        lengths = self._whole_lengths.copy()
+        for task in self._drawing:
+            tokens = self._draw(task, epoch) @ self._demonstration_tokens(task)
+            lengths[task.queries] = self.input_tokens[task.queries] + tokens
+        return lengths
+
+    def context(self, query: int, epoch: int = 0) -> list[int]:
+        """Which demonstrations of its task a query is shown in an epoch, ascending."""
+        task = self._task_of_query[query]
+        if task in self._drawing:
+            return self._draw(task, epoch)[query - task.queries.start].nonzero()[0].tolist()
+        own = self.rows[query] - task.first
+        return [place for place in range(task.demonstrations) if place != own]
+
+    @cached_property
+    def drawn(self) -> Bool[np.ndarray, " Q"]:
+        """Which queries are shown only some of the pairs that they could be."""
+        others = np.zeros(len(self), dtype=np.int64)
+        for task in self.asked:
+            others[task.queries] = task.demonstrations - (self.kind == "train")
+        most_pairs = np.inf if self.max_pairs is None else self.max_pairs
+        most_tokens = np.inf if self.max_tokens is None else self.max_tokens
+        drawn: Bool[np.ndarray, " Q"] = (others > most_pairs) | (self._whole_lengths > most_tokens)
+        return drawn
+
+    def read(self, queries: Sequence[int], epoch: int = 0) -> list[Query]:
+        """Queries by their numbers, with the context that they are shown in an epoch."""
+        tasks = [self._task_of_query[query] for query in queries]
+        rows = [
+            [*(task.first + place for place in self.context(query, epoch)), int(self.rows[query])]
+            for query, task in zip(queries, tasks, strict=True)
+        ]
+        pairs = self._read_pairs([row for of_query in rows for row in of_query])
+        read = []
+        for query, task, of_query in zip(queries, tasks, rows, strict=True):
+            *context, own = (next(pairs) for _ in of_query)
+            read.append(Query(self.ids[query], task.id, tuple(context), own.input, own.output))
+        return read
+
+    @cached_property
+    def _task_of_query(self) -> list[_Asked]:
+        return [task for task in self.asked for _ in range(task.queries.start, task.queries.stop)]
+
+    @cached_property
+    def _drawing(self) -> frozenset[_Asked]:
+        return frozenset(task for task in self.asked if self.drawn[task.queries].any())
+
+    @cached_property
+    def _whole_lengths(self) -> Int[np.ndarray, " Q"]:
+        lengths = self.input_tokens.copy()
+        for task in self.asked:
+            lengths[task.queries] += self._demonstration_tokens(task).sum()
+        return lengths - self.pair_tokens[self.rows] if self.kind == "train" else lengths
+
+    def _demonstration_tokens(self, task: _Asked) -> Int[np.ndarray, " D"]:
+        return self.pair_tokens[task.first : task.first + task.demonstrations]
+
+    def _draw(self, task: _Asked, epoch: int) -> Bool[np.ndarray, "q D"]:
+        """Which demonstrations each query of a task is shown.
+
+        The demonstrations are put into a circle in random order. A query is shown those that follow its own pair, or
+        a random place for a test pair, as far as `max_pairs` and `max_tokens` permit; one that is too long is passed
+        over. So all queries of a task, which differ in their places, need one draw.
+        """
+        count, num_queries = task.demonstrations, task.queries.stop - task.queries.start
+        rng = stream(self.seed, "context", epoch, task.id)
+        circle = rng.permutation(count)
+        is_train = self.kind == "train"
+        before = np.argsort(circle) if is_train else rng.integers(count, size=num_queries)
+        tokens, every = self._demonstration_tokens(task), np.arange(num_queries)
+        shown = np.zeros((num_queries, count), dtype=bool)
+        most_pairs = count if self.max_pairs is None else self.max_pairs
+        pairs_left = np.full(num_queries, most_pairs)
+        tokens_left = (np.inf if self.max_tokens is None else self.max_tokens) - self.input_tokens[task.queries]
+        for distance in range(1, count + (not is_train)):
+            candidate = circle[(before + distance) % count]
+            fits = (pairs_left > 0) & (tokens[candidate] <= tokens_left)
+            shown[every, candidate] = fits
+            pairs_left -= fits
+            tokens_left = tokens_left - fits * tokens[candidate]
+            if not pairs_left.any():
+                break
+        return shown
+
+    def _read_pairs(self, rows: Sequence[int]) -> Iterator[Pair]:
+        table = self.pairs[list(rows)]
+        for sides, cells in zip(_arrays(table["sides"]), _arrays(table["cells"]), strict=True):
+            height, width, *output = sides.tolist()
+            size = height * width
+            yield Pair(cells[:size].reshape(height, width), cells[size:].reshape(output) if output else None)
+
+
+def build_queries(tasks: Sequence[Task], kind: Kind) -> Queries:
+    """Make the queries of a set of tasks.
 
     `train` holds out each demonstration in turn, the task's other demonstrations being the context; a task with a
     single demonstration leaves no context and gives no such query. `test` asks each test pair, with all demonstrations
-    as context. `read_queries` turns rows into `Query`.
+    as context.
 
-    The rows are kept in the Hugging Face cache under a hash of the tasks' contents: a second call with equal tasks
-    reads them back. Columns besides the contents: `id`, `task` and `length` (tokens of what is read as text), which
-    does not depend on the target.
+    The pairs are kept in the Hugging Face cache under a hash of the tasks' contents: a second call with equal tasks
+    reads them back, whatever the kind, and all processes of a machine share them.
 
     Raises:
         DataError: the tasks ask nothing of this kind.
         PlatformError: the cache cannot be written, or the disk is full.
     """
-    fingerprint = f"{kind}-{_LAYOUT}-{tasks_digest(tasks)}"
+    asked: list[_Asked] = []
+    ids: list[str] = []
+    of_task: list[str] = []
+    rows: list[int] = []
+    tokens: list[tuple[int, int]] = []
+    for task in tasks:
+        first = len(tokens)
+        tokens += [_pair_tokens(pair) for pair in task.demonstrations + task.tests]
+        context = len(task.demonstrations) - (kind == "train")
+        pairs = task.demonstrations if kind == "train" else task.tests
+        if not (context and pairs):
+            continue
+        own = first if kind == "train" else first + len(task.demonstrations)
+        queries = slice(len(ids), len(ids) + len(pairs))
+        asked.append(_Asked(id=task.id, first=first, demonstrations=len(task.demonstrations), queries=queries))
+        ids += [f"{task.id}:{kind}:{index}" for index in range(len(pairs))]
+        of_task += [task.id] * len(pairs)
+        rows += range(own, own + len(pairs))
+    if not ids:
+        needed = "two or more demonstrations" if kind == "train" else "test pairs"
+        raise DataError(f"None of the {len(tasks)} tasks has a {kind} query: give tasks with {needed}.")
+    counts, own_rows = np.array(tokens), np.array(rows)
+    return Queries(
+        kind=kind,
+        ids=ids,
+        tasks=of_task,
+        pairs=_store_pairs(tasks),
+        rows=own_rows,
+        asked=tuple(asked),
+        pair_tokens=counts.sum(axis=1),
+        input_tokens=counts[own_rows, 0] + 1,
+    )
+
+
+def _pair_tokens(pair: Pair) -> tuple[int, int]:
+    """Tokens of its input and of its output: a mark, the cells, and the end of each row."""
+    written, *output = [1 + height * (width + 1) for height, width in (grid.shape for grid in pair.grids())]
+    return written, output[0] if output else 0
+
+
+def _store_pairs(tasks: Sequence[Task]) -> datasets.Dataset:
+    fingerprint = f"{_LAYOUT}-{tasks_digest(tasks)}"
     places = datasets.Dataset.from_dict({"place": list(range(len(tasks)))})
 
-    def rows(batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
-        made = [_row(query) for query in _queries((tasks[place] for place in batch["place"]), kind)]
-        return {column: [row[column] for row in made] for column in _COLUMNS}
+    def stored(batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
+        of_batch = [tasks[place] for place in batch["place"]]
+        pairs = [list(pair.grids()) for task in of_batch for pair in task.demonstrations + task.tests]
+        return {
+            "sides": [np.array([grid.shape for grid in grids], dtype=np.uint8).ravel() for grids in pairs],
+            "cells": [np.concatenate([grid.ravel() for grid in grids]) for grids in pairs],
+        }
 
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "arcdist"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with no_progress_bars():
-            queries = places.map(
-                rows,
+            pairs = places.map(
+                stored,
                 batched=True,
+                batch_size=100,
                 remove_columns="place",
                 features=_COLUMNS,
                 new_fingerprint=fingerprint,
-                cache_file_name=str(folder / f"queries-{fingerprint}.arrow"),
+                cache_file_name=str(folder / f"pairs-{fingerprint}.arrow"),
                 load_from_cache_file=True,
             )
     except OSError as error:
@@ -99,52 +306,7 @@ def build_queries(tasks: Sequence[Task], kind: Kind) -> datasets.Dataset:
             f"The Hugging Face cache {folder} cannot be written ({error.strerror or error}): "
             f"make room there, or set HF_HOME or HF_DATASETS_CACHE to a folder that can."
         ) from error
-    if len(queries) == 0:
-        needed = "two or more demonstrations" if kind == "train" else "test pairs"
-        raise DataError(f"None of the {len(tasks)} tasks has a {kind} query: give tasks with {needed}.")
-    return queries
-
-
-def read_queries(queries: datasets.Dataset, rows: Sequence[int]) -> list[Query]:
-    """Read rows that `build_queries` made; quicker if the data set has the format "arrow" already."""
-    table = (queries if queries.format["type"] == "arrow" else queries.with_format("arrow"))[list(rows)]
-    names = zip(table["id"].to_pylist(), table["task"].to_pylist(), strict=True)
-    contents = zip(_arrays(table["sides"]), _arrays(table["cells"]), strict=True)
-    return [
-        _query(query_id, task_id, sides.reshape(-1, 2).tolist(), cells)
-        for (query_id, task_id), (sides, cells) in zip(names, contents, strict=True)
-    ]
-
-
-def _queries(tasks: Iterable[Task], kind: Kind) -> Iterator[Query]:
-    for task in tasks:
-        for index, pair in enumerate(task.demonstrations if kind == "train" else task.tests):
-            held_out = index if kind == "train" else len(task.demonstrations)
-            context = task.demonstrations[:held_out] + task.demonstrations[held_out + 1 :]
-            if context:
-                yield Query(f"{task.id}:{kind}:{index}", task.id, context, pair.input, pair.output)
-
-
-def _row(query: Query) -> dict[str, Any]:
-    seen = [grid for pair in query.context for grid in pair.grids()] + [query.input]
-    grids = seen if query.target is None else [*seen, query.target]
-    return {
-        "id": query.id,
-        "task": query.task_id,
-        "length": 1 + sum(1 + grid.shape[0] * (grid.shape[1] + 1) for grid in seen),  # as `GridTokenizer` writes them
-        "sides": np.array([grid.shape for grid in grids], dtype=np.uint8).ravel(),
-        "cells": np.concatenate([grid.ravel() for grid in grids]),
-    }
-
-
-def _query(query_id: str, task_id: str, sides: list[list[int]], cells: UInt8[np.ndarray, " cells"]) -> Query:
-    # Input and output of each context pair, the query's input and, if it is known, its target.
-    ends = accumulate((height * width for height, width in sides), initial=0)
-    grids = [cells[start:end].reshape(shape) for (start, end), shape in zip(pairwise(ends), sides, strict=True)]
-    num_pairs = (len(grids) - 1) // 2
-    context = tuple(Pair(grids[2 * pair], grids[2 * pair + 1]) for pair in range(num_pairs))
-    target = grids[-1] if len(grids) == 2 * num_pairs + 2 else None
-    return Query(query_id, task_id, context, grids[2 * num_pairs], target)
+    return pairs.with_format("arrow")
 
 
 def _arrays(column: Any) -> Iterator[UInt8[np.ndarray, " values"]]:

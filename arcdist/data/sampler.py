@@ -1,20 +1,18 @@
 """Queries on their way to the models: the batches of an epoch, this process's share of each, on its device."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate, islice, pairwise
 from math import fsum
 
-import datasets
 import numpy as np
 import torch
 
 from arcdist.data.batch import DistributedBatch, Partition, QueryBatch, Share
 from arcdist.data.collate import Collator
-from arcdist.data.queries import read_queries
+from arcdist.data.queries import Queries
 from arcdist.rng import stream
 
 
@@ -40,7 +38,7 @@ class Partitioner:
         quadratic: attention's operations a token and position over the linear layers' operations a token; 0 or more.
     """
 
-    def __init__(self, lengths: Sequence[int], *, processes: int, passes: int, quadratic: float) -> None:
+    def __init__(self, lengths: Sequence[int] | np.ndarray, *, processes: int, passes: int, quadratic: float) -> None:
         tokens = np.asarray(lengths, dtype=np.float64)
         self._work: list[float] = (tokens + quadratic * tokens**2).tolist()
         self._processes = processes
@@ -123,7 +121,7 @@ class BucketedBatches:
     epoch only, so every process that cuts its share out of each batch sees the same epoch.
 
     Args:
-        lengths: of each query's text, in any unit.
+        lengths: gives those of all queries' texts in an epoch, in any unit.
         tasks: of each query.
         batch_size: queries of a batch; up to `_MIXED_BATCHES` are smaller if it does not divide their number.
         window: batches that are sorted together.
@@ -131,9 +129,15 @@ class BucketedBatches:
     """
 
     def __init__(
-        self, lengths: Sequence[int], tasks: Sequence[str], *, batch_size: int, window: int, seed: int
+        self,
+        lengths: Callable[[int], Sequence[int] | np.ndarray],
+        tasks: Sequence[str],
+        *,
+        batch_size: int,
+        window: int,
+        seed: int,
     ) -> None:
-        self._lengths = np.asarray(lengths)
+        self._lengths = lengths
         self._tasks = np.unique(tasks, return_inverse=True)[1]
         self._batch_size = batch_size
         self._window = window
@@ -141,14 +145,15 @@ class BucketedBatches:
 
     def __len__(self) -> int:
         """Count the batches of an epoch."""
-        return -(-len(self._lengths) // self._batch_size)
+        return -(-len(self._tasks) // self._batch_size)
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Give the rows of each batch of an epoch, in the order of training."""
         rng = stream(self._seed, "batches", epoch, "")
+        lengths = np.asarray(self._lengths(epoch))
         batches = []
-        for window in _chunks(rng.permutation(len(self._lengths)), self._window * self._batch_size):
-            by_length = window[np.argsort(self._lengths[window], kind="stable")]
+        for window in _chunks(rng.permutation(len(lengths)), self._window * self._batch_size):
+            by_length = window[np.argsort(lengths[window], kind="stable")]
             for run in _chunks(by_length, _MIXED_BATCHES * self._batch_size):
                 by_task = run[np.argsort(self._tasks[run], kind="stable")]
                 count = -(-len(run) // self._batch_size)
@@ -161,7 +166,7 @@ def _chunks(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 def make_loader(
-    queries: datasets.Dataset,
+    queries: Queries,
     collator: Collator,
     batches: Iterable[Sequence[int]],
     epoch: int = 0,
@@ -172,12 +177,11 @@ def make_loader(
 
     With `pin_memory` they are in page-locked memory, from which a CUDA device copies while the CPU continues.
     """
-    queries = queries.with_format("arrow")
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collate")
     ahead: deque[Future[QueryBatch]] = deque()
 
     def collate(rows: Sequence[int]) -> QueryBatch:
-        batch = collator(read_queries(queries, rows), epoch)
+        batch = collator(queries.read(rows, epoch), epoch)
         return batch.pin_memory() if pin_memory else batch
 
     try:
@@ -195,18 +199,14 @@ def make_loader(
 class QuerySet:
     """Queries with the batches they come in, how these are partitioned among processes, and how queries are seen."""
 
-    queries: datasets.Dataset
+    queries: Queries
     batches: BucketedBatches
     """Which queries form a batch of all processes."""
     collator: Collator
-    partitioner: Partitioner
+    partitioner: Callable[[np.ndarray], Partitioner]
+    """Gives the partitioner for the lengths of all queries in an epoch."""
     process: int
     """Number of this process."""
-
-    @cached_property
-    def ids(self) -> list[str]:
-        """Id of each query."""
-        return list(self.queries["id"])
 
     def loader(
         self, epoch: int, device: torch.device, max_batches: int | None = None, *, start: int = 0
@@ -216,15 +216,16 @@ class QuerySet:
 
     def load(self, batches: Sequence[Sequence[int]], epoch: int, device: torch.device) -> Iterator[DistributedBatch]:
         """Partition and collate batches of rows."""
-        partitions = [self.partitioner.partition(rows) for rows in batches]
+        partition = self.partitioner(self.queries.lengths(epoch)).partition
+        partitions = [partition(rows) for rows in batches]
         shares = [share.rows for partition in partitions for share in partition.shares[self.process]]
         pin_memory = device.type == "cuda"
         collated = make_loader(self.queries, self.collator, shares, epoch, pin_memory=pin_memory)
-        for partition in partitions:
-            own = partition.shares[self.process]
+        for partitioned in partitions:
+            own = partitioned.shares[self.process]
             yield DistributedBatch(
-                partition=partition,
-                ids=tuple(self.ids[row] for row in partition.rows),
+                partition=partitioned,
+                ids=tuple(self.queries.ids[row] for row in partitioned.rows),
                 process=self.process,
                 shares=own,
                 queries=tuple(queries.to(device) for queries in islice(collated, len(own))),

@@ -13,6 +13,7 @@ This is one context pair, the query's input, and the mark after which its output
 `arcdist.models`, whose import takes longer than a preview.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ TINY = "embedded:tiny"
 EMBEDDED_MODELS = (TINY, "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B")
 """Names whose configuration is in the package."""
 
+EMBEDDED_POSITIONS = 32_768
+"""Tokens that these read at most."""
+
 _LARGE = " or ".join(EMBEDDED_MODELS[1:])
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
@@ -56,6 +60,8 @@ class GridTokenizer:
     """Number of ids that the tokenizer knows."""
     name: str
     """Whose tokens these are, in words."""
+    max_tokens: int | None = None
+    """Positions of the model that reads them; None if it has any number."""
 
     def encode(self, context: Sequence[Pair], query: UInt8[np.ndarray, "H W"]) -> Int[np.ndarray, " L"]:
         """Token ids of the context pairs, the query's input and the mark that its output would follow.
@@ -93,22 +99,26 @@ class GridTokenizer:
         return "".join(text_of[token] for token in ids.tolist())
 
 
-def embedded_tokenizer(reason: str = "the model is its own") -> GridTokenizer:
+def embedded_tokenizer(
+    reason: str = "the model is its own", max_tokens: int | None = EMBEDDED_POSITIONS
+) -> GridTokenizer:
     """The tokenizer of the models that arcdist builds itself: the 13 symbols and a padding token."""
     return GridTokenizer(
         symbol_ids=np.arange(len(SYMBOLS)),
         pad_id=len(SYMBOLS),
         vocab_size=len(SYMBOLS) + 1,
         name=f"arcdist's own tokenizer ({reason})",
+        max_tokens=max_tokens,
     )
 
 
-def from_pretrained_tokenizer(tokenizer: Any, model: str) -> GridTokenizer:
+def from_pretrained_tokenizer(tokenizer: Any, model: str, max_tokens: int | None = None) -> GridTokenizer:
     """Look up the symbols in the vocabulary of a Hugging Face tokenizer.
 
     Args:
         tokenizer: a `PreTrainedTokenizerBase`.
         model: whose it is, for messages.
+        max_tokens: positions of that model.
 
     Raises:
         ConfigError: a symbol is not a single token, or there is no token to pad with.
@@ -128,7 +138,11 @@ def from_pretrained_tokenizer(tokenizer: Any, model: str) -> GridTokenizer:
     if pad_id is None:
         raise ConfigError(f"The tokenizer of {model!r} has neither a padding nor an end token. {remedy}")
     return GridTokenizer(
-        symbol_ids=np.array(symbol_ids), pad_id=pad_id, vocab_size=len(tokenizer), name=f"the tokenizer of {model}"
+        symbol_ids=np.array(symbol_ids),
+        pad_id=pad_id,
+        vocab_size=len(tokenizer),
+        name=f"the tokenizer of {model}",
+        max_tokens=max_tokens,
     )
 
 
@@ -206,7 +220,7 @@ def read_tokenizer(source: QwenSource) -> GridTokenizer:
         return embedded_tokenizer(f"qwen.model is {TINY}" if source.model == TINY else "qwen.init is random")
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         if has_random_weights(source.model, source.init):
-            return embedded_tokenizer(f"{folder} has none")
+            return embedded_tokenizer(f"{folder} has none", _positions(folder))
         raise ConfigError(
             f"qwen.model {source.model!r}: {folder} has no tokenizer ({', '.join(_VOCABULARIES)}): copy the model's "
             f"there, or give --qwen.model {TINY}."
@@ -217,4 +231,14 @@ def read_tokenizer(source: QwenSource) -> GridTokenizer:
         pretrained = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"qwen.model {source.model!r}: the tokenizer in {folder} cannot be read: {error}") from error
-    return from_pretrained_tokenizer(pretrained, source.model)
+    return from_pretrained_tokenizer(pretrained, source.model, _positions(folder))
+
+
+def _positions(folder: Path) -> int | None:
+    """How many positions the configuration of a model names; None if it names none, or cannot be read."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        positions = config.get("text_config", config).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        return None  # `read_config` says what is wrong with it
+    return positions if isinstance(positions, int) else None

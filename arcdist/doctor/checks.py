@@ -371,14 +371,13 @@ def try_longest_batch(config: Config, platform: Platform) -> Fit:
         session = build_session(config, platform)
         longest = longest_batch(session)
         # The scale that float16's gradients begin with may be too large a few times.
-        if all(run_steps(session, [longest]).skipped for _ in range(MOST_SKIPPED_STEPS)):
+        if all(run_steps(session, [longest.rows], longest.epoch).skipped for _ in range(MOST_SKIPPED_STEPS)):
             raise NotFiniteError(
                 f"Losses or gradients of the longest batch were not finite in {MOST_SKIPPED_STEPS} steps in a row. "
                 f"{LOSS_NOT_FINITE.fix}"
             )
         # Now that the optimizers have their moments. A prompt kept from the first step serves `every` steps.
-        run_steps(session, [longest] * (config.qwen.every + 1))
-    lengths = session.training.queries["length"]
+        run_steps(session, [longest.rows] * (config.qwen.every + 1), longest.epoch)
     if session.device.type == "cuda":
         capacity = torch.cuda.mem_get_info(session.device)[1]
     else:
@@ -386,8 +385,8 @@ def try_longest_batch(config: Config, platform: Platform) -> Fit:
     return Fit(
         peak=peak_bytes(session.device),
         capacity=capacity,
-        queries=len(longest),
-        tokens=max(lengths[row] for row in longest),
+        queries=len(longest.rows),
+        tokens=longest.tokens,
     )
 
 

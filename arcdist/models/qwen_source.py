@@ -17,6 +17,7 @@ from transformers import logging as transformers_logging
 
 from arcdist.data.text import (
     EMBEDDED_MODELS,
+    EMBEDDED_POSITIONS,
     TINY,
     GridTokenizer,
     Init,
@@ -68,7 +69,7 @@ def embedded_config(name: str) -> Qwen2Config:
         tie_word_embeddings=tied,
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
         rms_norm_eps=1e-6,
-        max_position_embeddings=32_768,
+        max_position_embeddings=EMBEDDED_POSITIONS,
         use_cache=False,
     )
 

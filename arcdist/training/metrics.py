@@ -44,7 +44,7 @@ def validate(session: Session, *, epoch: int, step: int) -> tuple[dict[str, floa
     Returns the means over the queries, as they are logged, and how each query was answered.
     """
     shown, planning_steps = session.config.tracking.shown_queries, session.config.agent.max_steps
-    predictions = Predictions(session.validation.ids, shown, planning_steps, session.device)
+    predictions = Predictions(session.validation.queries.ids, shown, planning_steps, session.device)
     shares = (
         (queries, not share.is_padding)
         for batch in session.validation.loader(0, session.device)

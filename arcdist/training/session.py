@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -193,9 +192,21 @@ def build_session(
     doing("loading weights")
     models = build_models(config, len(tasks), torch.device(accelerator.device), platform.sharding)
     train, augment = config.train, config.data.augment
+    most_pairs, most_tokens = config.data.max_context_pairs, models.qwen.tokenizer.max_tokens
+    training = training.limited(most_pairs, most_tokens, seed=train.seed)
+    validation = validation.limited(most_pairs, most_tokens)
+    for role, queries in (("training", training), ("validation", validation)):
+        if drawn := int(queries.drawn.sum()):
+            _logger.info(
+                "%d %s queries see some of their task's pairs at a time: at most %d (data.max_context_pairs)%s.",
+                drawn,
+                role,
+                most_pairs,
+                "" if most_tokens is None else f", within the {most_tokens:,} positions of qwen.model",
+            )
     batches = BucketedBatches(
-        training["length"][:],
-        training["task"][:],
+        training.lengths,
+        training.tasks,
         batch_size=train.batch_size,
         window=config.data.bucket_window,
         seed=train.seed,
@@ -210,14 +221,9 @@ def build_session(
     task_rows = {task.id: row for row, task in enumerate(tasks)}
     collate = partial(Collator, models.qwen.tokenizer, task_rows=task_rows, max_grid_size=config.agent.max_grid_size)
 
-    def partitioned(queries: datasets.Dataset, passes: int) -> Partitioner:
-        return Partitioner(
-            queries["length"][:],
-            processes=accelerator.num_processes,
-            passes=passes,
-            quadratic=attention_share(models.qwen.body.config),
-        )
-
+    partitioner = partial(
+        Partitioner, processes=accelerator.num_processes, quadratic=attention_share(models.qwen.body.config)
+    )
     process = accelerator.process_index
     return Session(
         config=config,
@@ -226,21 +232,21 @@ def build_session(
             training,
             batches,
             collate(seed=train.seed, dihedral=augment.dihedral, colors=augment.colors, order=augment.order),
-            partitioned(training, train.accumulation),
+            partial(partitioner, passes=train.accumulation),
             process,
         ),
         validation=QuerySet(
             validation,
             # Without gradients a batch may be larger, and its neighbours do not matter: as little padding as can be.
             BucketedBatches(
-                validation["length"][:],
-                validation["task"][:],
+                validation.lengths,
+                validation.tasks,
                 batch_size=max(accelerator.num_processes, 2 * train.batch_size // train.accumulation),
                 window=len(validation),
                 seed=0,
             ),
             collate(),
-            partitioned(validation, 1),
+            partial(partitioner, passes=1),
             process,
         ),
         models=models,

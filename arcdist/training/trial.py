@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from rich import box
 from rich.console import Console
@@ -35,7 +36,7 @@ class Pace:
     """Steps that changed nothing, because a loss or a gradient was not finite."""
 
 
-def run_steps(session: Session, batches: Sequence[Sequence[int]]) -> Pace:
+def run_steps(session: Session, batches: Sequence[Sequence[int]], epoch: int = 0) -> Pace:
     """Train on batches of rows, timed. Each step ends with a transfer to the host, so the device is done.
 
     The session's models do learn. All processes call it together.
@@ -43,27 +44,47 @@ def run_steps(session: Session, batches: Sequence[Sequence[int]]) -> Pace:
     Args:
         session: whose models are trained.
         batches: rows of its training queries, one sequence a step.
+        epoch: whose contexts and augmentations the queries are seen with.
     """
     queries = tokens = skipped = 0
     start = time.perf_counter()
-    for number, batch in enumerate(session.training.load(batches, epoch=0, device=session.device)):
+    for number, batch in enumerate(session.training.load(batches, epoch, session.device)):
         settings = StepSettings(config=session.config, number=number, size_weight=1.0, memory_threshold=0.0)
-        noise = session.refinement_noise(batch, epoch=0)
+        noise = session.refinement_noise(batch, epoch)
         report = train_step(batch, session.models, session.engines, noise, settings)
         queries += report.queries
         tokens += report.tokens
         skipped += not report.finite
     seconds = time.perf_counter() - start
-    lengths = session.training.queries["length"][:]
+    lengths = session.training.queries.lengths(epoch)
     _, trained = session.engines.qwen.parameter_counts()
-    flops = training_flops(session.models.qwen.body.config, trained, (lengths[row] for rows in batches for row in rows))
+    read = (int(lengths[row]) for rows in batches for row in rows)
+    flops = training_flops(session.models.qwen.body.config, trained, read)
     return Pace(steps=len(batches), queries=queries, tokens=tokens, seconds=seconds, flops=flops, skipped=skipped)
 
 
-def longest_batch(session: Session) -> list[int]:
-    """The `train.batch_size` rows of the training queries with most tokens, which need most memory as one batch."""
-    lengths = session.training.queries["length"][:]
-    return sorted(range(len(lengths)), key=lengths.__getitem__)[-session.config.train.batch_size :]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LongestBatch:
+    """The `train.batch_size` training queries with most tokens, which need most memory as one batch."""
+
+    epoch: int
+    """In which they are that long: contexts that are drawn differ from epoch to epoch."""
+    rows: list[int]
+    tokens: int
+    """Of the longest."""
+
+
+def longest_batch(session: Session) -> LongestBatch:
+    """The longest batch that any epoch of the run could have."""
+    queries, size = session.training.queries, session.config.train.batch_size
+    longest = None
+    for epoch in range(session.config.train.epochs if queries.drawn.any() else 1):
+        lengths = queries.lengths(epoch)
+        rows = np.argsort(lengths, kind="stable")[-size:].tolist()
+        if longest is None or lengths[rows[-1]] > longest.tokens:
+            longest = LongestBatch(epoch=epoch, rows=rows, tokens=int(lengths[rows[-1]]))
+    assert longest is not None
+    return longest
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -117,7 +138,8 @@ def dry_run(config: Config) -> None:
         OutOfMemoryError: by way of the caller, if the longest batch does not fit.
     """
     session = build_session(config)
-    run_steps(session, [longest_batch(session)])
+    longest = longest_batch(session)
+    run_steps(session, [longest.rows], longest.epoch)
     pace = run_steps(session, session.training.batches.batches(0)[:4])
     total, trainable = session.engines.qwen.parameter_counts()
     grid, refiner = (engine.parameter_counts()[1] for engine in (session.engines.grid, session.engines.refiner))

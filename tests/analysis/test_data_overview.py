@@ -32,12 +32,18 @@ def cells(lines):
 
 def test_queries_are_counted_with_their_tokens(configure):
     overview = survey(configure().data)
-    assert dict(zip(overview.training["id"], overview.training["length"], strict=True)) == {
+    assert dict(zip(overview.training.ids, overview.training.lengths(), strict=True)) == {
         "a:train:0": 13, "a:train:1": 13, "b:train:0": 14, "b:train:1": 14,
     }  # fmt: skip
-    assert dict(zip(overview.validation["id"], overview.validation["length"], strict=True)) == {
+    assert dict(zip(overview.validation.ids, overview.validation.lengths(), strict=True)) == {
         "a:test:0": 21, "b:test:0": 24, "c:test:0": 14,
     }  # fmt: skip
+
+
+def test_queries_that_see_some_of_their_pairs_are_counted(configure):
+    rows = {row[0]: row[1:] for row in cells(shown(configure("--data.max_context_pairs", "1")))}
+    # Task b has two demonstrations more than one to show; a train query of two has one other.
+    assert rows["that see 1 of their pairs"] == ["0", "2"]
 
 
 def test_max_tasks_leaves_out_what_comes_after(configure):

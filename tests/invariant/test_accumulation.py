@@ -30,7 +30,7 @@ def step(session, batch, number):
 
 def state(session):
     """All that is trained, remembered or averaged, and the prompts that are kept."""
-    kept = session.models.prompts.lookup(session.training.ids, 0)
+    kept = session.models.prompts.lookup(session.training.queries.ids, 0)
     prompts = {"prompts": kept.output.prompt, "controls": kept.output.control}
     return gather_weights(session) | gather_moments(session) | prompts
 

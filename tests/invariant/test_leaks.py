@@ -60,7 +60,7 @@ def worlds(tmp_path, build_tiny):
 
 def batch_of(session, suffix, epoch=0):
     """The training queries whose id ends so, as they are seen in an epoch."""
-    rows = [row for row, query_id in enumerate(session.training.ids) if query_id.endswith(suffix)]
+    rows = [row for row, query_id in enumerate(session.training.queries.ids) if query_id.endswith(suffix)]
     (batch,) = session.training.load([rows], epoch, session.device)
     return batch
 

@@ -64,5 +64,5 @@ def test_the_seed_reaches_weights_batches_augmentation_and_refinement_apart(buil
     noise = [session.refinement_noise(batch, 0) for session, batch in zip((one, other), seen, strict=True)]
     assert not torch.equal(*(draws for (draws,) in noise))
     # The queries themselves, and what is scored, are the same for every seed.
-    assert one.training.ids == other.training.ids
+    assert one.training.queries.ids == other.training.queries.ids
     assert one.validation.batches.batches(0) == other.validation.batches.batches(0)

@@ -122,8 +122,8 @@ def test_queries_batches_and_steps(build_tiny):
     assert session.steps_per_epoch == len(rows) == -(-queries // 4)
     # Validation needs no gradients, hence twice the queries at once.
     assert max(map(len, session.validation.batches.batches(0))) == min(8, len(session.validation.queries))
-    assert all(":train:" in query_id for query_id in session.training.queries["id"])
-    assert all(":test:" in query_id for query_id in session.validation.queries["id"])
+    assert all(":train:" in query_id for query_id in session.training.queries.ids)
+    assert all(":test:" in query_id for query_id in session.validation.queries.ids)
 
 
 def test_max_batches_limits_the_steps_and_the_schedule(build_tiny):

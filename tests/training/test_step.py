@@ -36,7 +36,7 @@ def first_batch(session, rows=range(4)):
 
 def weights(session):
     """A copy of all that is trained, remembered or averaged, moments and cached prompts included."""
-    kept = session.models.prompts.lookup(session.training.ids, 0)
+    kept = session.models.prompts.lookup(session.training.queries.ids, 0)
     prompts = {"prompts": kept.output.prompt.clone(), "controls": kept.output.control.clone()}
     return gather_weights(session) | gather_moments(session) | prompts
 
@@ -62,7 +62,7 @@ def test_the_report_has_the_documented_numbers(build_tiny):
     metrics = report.metrics
     assert metrics["imbalance"] == 1.0  # alone
     assert report.queries == 4
-    assert report.tokens == sum(session.training.queries["length"][:4])
+    assert report.tokens == sum(session.training.queries.lengths()[:4])
     weights = session.models.efe.weights
     assert metrics["efe/total"] == pytest.approx(sum(weights[name] * metrics[f"efe/{name}"] for name in weights))
     assert metrics["efe/step"] == session.config.agent.max_steps
