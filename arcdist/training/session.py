@@ -179,8 +179,14 @@ def build_session(
     # What the first process of a machine prepares, the others find in the cache.
     with accelerator.local_main_process_first():
         training, validation = build_queries(tasks, "train"), build_queries(scored, "test")
-    _logger.info("%s, %s.", sets.training.summary(config.data), counted(len(training), "training query"))
-    _logger.info("%s, %s.", sets.validation.summary(config.data), counted(len(validation), "validation query"))
+    scored_of = f"{sets.validation.summary(config.data)}," if len(sets.distinct) > 1 else f"{sets.validation.origin}:"
+    _logger.info(
+        "%s, %s; %s %s.",
+        sets.training.summary(config.data),
+        counted(len(training), "training query"),
+        scored_of,
+        counted(len(validation), "validation query"),
+    )
     doing("loading weights")
     models = build_models(config, len(tasks), torch.device(accelerator.device), platform.sharding)
     train, augment = config.train, config.data.augment
