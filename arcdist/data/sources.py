@@ -171,17 +171,20 @@ def _task_files(folder: Path, split: Split) -> list[Path]:
     below = list(_task_folders(chosen, _DEEPEST))
     if not below:
         if not files:
-            others = [str(entry) for entry in _entries(chosen) if entry.suffix in (".jsonl", ".parquet", ".zip")]
-            has = f"; to read {others[0]}, give it as the source" if others else ""
-            raise DataError(f"{chosen} holds no *.json file: give the folder whose files are the tasks{has}.")
+            hints = {".jsonl": "give {0}", ".parquet": "give hf:{1}", ".zip": "unpack {0}"}
+            hint = next(
+                (f", or {hints[e.suffix].format(e, chosen)}" for e in _entries(chosen) if e.suffix in hints), ""
+            )
+            raise DataError(f"{chosen} holds no *.json file: give the folder whose files are the tasks{hint}.")
         return files
     homes = {place: _split_home(folder, place) if chosen == folder else None for place in below}
     if not any(homes.values()):
         return [file for place in below for file in _json_files(place)]
     sets = list(dict.fromkeys(home or place for place, home in homes.items()))
     if len(sets) > 1:
-        names = " or ".join(map(str, sets[:5])) + (", …" if len(sets) > 5 else "")
-        raise DataError(f"{folder} holds several sets of tasks: give {names} as the source.")
+        tops = list(dict.fromkeys(folder / place.relative_to(folder).parts[0] for place in below))
+        names = " or ".join(map(str, (tops if len(tops) > 1 else sets)[:5]))
+        raise DataError(f"{folder} holds several sets of tasks: give one of them as the source, such as {names}.")
     return _task_files(sets[0], split)
 
 
@@ -294,7 +297,37 @@ def _from_kaggle(challenges: Path, tasks: dict[str, Any]) -> Iterator[_RawTask]:
 
 
 def _read_json(file: Path) -> Any:
-    """The content of a JSON file, or the list of what is in each line of JSON lines; either may be compressed."""
+    """The content of a JSON file, or the list of what the lines of JSON lines hold; either may be compressed."""
+    try:
+        content = file.read_bytes()
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+    except (EOFError, OSError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{file} cannot be read ({reason}): correct or remove the file.") from error
+    if (other := _other_format(content)) is not None:
+        raise DataError(f"{file} is {other}.")
+    try:
+        text = content.decode(json.detect_encoding(content), "surrogatepass")
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON that a task can have ({error}): correct or remove the file.") from error
+    first, _, others = text.strip().partition("\n")
+    # JSON lines may have any name. The first line of one value that goes over several is no value.
+    if _LINES.search(file.name) or (others and decoded(first) != first):
+        lines = enumerate(text.split("\n"))
+        return [_parse_json(line, file, number) for number, line in lines if line.strip()]
+    return _parse_json(text, file)
+
+
+def _other_format(content: bytes) -> str | None:
+    """What content is that is not JSON, and what to do; None for what may be JSON."""
+    if content[257:262] == b"ustar":
+        return _ARCHIVE  # tar has its mark after the first name
+    return next((what for first, what in _NOT_JSON.items() if content.startswith(first)), None)
+
+
+def _parse_json(text: str, file: Path, line: int = 0) -> Any:
+    """What a text says, which begins after so many lines of a file."""
 
     def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(items)
@@ -304,31 +337,10 @@ def _read_json(file: Path) -> Any:
             raise DataError(f"{file}: the key {twice!r} is there more than once: {_UNIQUE}.")
         return content
 
-    before = 0
     try:
-        content = file.read_bytes()
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-        is_tar = content[257:262] == b"ustar"
-        if other := [_ARCHIVE] * is_tar or [what for first, what in _NOT_JSON.items() if content.startswith(first)]:
-            raise DataError(f"{file} is {other[0]}.")
-        text = content.decode(json.detect_encoding(content), "surrogatepass")
-        try:
-            if not _LINES.search(file.name):
-                return json.loads(text, object_pairs_hook=unique)
-        except json.JSONDecodeError as error:
-            # A second value, after a line that is one: JSON lines under another name.
-            if not error.msg.startswith("Extra data") or "\n" in text[: error.pos].strip():
-                raise
-        rows = []
-        for before, line in enumerate(text.split("\n")):  # noqa: B007
-            if line.strip():
-                rows.append(json.loads(line, object_pairs_hook=unique))
-        return rows
+        return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        problem = f", line {before + error.lineno}, column {error.colno}: broken JSON ({error.msg})"
-    except (EOFError, OSError, zlib.error) as error:
-        problem = f" cannot be read ({getattr(error, 'strerror', None) or error})"
+        problem = f", line {line + error.lineno}, column {error.colno}: broken JSON ({error.msg})"
     except (ValueError, RecursionError) as error:
         problem = f" is not JSON that a task can have ({error})"
     raise DataError(f"{file}{problem}: correct or remove the file.")
@@ -343,10 +355,10 @@ def _from_rows(rows: Any, names: Sequence[str], where: str) -> Iterator[_RawTask
     """The tasks of a table, or of a list of objects that have these keys."""
     columns, whole = find_columns(names), None
     if columns is None and names:
-        first = rows[0] if len(rows) else {}
+        first = rows[0] if len(rows) and isinstance(rows[0], dict) else {}
         others = [name for name in names if name not in TRAIN_WORDS + TEST_WORDS]  # a half alone is no whole task
         tasks = [name for name in others if form_of(decoded(first.get(name))) == "task"]
-        if tasks and len(rows) == 1:  # how `datasets` reads an object of tasks by id
+        if len(rows) == 1 and tasks == list(names):  # how `datasets` reads an object of tasks by id
             yield from ((name, decoded(first[name]), f"{where}, column {name}") for name in tasks)
             return
         if len(tasks) != 1:

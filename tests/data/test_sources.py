@@ -191,9 +191,10 @@ def test_concepts_may_be_in_splits(tmp_path):
 def test_several_sets_of_tasks_in_a_folder_are_not_mixed(tmp_path):
     write(tmp_path / "ARC-AGI" / "data" / "training" / "a.json", raw_task())
     write(tmp_path / "mine" / "b.json", raw_task())
-    assert refusal(tmp_path) == (
-        f"{tmp_path} holds several sets of tasks: give {tmp_path}/ARC-AGI/data or {tmp_path}/mine as the source."
-    )
+    several = f"{tmp_path} holds several sets of tasks: give one of them as the source, such as "
+    assert refusal(tmp_path) == f"{several}{tmp_path}/ARC-AGI or {tmp_path}/mine."
+    (tmp_path / "mine").rename(tmp_path / "ARC-AGI" / "mine")
+    assert refusal(tmp_path) == f"{several}{tmp_path}/ARC-AGI/data or {tmp_path}/ARC-AGI/mine."
 
 
 def test_a_folder_with_tasks_is_read_without_those_below_it(folder):
@@ -277,6 +278,11 @@ def test_lines_without_ids_are_named_by_their_content(tmp_path):
         for color in (1, 2)
     ]
     assert ids(tasks) == sorted(digests)
+
+
+def test_a_list_of_lists_of_pairs_is_a_list_of_tasks(tmp_path):
+    tasks = read_tasks(write(tmp_path / "lists.json", [PAIRS, PAIRS[:2]]))
+    assert sorted(len(task.demonstrations) for task in tasks) == [2, 3]
 
 
 def test_broken_lines_are_named(tmp_path):
@@ -410,8 +416,9 @@ def test_what_is_no_set_of_tasks_says_what_it_is(tmp_path):
     assert refusal(tmp_path / "empty") == (
         f"{tmp_path}/empty holds no *.json file: give the folder whose files are the tasks."
     )
-    lines = write(tmp_path / "empty" / "train.jsonl", "")
-    assert refusal(tmp_path / "empty").endswith(f"; to read {lines}, give it as the source.")
+    for name, hint in (("x.zip", "unpack {0}/x.zip"), ("t.parquet", "give hf:{0}"), ("a.jsonl", "give {0}/a.jsonl")):
+        write(tmp_path / "empty" / name, "")
+        assert refusal(tmp_path / "empty").endswith(f" are the tasks, or {hint.format(tmp_path / 'empty')}.")
 
 
 def hugging_face_rows(**columns):
@@ -520,6 +527,7 @@ def test_hugging_face_columns_of_other_names(tmp_path, make, named, scored):
     tasks = read_tasks(saved(tmp_path / "saved", rows))
     if named:
         assert ids(tasks) == ["one", "two"]
+        assert ids(read_tasks(saved(tmp_path / "alone", rows[:1]))) == ["one"]
     one, two = sorted(tasks, key=lambda task: len(task.demonstrations))
     assert [(pair.input.tolist(), pair.output.tolist()) for pair in one.demonstrations] == TRAIN
     assert two.demonstrations[2].output.tolist() == [[9]]
@@ -533,6 +541,8 @@ def test_hugging_face_kaggles_json_in_a_repository(tmp_path):
     assert [(task.id, task.demonstrations[0].output.tolist(), len(task.tests)) for task in tasks] == [
         ("a", [[2]], 2), ("b", [[1]], 1),
     ]  # fmt: skip
+    write(tmp_path / "one" / "challenges.json", {"a": raw_task()})
+    assert ids(read_tasks(f"hf:{tmp_path / 'one'}")) == ["a"]
     write(folder / "arc_training_solutions.json", {"b": [[[1]]], "a": [[[2]], [[2]]]})
     message = refusal(f"hf:{folder}")
     assert message.startswith(f"hf:{folder} cannot be loaded (")
