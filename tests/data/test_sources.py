@@ -11,6 +11,7 @@ import sys
 import tarfile
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -216,6 +217,14 @@ def test_hidden_names_are_no_tasks_and_capitals_are_json(folder):
     write(folder / "A.json", raw_task())
     write(folder / "A.JSON", raw_task())
     assert "A is there more than once" in refusal(folder)
+
+
+def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
+    def forbidden(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    assert refusal(folder) == f"{folder} cannot be read (Permission denied): see who may read there."
 
 
 PAIRS = [{"input": [[number]], "output": [[number]]} for number in (1, 2, 3)]
