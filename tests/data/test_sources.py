@@ -472,6 +472,13 @@ def test_hugging_face_column_wise_pairs(tmp_path):
     assert task.tests[0].output.tolist() == [[7]]
 
 
+def test_hugging_face_saved_with_a_format(tmp_path):
+    rows = datasets.Dataset.from_list([{"id": "a", **raw_task()}]).with_format("numpy")
+    rows.save_to_disk(str(tmp_path / "saved"))
+    (task,) = read_tasks(f"hf:{tmp_path / 'saved'}")
+    assert (task.id, task.demonstrations[0].output.tolist()) == ("a", [[1]])
+
+
 def test_hugging_face_folder_of_json_lines(tmp_path):
     lines = "\n".join(json.dumps({"task_id": name, **raw_task()}) for name in ("q", "p"))
     write(tmp_path / "data" / "train.jsonl", lines)
