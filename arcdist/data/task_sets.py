@@ -1,8 +1,9 @@
 """The tasks of a run: which of its sources' tasks are used, and that none is both trained on and scored."""
 
 import shlex
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 from arcdist.config import DataConfig
 from arcdist.data.sources import Origin, Split, read_tasks
@@ -65,6 +66,8 @@ class TaskSets:
 
     training: TaskSet
     validation: TaskSet
+    joined: tuple[Origin, ...] = ()
+    """Sources of which the demonstrations alone are trained on too, so that their test pairs may be scored."""
 
     @property
     def distinct(self) -> tuple[TaskSet, ...]:
@@ -99,7 +102,8 @@ class TaskSets:
 
         One pair in common makes two tasks the same, so a renamed, reordered or partial copy is found. Training and
         scoring the same split of the same source is the normal case (demonstrations against test pairs) and not
-        compared. `allow_overlap` holds the scored sources that may overlap.
+        compared. Of a source that is `joined` the answers are compared with the demonstrations of all trained tasks.
+        `allow_overlap` holds the scored sources that may overlap.
 
         Raises:
             DataError: tasks are shared and `allow_overlap` does not name the scored source.
@@ -108,7 +112,18 @@ class TaskSets:
         origin = self.validation.origin
         by_id: set[str] = set()
         by_content: set[str] = set()
-        if self.training.origin != origin:
+        if origin in self.joined:
+            # Of another task: a test pair that repeats a demonstration of its own is counted below.
+            demonstrated_by: dict[bytes, set[str]] = {}
+            for task in trained:
+                for pair in task.demonstrations:
+                    demonstrated_by.setdefault(pair.digest(), set()).add(task.id)
+            by_content = {
+                task.id
+                for task in scored
+                if any(demonstrated_by.get(pair.digest(), set()) - {task.id} for pair in task.tests)
+            }
+        elif self.training.origin != origin:
             by_id = {task.id for task in trained} & {task.id for task in scored}
             contents = {pair.digest() for task in trained for pair in task.known_pairs}
             by_content = {task.id for task in scored if any(pair.digest() in contents for pair in task.known_pairs)}
@@ -153,11 +168,42 @@ def read_task_sets(data: DataConfig) -> TaskSets:
             )
         return TaskSet(origin=Origin(source, split), tasks=tasks, used=used)
 
-    training = read(data.source, data.split)
+    training, joined = read(data.source, data.split), []
+    for named in data.also_demonstrations_of:
+        origin, more = _demonstrations_of(named, data.max_side)
+        joined.append(origin)
+        training = replace(training, used=_joined(training.used, more))
     if (data.validation_source or "").lower() == "none" and not expanded("None").exists():
         raise DataError(
             f"data.validation_source is {data.validation_source!r}, which is no source: write null "
             f"(--data.validation_source null) to score the test pairs of the training tasks."
         )
     scored = training if data.validation_source is None else read(data.validation_source, data.validation_split)
-    return TaskSets(training=training, validation=scored)
+    return TaskSets(training=training, validation=scored, joined=tuple(joined))
+
+
+def _demonstrations_of(named: str, max_side: int) -> tuple[Origin, list[Task]]:
+    """The tasks of a source without their test pairs; `SOURCE/evaluation` names a split."""
+    source, _, split = named.rpartition("/")
+    origin = Origin(named, "training")
+    if split in ("training", "evaluation") and not expanded(named).exists():
+        origin = Origin(source, cast(Split, split))
+    tasks = (replace(task, tests=()) for task in read_tasks(*origin))
+    return origin, [task for task in tasks if task.longest_side <= max_side]
+
+
+def _joined(tasks: Sequence[Task], more: Sequence[Task]) -> tuple[Task, ...]:
+    """Tasks and the demonstrations of others; of two with one id, what the first lacks is added to it.
+
+    A task has one vector, which the same puzzle under the same id shares.
+    """
+    by_id = {task.id: task for task in tasks}
+    for other in more:
+        known = by_id.get(other.id)
+        if known is None:
+            by_id[other.id] = other
+            continue
+        held = {pair.digest() for pair in known.demonstrations}
+        new = tuple(pair for pair in other.demonstrations if pair.digest() not in held)
+        by_id[other.id] = replace(known, demonstrations=known.demonstrations + new)
+    return tuple(by_id[task_id] for task_id in sorted(by_id))
