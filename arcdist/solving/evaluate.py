@@ -57,7 +57,7 @@ def evaluate(loaded: LoadedConfig) -> None:
     """
     config = loaded.config
     if len(loaded.arguments) > 1:
-        raise ConfigError(f"One run is answered with, and {counted(len(loaded.arguments), "word")} were given.")
+        raise ConfigError(f"Give one run: there are {counted(len(loaded.arguments), 'word')} beside the flags.")
     path = expanded(loaded.arguments[0])
     with open_log(None) if is_main() else no_log():
         platform = start_platform(config)

@@ -82,7 +82,7 @@ asks_by_an_old_name = pytest.mark.filterwarnings("ignore:`is_gradient_checkpoint
 FILES = {
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
-    *("agent.safetensors", "agent.json", "rest.safetensors", "config.yaml", "README.md"),
+    *("agent.safetensors", "agent.json", "trained.json", "rest.safetensors", "config.yaml", "README.md"),
 }
 PROGRESS = {
     "step": 6,
