@@ -273,11 +273,11 @@ def _print(folder: Path, content: Mapping[str, Any]) -> None:
                     style="bold" if score is content else "",
                 )
             table.add_section()
-        console.print(summary(content), soft_wrap=True)
+        console.print(summary(content))
         console.print(table)
         console.print()
     for note in notes(content):
-        console.print(note, soft_wrap=True)
+        console.print(note)
     for name, why in list(content["left_out"].items())[:_NAMED]:
         console.print(f"  {name}: {why}", soft_wrap=True)
     if len(content["left_out"]) > _NAMED:

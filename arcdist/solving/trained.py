@@ -82,7 +82,7 @@ def read_trained(path: Path, config: Config, device: torch.device) -> Trained:
             _logger.warning("Passed over: %s", flaw)
         if place != origin:
             _logger.warning(moved_message(origin, place))
-        weights, state, trained_with = snapshot.weights, dict(snapshot.state), config_of(snapshot.state)
+        weights, state, trained_with = dict(snapshot.weights), dict(snapshot.state), config_of(snapshot.state)
         state["tasks"] = trained_tasks(snapshot.state, trained_with)
     # A base with random weights is drawn by the seed of its run; `train.seed` here is that of the answers.
     built_with = replace(config, train=replace(config.train, seed=trained_with.train.seed))

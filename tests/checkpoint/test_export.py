@@ -369,7 +369,7 @@ def test_a_run_means_its_best_checkpoint_or_else_its_newest_whole_one(tmp_path, 
     assert printed(run) == [passed_over, f"Exported {second}, step 6,:"]
     cut(first)
     cut(second)
-    with pytest.raises(DataError, match=rf"^{third / WEIGHTS} has 0 bytes .*{first / WEIGHTS} has .* Export another"):
+    with pytest.raises(DataError, match=rf"^{third / WEIGHTS} has 0 bytes .*{first / WEIGHTS} has .* Take another"):
         export(run, tmp_path / "export")
 
 
