@@ -254,9 +254,12 @@ def notes(content: Mapping[str, Any]) -> Iterator[str]:
         yield f"{unknown} not known: {what}; submission.json holds the answers."
     if content["without_tests"]:
         yield f"{counted(len(content['without_tests']), 'task')} without test pairs: nothing to answer."
-    if content["left_out"]:
-        wrong = ", counted as wrong" if content["outputs"] else ""
-        yield f"{counted(len(content['left_out']), 'task')} without an answer{wrong}:"
+
+
+def without_answer(content: Mapping[str, Any]) -> str:
+    """How many tasks have no answer, in words."""
+    wrong = ", counted as wrong" if content["outputs"] else ""
+    return f"{counted(len(content['left_out']), 'task')} without an answer{wrong}"
 
 
 def _print(folder: Path, content: Mapping[str, Any]) -> None:
@@ -282,6 +285,8 @@ def _print(folder: Path, content: Mapping[str, Any]) -> None:
         console.print()
     for note in notes(content):
         console.print(note)
+    if content["left_out"]:
+        console.print(f"{without_answer(content)}:")
     for name, why in list(content["left_out"].items())[:_NAMED]:
         console.print(f"  {name}: {why}", soft_wrap=True)
     if len(content["left_out"]) > _NAMED:
@@ -309,6 +314,7 @@ def page(content: Mapping[str, Any], outputs: Sequence[Output]) -> str:
             "facts": facts,
             "groups": [group for group in score_rows(content) if group] if content["outputs"] else [],
             "notes": list(notes(content)),
+            "without_answer": without_answer(content),
             "total": len(outputs),
             "shown": [_shown(output) for output in ordered[:_SHOWN]],
             "percent": percent,
