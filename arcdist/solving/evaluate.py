@@ -294,13 +294,7 @@ class Queue:
             with readable(self._file(place), "an answered task", "remove it, and start once more: that task is"
                           " answered again"):  # fmt: skip
                 raw = json.loads(self._file(place).read_text(encoding="utf-8"))
-                outputs = [
-                    [
-                        Candidate(tuple(map(tuple, each["grid"])), each["origin"], each["view"], each["log_prob"])
-                        for each in of_output
-                    ]
-                    for of_output in raw["outputs"]
-                ]
+                outputs = list(map(_unpacked, raw["outputs"]))
                 found[task.id] = Answers(outputs=outputs, failed=raw["failed"], seconds=raw["seconds"])
         return found
 
@@ -334,13 +328,24 @@ class Queue:
             "task": task.id,
             "failed": failed,
             "seconds": time.monotonic() - start,
-            "outputs": [[asdict(candidate) for candidate in of_output] for of_output in outputs],
+            "outputs": list(map(_packed, outputs)),
         }
         with _writable(self._folder.parent), replacing(self._file(place)) as partial:
-            partial.write_text(json.dumps(content), encoding="utf-8")
+            partial.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
 
     def _file(self, place: int) -> Path:
         return self._folder / f"{place:05d}.json"
+
+
+def _packed(candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """Candidates for a file: each different grid is in there once, and hundreds of views may agree."""
+    grids = {grid: number for number, grid in enumerate(dict.fromkeys(each.grid for each in candidates))}
+    return {"grids": list(grids), "candidates": [asdict(each) | {"grid": grids[each.grid]} for each in candidates]}
+
+
+def _unpacked(content: Mapping[str, Any]) -> list[Candidate]:
+    grids = [tuple(map(tuple, grid)) for grid in content["grids"]]
+    return [Candidate(**each | {"grid": grids[each["grid"]]}) for each in content["candidates"]]
 
 
 def _share(costs: Mapping[int, float]) -> list[int]:

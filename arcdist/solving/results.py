@@ -113,7 +113,7 @@ def write_results(
     content = results(tasks, outputs, answers, protocol, max_side)
     given = submission(tasks, outputs)
     check_submission(given, tasks.tasks)
-    texts = json.dumps(given), json.dumps(content, indent=1), solved_table(outputs), page(content, outputs)
+    texts = json.dumps(given), _json(content), solved_table(outputs), page(content, outputs)
     for name, text in zip(FILES, texts, strict=True):
         with replacing(folder / name) as partial:
             partial.write_text(text + "\n" * (not text.endswith("\n")), encoding="utf-8")
@@ -162,6 +162,13 @@ def results(
             for name, of_task in by_task.items()
         },
     }
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    """`results.json` for people, too: scores that are easy to read, then a line for each task's candidates."""
+    scores = json.dumps({name: value for name, value in content.items() if name != "results"}, indent=1)
+    lines = (f"  {json.dumps(name)}: {json.dumps(of_task)}" for name, of_task in content["results"].items())
+    return scores.removesuffix("\n}") + ',\n "results": {\n' + ",\n".join(lines) + "\n }\n}"
 
 
 def submission(tasks: TaskSet, outputs: Sequence[Output]) -> dict[str, list[dict[str, Grid]]]:

@@ -124,7 +124,7 @@ def test_two_processes_give_the_submission_of_one(run_program, trained_run, unin
 
 
 def test_killed_ten_times_it_ends_with_the_same_submission(start_program, trained_run, uninterrupted, tmp_path):
-    """At random moments, while it is answering: each task is answered once."""
+    """At random moments, while it is answering: each task is answered once, the last ones by two processes."""
     folder = tmp_path / "answers"
     command = ("evaluate.py", trained_run, *FAST, "--output_dir", folder)
     rng, kills, written = random.Random(0), 0, {}
@@ -144,7 +144,7 @@ def test_killed_ten_times_it_ends_with_the_same_submission(start_program, traine
         if ended.codes == [0]:
             shutil.rmtree(folder)  # It was quicker than the kill.
             written = {}
-    ended = start_program(*command)[1]()
+    ended = start_program(*command, config="cpu_2proc", processes=2)[1]()
     assert ended.code == 0, ended.err
     now = {path.name: path.stat().st_mtime_ns for path in folder.glob("tasks/*.json")}
     assert written.items() <= now.items()

@@ -17,6 +17,11 @@ from arcdist.solving.evaluate import Queue, Solver, claimed, find_scored
 from arcdist.solving.trained import Trained
 
 GRID = ((1, 2), (3, 4))
+CANDIDATES = [
+    Candidate(GRID, "agent", 0, -1.5),
+    Candidate(((7,),), "steps", 0, -0.25),
+    Candidate(GRID, "memory", 1, -1e-3),
+]
 
 
 def pair(number, side=2):
@@ -121,7 +126,7 @@ class Answering(Solver):
             error = error.pop(0) if error else None
         if error is not None:
             raise error
-        return [[Candidate(GRID, "agent", 0, -1.5)] for _ in task.tests]
+        return [CANDIDATES for _ in task.tests]
 
 
 def task(number):
@@ -150,8 +155,9 @@ def test_each_task_is_answered_once_the_middle_one_first_then_the_longest(folder
     assert again.asked == ["1"]
     answers = queue.answers()
     assert list(answers) == ["3", "1", "2", "5", "4"]
-    assert answers["1"].outputs == [[Candidate(GRID, "agent", 0, -1.5)]] * 2
+    assert answers["1"].outputs == [CANDIDATES] * 2
     assert answers["1"].failed is None
+    assert json.loads((folder / "tasks" / "00001.json").read_text())["outputs"][0]["grids"] == [[[1, 2], [3, 4]], [[7]]]
     assert 0 <= answers["1"].seconds < 10
 
 
