@@ -86,6 +86,15 @@ class GridTokenizer:
         symbols[start] = OUTPUT
         return self.symbol_ids[symbols]
 
+    def encode_output(self, output: UInt8[np.ndarray, "H W"]) -> Int[np.ndarray, " L"]:
+        """Token ids of an output that follows `encode`'s, and of the mark that ends it: a next pair's input begins.
+
+        L = height · (width + 1) + 1.
+        """
+        rows = np.full((output.shape[0], output.shape[1] + 1), NEWLINE, dtype=np.uint8)
+        rows[:, :-1] = output
+        return self.symbol_ids[np.append(rows, np.uint8(INPUT))]
+
     def decode(self, ids: Int[np.ndarray, " L"]) -> str:
         """The text of token ids, without padding.
 
