@@ -43,6 +43,9 @@ _REST = {
 }
 """Modules by their names in a checkpoint, and in `rest.safetensors`."""
 
+TASKS = "tasks.json"
+"""Of an export: the ids of the trained tasks, in the order of their vectors."""
+
 _NEEDED = {
     **dict.fromkeys(("step", "epoch", "batch", "processes"), int),
     **dict.fromkeys(("config", "base", "versions"), dict),
@@ -65,19 +68,7 @@ def export(path: Path, target: Path) -> None:
     """
     target = expanded(target)
     _require_free(target)
-    broken = []
-    for folder in _candidates(path):
-        try:
-            found = load_unchanged(folder, _NEEDED)
-        except DataError as error:
-            broken.append(str(error))
-            continue
-        if found:
-            break
-    else:
-        reasons = " ".join(broken) or f"{path} was removed meanwhile."
-        raise DataError(f"{reasons} Export another checkpoint: `launch/checkpoint.py list` shows them.")
-    place, snapshot = found
+    folder, place, snapshot, broken = best_whole(path, _NEEDED)
     files = contents(snapshot)
     write_folder(target, files)
     lines = [f"Passed over: {flaw}" for flaw in broken]
@@ -86,6 +77,30 @@ def export(path: Path, target: Path) -> None:
     lines.append(f"Exported {folder}, step {snapshot.state['step']}, to {target}:")
     lines += [f"  {name}, {decimal(len(content))}" for name, content in files.items()]
     Console().out(*lines, sep="\n", highlight=False)
+
+
+def best_whole(path: Path, needed: Mapping[str, type]) -> tuple[Path, Path, Snapshot, list[str]]:
+    """The checkpoint that a path means, as it is called, where it lies, what it holds, and the flaws of better ones.
+
+    Args:
+        path: a checkpoint, or a run folder for its `best/` or, if there is none, its newest whole checkpoint.
+        needed: keys that its state must have, each with the type of its value.
+
+    Raises:
+        ConfigError: `path` is no checkpoint.
+        DataError: the checkpoint is broken; the message says how.
+    """
+    broken = []
+    for folder in _candidates(path):
+        try:
+            found = load_unchanged(folder, needed)
+        except DataError as error:
+            broken.append(str(error))
+            continue
+        if found:
+            return folder, *found, broken
+    reasons = " ".join(broken) or f"{path} was removed meanwhile."
+    raise DataError(f"{reasons} Take another checkpoint: `launch/checkpoint.py list` shows them.")
 
 
 def _candidates(path: Path) -> list[Path]:
@@ -119,6 +134,7 @@ def contents(snapshot: Snapshot) -> dict[str, bytes]:
         "adapter/adapter_model.safetensors": save(adapter, metadata={"format": "pt"}),
         "agent.safetensors": save(agent, metadata={"format": "pt"}),
         "agent.json": _json(agent_arguments(config, agent)),
+        TASKS: _json({"tasks": state["tasks"]} if "tasks" in state else {}),
         "rest.safetensors": save(rest, metadata={"format": "pt"}),
         "config.yaml": format_config(config).encode(),
         "README.md": model_card(config, state, base, averaged=bool(average), control_mlp=control_mlp).encode(),
@@ -249,6 +265,7 @@ here.
 | `adapter/` | the LoRA adapter, for PEFT |
 | `agent.safetensors` | the grid agent: {agent} |
 | `agent.json` | the arguments of its constructor, `arcdist.models.ARCPromptGuidedAgent` |
+| `tasks.json` | the ids of the trained tasks, in the order of the agent's task vectors |
 | `rest.safetensors` | {rest} |
 | `config.yaml` | the run's configuration, for `--config` |
 

@@ -50,6 +50,7 @@ def take_snapshot(session: Session, progress: Mapping[str, Any]) -> Snapshot | N
         "prompts": kept,
         "random_streams": {"seed": session.config.train.seed, "purposes": list(PURPOSES)},
         "data": session.data,
+        "tasks": list(session.training.collator.task_rows),
         "config": flatten(session.config),
         "processes": session.accelerator.num_processes,
         "versions": versions(),

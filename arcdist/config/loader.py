@@ -38,6 +38,8 @@ SHORT_FLAGS = {
     "output.log_every": "--log_every",
     "output.save_every": "--save_every",
     "output.dir": "--output_dir",
+    "solve.views": "--views",
+    "solve.adapt_steps": "--adapt_steps",
 }
 """The keys that have a short flag beside the dotted one."""
 
@@ -70,6 +72,8 @@ class Program:
     """Its own flags that take a value, without their dashes."""
     arguments: Option | None = None
     """What it takes before, after and between its flags; None if every word belongs to a flag."""
+    of_run: bool = False
+    """Whether the first of these words is a run, whose configuration is in place of a recipe."""
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -98,6 +102,28 @@ TRAIN = Program(
             is_count=True,
         ),
     },
+)
+
+
+EVALUATE = Program(
+    name="evaluate.py",
+    purpose="Answer puzzles with a trained run, and score the answers as the benchmark does.",
+    arguments=Option(
+        metavar="RUN",
+        sentence="A run folder, one of its checkpoints, or an export. Its own validation queries are answered unless "
+        "--data.source names others.",
+    ),
+    of_run=True,
+)
+SOLVE = Program(
+    name="solve.py",
+    purpose="Answer single puzzles with a trained run, and show them.",
+    arguments=Option(
+        metavar="RUN PUZZLE",
+        sentence="A run folder, one of its checkpoints, or an export; then files of task JSON, or ids of the run's "
+        "own tasks.",
+    ),
+    of_run=True,
 )
 
 
@@ -143,13 +169,26 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
             raise ConfigError(f"--{name} is {text!r}: choose a whole number of at least 1.")
 
     is_resumed = False
-    if recipe is None and file is None:
+    if program.of_run:
+        if not arguments:
+            raise ConfigError(f"{program.name} needs a run: give its folder, such as runs/NAME.")
+        if recipe is not None:
+            raise ConfigError(f"{program.name} takes the configuration of the run: leave out --recipe.")
+        run_file = run_of(expanded(arguments[0])) / "config.yaml"
+        if not run_file.is_file():
+            raise ConfigError(
+                f"{arguments[0]} is neither a run folder, nor a checkpoint in one, nor an export: none of them has a "
+                f"config.yaml. Give the folder that training wrote, such as runs/NAME."
+            )
+        layers_of_run = {f"file {run_file}": _read_file(run_file, program)}
+        layers_of_run[f"file {run_file}"].pop("output.dir", None)
+    elif recipe is None and file is None:
         if options.get("resume") == NEWEST and "output.dir" not in given and (run := newest_run()):
             options["resume"] = str(run)  # Another run may save before this one is resumed.
         file = _config_of_run(options.get("resume"), given.get("output.dir"))
         is_resumed = file is not None
         recipe = None if is_resumed else DEFAULT_RECIPE
-    layers: dict[str, dict[str, RawValue]] = {}
+    layers: dict[str, dict[str, RawValue]] = layers_of_run if program.of_run else {}
     if recipe is not None:
         layers[f"recipe {recipe}"] = _read_recipe(recipe)
     if file is not None:

@@ -315,6 +315,28 @@ class TrainConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SolveConfig(_Section):
+    """How evaluate.py and solve.py answer puzzles; validation in training gives the first view's answer."""
+
+    views: Count = 8
+    """Ways to see a puzzle that vote: its 8 symmetries, then these under permuted colours."""
+    steps: bool = True
+    """Whether the agent's earlier planning steps propose answers too."""
+    memory: bool = False
+    """Whether the memory of solved problems proposes answers of its own too."""
+    draws: Natural = 0
+    """Refinements that the policy draws beside its mean; the best on the task's own demonstrations counts extra."""
+    adapt_steps: Natural = 0
+    """Steps of test-time training on each task's demonstrations before it is answered; 0 turns it off."""
+    adapt_lr: Positive = 1e-3
+    """Learning rate of test-time training."""
+    adapt_part: Literal["agent", "qwen", "both"] = "agent"
+    """What test-time training trains."""
+    batch_size: Count = 32
+    """Views answered at once, and queries of a step of test-time training."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DistributedConfig(_Section):
     """How several processes watch each other."""
 
@@ -380,6 +402,7 @@ class Config:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    solve: SolveConfig = field(default_factory=SolveConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

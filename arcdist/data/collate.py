@@ -40,11 +40,19 @@ class Collator:
 
     def __call__(self, queries: Sequence[Query], epoch: int = 0) -> QueryBatch:
         """Augment and collate queries as they are seen in an epoch."""
-        drawn = [self.draw(query, epoch) for query in queries]
-        seen = [augmentation.apply_query(query) for augmentation, query in zip(drawn, queries, strict=True)]
+        return self.collate(queries, [self.draw(query, epoch) for query in queries])
+
+    def collate(
+        self, queries: Sequence[Query], augmentations: Sequence[Augmentation], *, tell_symmetry: bool = True
+    ) -> QueryBatch:
+        """Collate queries, each as it is seen under an augmentation.
+
+        Without `tell_symmetry` the models are told of none, as those that were trained without any need it.
+        """
+        seen = [augmentation.apply_query(query) for augmentation, query in zip(augmentations, queries, strict=True)]
         return QueryBatch(
             ids=tuple(query.id for query in queries),
-            inputs=self._inputs(seen, [augmentation.dihedral for augmentation in drawn]),
+            inputs=self._inputs(seen, [augmentation.dihedral * tell_symmetry for augmentation in augmentations]),
             targets=_targets([query.target for query in seen]),
         )
 

@@ -143,6 +143,11 @@ class Queries:
         own = self.rows[query] - task.first
         return [place for place in range(task.demonstrations) if place != own]
 
+    def of_task(self, task_id: str) -> range:
+        """The numbers of a task's queries; empty if it has none."""
+        queries = self._queries_of_task.get(task_id, slice(0, 0))
+        return range(queries.start, queries.stop)
+
     @cached_property
     def drawn(self) -> Bool[np.ndarray, " Q"]:
         """Which queries are shown only some of the pairs that they could be."""
@@ -167,6 +172,10 @@ class Queries:
             *context, own = (next(pairs) for _ in of_query)
             read.append(Query(self.ids[query], task.id, tuple(context), own.input, own.output))
         return read
+
+    @cached_property
+    def _queries_of_task(self) -> dict[str, slice]:
+        return {task.id: task.queries for task in self.asked}
 
     @cached_property
     def _task_of_query(self) -> list[_Asked]:

@@ -116,11 +116,11 @@ def _from_folder(folder: Path, split: Split) -> Iterator[_RawTask]:
     for file in files:
         if file.stem.endswith(("_challenges", "_solutions")):
             raise DataError(f"{file} is one of Kaggle's files, not a task: give the challenges file as the source.")
-        yield file.stem, _read_json(file), str(file)
+        yield file.stem, read_json(file), str(file)
 
 
 def _from_kaggle(challenges: Path) -> Iterator[_RawTask]:
-    tasks = _read_json(challenges)
+    tasks = read_json(challenges)
     if not isinstance(tasks, dict):
         raise DataError(f"{challenges} is not an object of tasks by id: give {_ACCEPTED}.")
     if isinstance(tasks.get("train"), list):
@@ -129,7 +129,7 @@ def _from_kaggle(challenges: Path) -> Iterator[_RawTask]:
     if solutions == challenges or not solutions.is_file():
         yield from ((task_id, task, str(challenges)) for task_id, task in tasks.items())
         return
-    answers = _read_json(solutions)
+    answers = read_json(solutions)
     if not isinstance(answers, dict):
         raise DataError(f"{solutions} is not an object of test outputs by task id: give Kaggle's file.")
     for task_id, task in tasks.items():
@@ -146,7 +146,13 @@ def _from_kaggle(challenges: Path) -> Iterator[_RawTask]:
         yield task_id, task, f"{challenges} + {solutions}"
 
 
-def _read_json(file: Path) -> Any:
+def read_json(file: Path) -> Any:
+    """The content of a JSON file, in which no key is given twice.
+
+    Raises:
+        DataError: it cannot be read, or is no such JSON.
+    """
+
     def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(items)
         if len(content) < len(items):

@@ -1,7 +1,8 @@
 """How right the models are: answers, their grades, scores over a set of queries."""
 
 from arcdist.evaluation.answers import Grades, Prediction, Predictions, answer, canvas_target, grade
-from arcdist.evaluation.score import Predictor, score
+from arcdist.evaluation.predict import Predictor
+from arcdist.evaluation.score import score
 
 __all__ = [
     "Grades",

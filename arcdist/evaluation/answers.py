@@ -10,7 +10,7 @@ from torch import Tensor
 
 from arcdist.data import MAX_SIDE, OUTSIDE, QueryBatch, QueryInputs, QueryTargets, fit_canvas
 from arcdist.distributed.collectives import all_reduce_sum
-from arcdist.models import AgentOutput, cells_within, predicted_size
+from arcdist.models import AgentOutput, Plan, cells_within, predicted_size
 from arcdist.rl import Answer
 
 # B queries, H W the query's canvas, h w another canvas, C colours, T planning steps, G largest side of a grid.
@@ -28,7 +28,7 @@ class Grades:
     """Share of the target's cells that are right."""
 
 
-def canvas_target(targets: QueryTargets, output: AgentOutput) -> tuple[Int[Tensor, "B H W"], Bool[Tensor, "B H W"]]:
+def canvas_target(targets: QueryTargets, output: Plan) -> tuple[Int[Tensor, "B H W"], Bool[Tensor, "B H W"]]:
     """The targets on the agent's canvas, and which of its cells are both computed and known.
 
     Cells of a target beyond the working area (0.8 % of ARC-AGI-2's queries have some) are left out of the loss; the
@@ -39,9 +39,9 @@ def canvas_target(targets: QueryTargets, output: AgentOutput) -> tuple[Int[Tenso
 
 
 def answer(
-    output: AgentOutput, inputs: QueryInputs, targets: QueryTargets, logits: Float[Tensor, "B H W C"] | None = None
+    output: Plan, inputs: QueryInputs, targets: QueryTargets, logits: Float[Tensor, "B H W C"] | None = None
 ) -> Answer:
-    """The likeliest colours on the targets' canvas, the likeliest size, and the query's input as reconstructed.
+    """The likeliest colours on the targets' canvas, the likeliest size, and the query's input if it is reconstructed.
 
     `logits` replace the agent's last step; the solver's weight is in them. Of the targets only the canvas's size is
     used: a query whose target is unknown is answered as well.
@@ -50,7 +50,7 @@ def answer(
     return Answer(
         grid=fit_canvas(colors.where(output.area, OUTSIDE), *targets.target.shape[1:]),
         size=predicted_size(output.size_logits.detach(), inputs.working_area),
-        reconstruction=output.reconstruction_logits.detach().argmax(-1),
+        reconstruction=output.reconstruction_logits.detach().argmax(-1) if isinstance(output, AgentOutput) else None,
     )
 
 
@@ -104,7 +104,7 @@ class Predictions:
         batch: QueryBatch,
         known: Bool[Tensor, " B"],
         grades: Grades,
-        output: AgentOutput,
+        output: Plan,
         size: Int[Tensor, "B 2"],
         logits: Float[Tensor, "B H W C"],
     ) -> None:

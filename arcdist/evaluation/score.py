@@ -1,7 +1,6 @@
 """Scores of the models on queries that they do not train on, and the floor beside them."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -9,20 +8,8 @@ from torch import Tensor, nn
 from arcdist.data import OUTSIDE, QueryBatch, fit_canvas
 from arcdist.distributed.collectives import all_reduce_sum
 from arcdist.evaluation.answers import Predictions, answer, grade
-from arcdist.models import ARCPromptGuidedAgent, PermanentSolver, PromptOutput, QwenHybridPrompt
-from arcdist.rl import Answer, PolicyRefinedAgent
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Predictor:
-    """The models that answer a query, as evaluation uses them."""
-
-    read: Callable[[Tensor, Tensor, Tensor], PromptOutput]
-    """Calls `qwen`, through its engine if it has one."""
-    qwen: QwenHybridPrompt
-    agent: ARCPromptGuidedAgent
-    solver: PermanentSolver
-    refiner: PolicyRefinedAgent
+from arcdist.evaluation.predict import Predictor
+from arcdist.rl import Answer
 
 
 @torch.no_grad()
@@ -61,21 +48,16 @@ def score(
 def _scores(models: Predictor, batch: QueryBatch, known: Tensor, predictions: Predictions | None) -> dict[str, Tensor]:
     """Every score that is logged, of each query."""
     inputs, targets = batch.inputs, batch.targets
-    prompt, control = models.read(inputs.tokens, inputs.token_mask, inputs.features)
-    refined = models.refiner.refine_prompt(prompt, control, inputs.summary, deterministic=True).refined
-    context = models.agent.read_context(inputs)
-    before = models.agent(inputs, prompt, context)
-    after = models.agent(inputs, refined, context)
-    proposal = models.solver(prompt, inputs, batch.ids)
+    response = models.respond(batch)
+    before = models.agent.plan(inputs, response.prompt.prompt, response.context)
 
-    first = grade(answer(before, inputs, targets, proposal.weigh(before.final_logits)), targets)
-    logits = proposal.weigh(after.final_logits)
-    final_answer = answer(after, inputs, targets, logits)
+    first = grade(answer(before, inputs, targets, response.proposal.weigh(before.final_logits)), targets)
+    final_answer = answer(response.plan, inputs, targets, response.logits)
     final = grade(final_answer, targets)
     if predictions is not None:
-        predictions.add(batch, known, final, after, final_answer.size, logits)
+        predictions.add(batch, known, final, response.plan, final_answer.size, response.logits)
     copied = fit_canvas(inputs.query, *targets.target.shape[1:])
-    floor = grade(Answer(grid=copied, size=inputs.query_size, reconstruction=inputs.query), targets)
+    floor = grade(Answer(grid=copied, size=inputs.query_size), targets)
     return {
         "val/exact": final.exact,
         "val/cell": final.cell,

@@ -1,6 +1,6 @@
 """The models: Qwen's prompt, the grid agent, the solver."""
 
-from arcdist.models.agent import AgentOutput, ARCPromptGuidedAgent, predicted_size
+from arcdist.models.agent import AgentOutput, ARCPromptGuidedAgent, Plan, predicted_size
 from arcdist.models.cores import cells_within
 from arcdist.models.qwen import PromptCache, PromptOutput, QwenHybridPrompt, attention_share, training_flops
 from arcdist.models.qwen_source import UNSHARDED, Sharding
@@ -11,6 +11,7 @@ __all__ = [
     "ARCPromptGuidedAgent",
     "AgentOutput",
     "PermanentSolver",
+    "Plan",
     "PromptCache",
     "PromptOutput",
     "Proposal",

@@ -91,19 +91,13 @@ class Emission(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AgentOutput:
-    """What the agent plans for B queries. Logits of colours are log-probabilities."""
+class Plan:
+    """What the agent plans for B queries on the way ahead. Logits of colours are log-probabilities."""
 
     forward_logits: Float[Tensor, "T B H W C"]
     """Q->(o_t), t = 1..T, from the query's input."""
-    backward_logits: Float[Tensor, "T B H W C"]
-    """Q<-(o_t), aligned with `forward_logits`, from the predicted outcome."""
-    reconstruction_logits: Float[Tensor, "B H W C"]
-    """The query's input as the backward trajectory arrives at it."""
     state_logits: Float[Tensor, "T B H W S"]
     """Q->(s_t), unnormalised."""
-    obs_probs: Float[Tensor, "S C"]
-    """P(o | s)."""
     size_logits: Float[Tensor, "B 2 G"]
     """Log-probabilities of the answer's height and width, 1 to `max_grid_size`."""
     area: Bool[Tensor, "B H W"]
@@ -113,6 +107,18 @@ class AgentOutput:
     def final_logits(self) -> Float[Tensor, "B H W C"]:
         """Q->(o_T)."""
         return self.forward_logits[-1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentOutput(Plan):
+    """The way ahead, and the way back from the predicted outcome."""
+
+    backward_logits: Float[Tensor, "T B H W C"]
+    """Q<-(o_t), aligned with `forward_logits`, from the predicted outcome."""
+    reconstruction_logits: Float[Tensor, "B H W C"]
+    """The query's input as the backward trajectory arrives at it."""
+    obs_probs: Float[Tensor, "S C"]
+    """P(o | s)."""
 
 
 class ARCPromptGuidedAgent(nn.Module):
@@ -184,7 +190,34 @@ class ARCPromptGuidedAgent(nn.Module):
         """
         if context is None:
             context = self.read_context(inputs)
-        area = cells_within(inputs.working_area, *inputs.query.shape[1:])
+        ahead, back = self._conditioning(inputs, prompt, context)
+        plan = self._plan_ahead(inputs, ahead, context)
+        area = plan.area
+        # The way back starts from the answer itself, without a gradient into the way ahead.
+        outcome_size = predicted_size(plan.size_logits.detach(), inputs.working_area)
+        inside = cells_within(outcome_size, *area.shape[1:])[..., None].float()
+        outcome = torch.cat([plan.final_logits.detach().exp() * inside, 1.0 - inside], dim=-1)
+        _, backward_logits, last = self._trajectory(outcome, outcome_size, back, context, area)
+        return AgentOutput(
+            forward_logits=plan.forward_logits,
+            state_logits=plan.state_logits,
+            size_logits=plan.size_logits,
+            area=area,
+            backward_logits=backward_logits.flip(0),
+            reconstruction_logits=self.origin(last).float().log_softmax(-1),
+            obs_probs=self.emission.observation.float().softmax(-1),
+        )
+
+    def plan(self, inputs: QueryInputs, prompt: Float[Tensor, "B P"], context: Context | None = None) -> Plan:
+        """The way ahead alone, which is all that an answer takes; arguments as for a call."""
+        if context is None:
+            context = self.read_context(inputs)
+        return self._plan_ahead(inputs, self._conditioning(inputs, prompt, context)[0], context)
+
+    def _conditioning(
+        self, inputs: QueryInputs, prompt: Float[Tensor, "B P"], context: Context | None
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
+        """What steers the way ahead and the way back."""
         # A component of the prompt is of size 1. Scaled down, a step of the optimizer, which moves all P weights alike,
         # moves the conditioning by as much as a step on the other parts does.
         conditioning = self.from_prompt(prompt * prompt.shape[-1] ** -0.5) + self.views[inputs.dihedral]
@@ -194,27 +227,20 @@ class ARCPromptGuidedAgent(nn.Module):
             conditioning = conditioning + context.summary
         directed = [conditioning + direction for direction in self.directions]
         ahead, back = (each + self.mix_condition(each) for each in directed)
+        return ahead, back
 
+    def _plan_ahead(self, inputs: QueryInputs, ahead: Float[Tensor, "B D"], context: Context | None) -> Plan:
+        area = cells_within(inputs.working_area, *inputs.query.shape[1:])
         query = one_hot_colors(inputs.query, self.num_colors)
-        state_logits, forward_logits, _ = self._plan(query, inputs.query_size, ahead, context, area)
-        size_logits = self.size_head(ahead, inputs)
-
-        # The way back starts from the answer itself, without a gradient into the way ahead.
-        outcome_size = predicted_size(size_logits.detach(), inputs.working_area)
-        inside = cells_within(outcome_size, *area.shape[1:])[..., None].float()
-        outcome = torch.cat([forward_logits[-1].detach().exp() * inside, 1.0 - inside], dim=-1)
-        _, backward_logits, last = self._plan(outcome, outcome_size, back, context, area)
-        return AgentOutput(
+        state_logits, forward_logits, _ = self._trajectory(query, inputs.query_size, ahead, context, area)
+        return Plan(
             forward_logits=forward_logits,
-            backward_logits=backward_logits.flip(0),
-            reconstruction_logits=self.origin(last).float().log_softmax(-1),
             state_logits=state_logits,
-            obs_probs=self.emission.observation.float().softmax(-1),
-            size_logits=size_logits,
+            size_logits=self.size_head(ahead, inputs),
             area=area,
         )
 
-    def _plan(
+    def _trajectory(
         self,
         grid: Float[Tensor, "B H W C1"],
         size: Int[Tensor, "B 2"],

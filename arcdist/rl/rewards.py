@@ -25,8 +25,9 @@ class Answer:
     """Predicted colours on the target's canvas; `OUTSIDE` where the agent has none."""
     size: Int[Tensor, "B 2"]
     """Predicted height and width."""
-    reconstruction: Int[Tensor, "B H W"]
-    """The query's input as the backward trajectory gives it, on the query's canvas."""
+    reconstruction: Int[Tensor, "B H W"] | None = None
+    """The query's input as the backward trajectory gives it, on the query's canvas; None if only the way ahead was
+    planned, which has no reward."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +56,13 @@ class Rewards:
 
 
 def score_answers(answer: Answer, target: Int[Tensor, "B h w"], input: Int[Tensor, "B H W"]) -> AnswerScores:
-    """Score answers against the target and the query's input, both `OUTSIDE` (-1) beyond their grids."""
+    """Score answers against the target and the query's input, both `OUTSIDE` (-1) beyond their grids.
+
+    Raises:
+        ValueError: the answers lack the way back.
+    """
+    if answer.reconstruction is None:
+        raise ValueError("score_answers needs answers with the way back: call the agent itself, not its `plan`.")
     in_target, in_query = target >= 0, input >= 0
     target_size = torch.stack([in_target.any(dim=2).sum(dim=1), in_target.any(dim=1).sum(dim=1)], dim=1)
     side_error = (answer.size - target_size).abs() / target_size.clamp_min(1)

@@ -56,21 +56,24 @@ def shared_console() -> Console:
 
 
 @contextmanager
-def open_log(run_dir: Path) -> Iterator[logging.Logger]:
-    """Send what arcdist logs to `run_dir/training.log` and to the console while the block runs.
+def open_log(run_dir: Path | None) -> Iterator[logging.Logger]:
+    """Send what arcdist logs to `run_dir/training.log`, if there is a folder, and to the console while the block runs.
 
     On a terminal lines are coloured and stay above the progress bar; elsewhere they are plain. An error that leaves
     the block is written to the file: the caller shows it on the console.
     """
-    file = _LogFile(run_dir / "training.log", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     screen = _console_handler()
+    handlers = [screen]
+    if run_dir is not None:
+        file = _LogFile(run_dir / "training.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers.insert(0, file)
     screen.addFilter(lambda record: not getattr(record, "file_only", False))
     level, propagate = _logger.level, _logger.propagate
     _logger.setLevel(logging.INFO)
     # The root logger's handlers, which some libraries install, would print each line a second time.
     _logger.propagate = False
-    for handler in (file, screen):
+    for handler in handlers:
         _logger.addHandler(handler)
     try:
         yield _logger
@@ -84,7 +87,7 @@ def open_log(run_dir: Path) -> Iterator[logging.Logger]:
         _logger.exception("The run ended with an unexpected error.", extra=_FILE_ONLY)
         raise
     finally:
-        for handler in (file, screen):
+        for handler in handlers:
             _logger.removeHandler(handler)
             handler.close()
         _logger.setLevel(level)

@@ -54,7 +54,7 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
         process.communicate()
 
 
-def wait_for_all(processes: Sequence[subprocess.Popen[str]], seconds: float = 60) -> list[Ended]:
+def wait_for_all(processes: Sequence[subprocess.Popen[str]], seconds: float = 180) -> list[Ended]:
     """What each wrote, how and when it ended. They write little enough to fit into pipes."""
     times: dict[int, float] = {}
     give_up = time.monotonic() + seconds

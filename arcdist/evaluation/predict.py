@@ -1,0 +1,261 @@
+"""Candidates: the grids that the parts of the system propose for a query, seen from several sides."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from arcdist.data import Augmentation, Collator, Query, QueryBatch, draw_augmentation
+from arcdist.evaluation.answers import answer
+from arcdist.models import (
+    ARCPromptGuidedAgent,
+    PermanentSolver,
+    Plan,
+    PromptOutput,
+    Proposal,
+    QwenHybridPrompt,
+    cells_within,
+    predicted_size,
+)
+from arcdist.models.cores import Context
+from arcdist.rl import PolicyRefinedAgent, shaping_reward
+from arcdist.rng import stream
+
+# B queries or views of queries, K draws of the policy, P prompt, A = P + 1 components of an action, H W canvas,
+# C colours, T planning steps.
+
+Grid: TypeAlias = tuple[tuple[int, ...], ...]
+Origin = Literal["agent", "steps", "memory", "refiner", "demonstrations"]
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
+"""Who proposes grids: the agent as in validation, its earlier planning steps, the memory alone, refinements that the
+policy draws, and the one of these that does best on the task's own demonstrations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A grid that was proposed for a query."""
+
+    grid: Grid
+    origin: Origin
+    view: int
+    """Number of the view that it was proposed for."""
+    log_prob: float
+    """Of its size and colours, in nats, as whoever proposed it puts it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Response:
+    """What the models make of a batch of queries; the answer of a validation is `logits` within the likeliest size."""
+
+    prompt: PromptOutput
+    context: Context | None
+    plan: Plan
+    """Under the refined prompt."""
+    proposal: Proposal
+    """Of the memory."""
+    logits: Float[Tensor, "B H W C"]
+    """The last planning step, with the memory's share."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictor:
+    """The models that answer a query, as evaluation uses them."""
+
+    read: Callable[[Tensor, Tensor, Tensor], PromptOutput]
+    """Calls `qwen`, through its engine if it has one."""
+    qwen: QwenHybridPrompt
+    agent: ARCPromptGuidedAgent
+    solver: PermanentSolver
+    refiner: PolicyRefinedAgent
+
+    def respond(self, batch: QueryBatch) -> Response:
+        """Read and refine the prompts (the policy's mean), plan, and look into the memory."""
+        inputs = batch.inputs
+        prompt = self.read(inputs.tokens, inputs.token_mask, inputs.features)
+        context = self.agent.read_context(inputs)
+        plan = self.agent.plan(inputs, self.refined(prompt, batch), context)
+        proposal = self.solver(prompt.prompt, inputs, batch.ids)
+        return Response(
+            prompt=prompt,
+            context=context,
+            plan=plan,
+            proposal=proposal,
+            logits=proposal.weigh(plan.final_logits),
+        )
+
+    def refined(
+        self, prompt: PromptOutput, batch: QueryBatch, noise: Float[Tensor, " A"] | None = None
+    ) -> Float[Tensor, "B P"]:
+        """The prompts as the policy edits them: by its mean, or by one draw for all."""
+        refinement = self.refiner.refine_prompt(
+            *prompt,
+            batch.inputs.summary,
+            noise=None if noise is None else noise.expand(len(batch), -1),
+            deterministic=noise is None,
+        )
+        return refinement.refined
+
+
+def views(count: int, task_id: str, seed: int = 0) -> list[Augmentation]:
+    """So many ways to see a task: as it is, then its symmetries in turn, under permuted colours from the ninth on.
+
+    A run and its resumption, and every process, see a task alike.
+    """
+    seen = []
+    for number in range(count):
+        rng = stream(seed, "views", number, task_id)
+        colors = draw_augmentation(rng, dihedral=False, colors=number >= 8, order=False, num_pairs=0).colors
+        seen.append(Augmentation(dihedral=number % 8, colors=colors, order=()))
+    return seen
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proposing:
+    """Which candidates are proposed."""
+
+    views: int = 1
+    draws: int = 0
+    """Refinements that are drawn from the policy, K."""
+    steps: bool = False
+    """Whether earlier planning steps propose."""
+    memory: bool = False
+    """Whether the memory alone proposes."""
+    batch_size: int = 32
+    """Views that are answered at once."""
+    seed: int = 0
+    tell_symmetry: bool = True
+    """Whether the models have learned symmetries, and are told of them."""
+
+
+@torch.no_grad()
+def propose(
+    models: Predictor,
+    collator: Collator,
+    queries: Sequence[Query],
+    demonstrations: Sequence[Query],
+    settings: Proposing,
+    device: torch.device,
+) -> list[list[Candidate]]:
+    """The candidates for each query of one task, those of the first view first.
+
+    Args:
+        models: in evaluation mode.
+        collator: of queries without augmentation.
+        queries: of one task.
+        demonstrations: the same task's demonstrations, each held out in turn; they choose among the draws.
+        settings: which candidates.
+        device: of the models.
+    """
+    task_id = queries[0].task_id
+    seen = [
+        (place, number, replace(view, order=tuple(range(len(query.context)))))
+        for number, view in enumerate(views(settings.views, task_id, settings.seed))
+        for place, query in enumerate(queries)
+    ]
+    noise = _draws(settings, models, task_id, device)
+    best = _best_draw(models, collator, demonstrations, noise, settings, device)
+    candidates: list[list[Candidate]] = [[] for _ in queries]
+    for start in range(0, len(seen), settings.batch_size):
+        some = seen[start : start + settings.batch_size]
+        batch = collator.collate(
+            [queries[place] for place, _, _ in some],
+            [augmentation for _, _, augmentation in some],
+            tell_symmetry=settings.tell_symmetry,
+        ).to(device)
+        for origin, proposed in _proposals(models, batch, settings, noise, best):
+            for (place, number, augmentation), (grid, log_prob) in zip(some, proposed, strict=True):
+                back = augmentation.invert(grid)
+                candidate = Candidate(tuple(map(tuple, back.tolist())), origin, number, log_prob)
+                candidates[place].append(candidate)
+    return [sorted(of_query, key=lambda candidate: candidate.view) for of_query in candidates]
+
+
+Proposed: TypeAlias = list[tuple[np.ndarray, float]]
+"""A grid for each query of a batch, as it is seen, with its log-probability."""
+
+
+def _proposals(
+    models: Predictor, batch: QueryBatch, settings: Proposing, noise: list[Tensor], best: int | None
+) -> list[tuple[Origin, Proposed]]:
+    """What is proposed for a batch, by whom."""
+    response = models.respond(batch)
+    plan = response.plan
+    kinds: list[Origin] = ["agent"]
+    logits, sizes = [response.logits], [plan.size_logits]
+    if settings.steps:
+        for step in plan.forward_logits[:-1].flip(0):
+            kinds.append("steps")
+            logits.append(step)
+            sizes.append(plan.size_logits)
+    if settings.memory:
+        kinds.append("memory")
+        logits.append(response.proposal.candidate)
+        sizes.append(plan.size_logits)
+    for number, draw in enumerate(noise):
+        refined = models.refined(response.prompt, batch, draw)
+        drawn = models.agent.plan(batch.inputs, refined, response.context)
+        kinds.append("refiner" if number != best else "demonstrations")
+        logits.append(response.proposal.weigh(drawn.final_logits))
+        sizes.append(drawn.size_logits)
+    return list(zip(kinds, _grids(torch.stack(logits), torch.stack(sizes), batch), strict=True))
+
+
+def _grids(
+    logits: Float[Tensor, "N B H W C"], size_logits: Float[Tensor, "N B 2 G"], batch: QueryBatch
+) -> list[Proposed]:
+    """The likeliest size and colours of N answers to each query."""
+    area = batch.inputs.working_area
+    height, width = logits.shape[2:4]
+    size = torch.stack([predicted_size(each, area) for each in size_logits])  # [N, B, 2]
+    of_size = size_logits.gather(-1, size[..., None] - 1).squeeze(-1).sum(-1)
+    inside = cells_within(size.flatten(0, 1), height, width).unflatten(0, size.shape[:2])
+    surest, colors = logits.float().log_softmax(-1).max(-1)
+    log_prob = of_size + (surest * inside).flatten(2).sum(-1)
+    packed = torch.cat([log_prob[..., None], size.float(), colors.flatten(2).float()], -1).cpu().numpy()
+    return [
+        [
+            (row[3:].reshape(height, width)[: int(row[1]), : int(row[2])].astype(np.uint8), float(row[0]))
+            for row in answer
+        ]
+        for answer in packed
+    ]
+
+
+def _draws(settings: Proposing, models: Predictor, task_id: str, device: torch.device) -> list[Float[Tensor, " A"]]:
+    """Standard normal draws, which depend on the task and the seed alone."""
+    width = models.refiner.mean_head.out_features
+    rng = stream(settings.seed, "draws", 0, task_id)
+    noise = rng.standard_normal((settings.draws, width)).astype(np.float32)
+    return list(torch.from_numpy(noise).to(device))
+
+
+def _best_draw(
+    models: Predictor,
+    collator: Collator,
+    demonstrations: Sequence[Query],
+    noise: Sequence[Float[Tensor, " A"]],
+    settings: Proposing,
+    device: torch.device,
+) -> int | None:
+    """The draw with the highest mean reward on the task's demonstrations, whose outputs are known; None without any.
+
+    This is latent search by policy: the policy proposes changes of the prompt, and what is known selects one.
+    """
+    if not noise or not demonstrations:
+        return None
+    rewards = torch.zeros(len(noise), device=device)
+    for start in range(0, len(demonstrations), settings.batch_size):
+        batch = collator(demonstrations[start : start + settings.batch_size]).to(device)
+        inputs, targets = batch.inputs, batch.targets
+        prompt = models.read(inputs.tokens, inputs.token_mask, inputs.features)
+        context = models.agent.read_context(inputs)
+        before = models.agent(inputs, prompt.prompt, context)
+        for number, draw in enumerate(noise):
+            after = models.agent(inputs, models.refined(prompt, batch, draw), context)
+            first, second = (answer(each, inputs, targets) for each in (before, after))
+            rewards[number] += shaping_reward(first, second, targets.target, inputs.query).reward.sum()
+    return int(rewards.argmax())

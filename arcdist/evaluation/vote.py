@@ -1,0 +1,47 @@
+"""Which of the candidates for a query are given as its attempts."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from arcdist.evaluation.predict import Candidate, Grid, Origin
+
+ATTEMPTS = 2
+"""That the benchmark allows for a test input."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranked:
+    """A grid with all votes for it."""
+
+    grid: Grid
+    score: float
+    """Sum of the weights of the candidates that are this grid."""
+    log_prob: float
+    """The highest of theirs, a cell: in nats over its number of cells."""
+    origins: dict[Origin, int]
+    """How many of them came from where."""
+
+
+def vote(candidates: Iterable[Candidate], weights: Mapping[Origin, float]) -> list[Ranked]:
+    """The different grids among the candidates, the one with most votes first.
+
+    A candidate has its origin's weight as a vote. Among equals the likelier goes first, a cell of it on average, then
+    the one that was proposed first. A candidate whose origin has no weight is left out.
+    """
+    grids: dict[Grid, list[Candidate]] = {}
+    for candidate in candidates:
+        if weights.get(candidate.origin, 0.0) > 0:
+            grids.setdefault(candidate.grid, []).append(candidate)
+    ranked = [
+        Ranked(
+            grid=grid,
+            score=sum(weights[candidate.origin] for candidate in alike),
+            log_prob=max(candidate.log_prob for candidate in alike) / (len(grid) * len(grid[0])),
+            origins={
+                origin: sum(candidate.origin == origin for candidate in alike)
+                for origin in dict.fromkeys(candidate.origin for candidate in alike)
+            },
+        )
+        for grid, alike in grids.items()
+    ]
+    return sorted(ranked, key=lambda each: (-each.score, -each.log_prob))

@@ -1,0 +1,1 @@
+"""Puzzles answered by trained models, and scored as the benchmark does."""

@@ -1,0 +1,109 @@
+"""One puzzle answered and shown: both attempts, how sure they are, and the planning steps on the way."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from arcdist.config import LoadedConfig
+from arcdist.data import Pair, Task, parse_task, read_task_sets
+from arcdist.data.sources import read_json
+from arcdist.engine.platform import start_platform
+from arcdist.errors import ConfigError
+from arcdist.evaluation.predict import Candidate, Grid
+from arcdist.evaluation.vote import ATTEMPTS, Ranked, vote
+from arcdist.files import expanded
+from arcdist.formatting import counted
+from arcdist.solving.evaluate import Solver
+from arcdist.solving.results import WEIGHTS
+from arcdist.solving.trained import Trained, read_trained
+from arcdist.tracking.grids import grid_text, has_colors, verdict
+
+_BETWEEN = 3
+
+
+def solve(loaded: LoadedConfig) -> None:
+    """Answer the puzzles that a command line names, and print them.
+
+    Raises:
+        ConfigError: no puzzle is named, or one is neither a file nor a task of the run.
+        DataError: a file holds no task.
+    """
+    run, *names = loaded.arguments
+    if not names:
+        raise ConfigError("solve.py needs a puzzle: after the run, give a file of task JSON or a task's id.")
+    platform = start_platform(loaded.config)
+    trained = read_trained(expanded(run), loaded.config, platform.accelerator.device)
+    tasks = [_find(name, trained) for name in names]
+    solver = Solver.of(trained, loaded, tasks)
+    console = Console(highlight=False, markup=False, emoji=False)
+    for task in tasks:
+        for part in _shown(task, solver.answer(task), loaded.config.solve.views, console):
+            console.print(part)
+
+
+def _find(name: str, trained: Trained) -> Task:
+    """The task in a file, or of the run's own by its id."""
+    path = expanded(name)
+    if path.is_file():
+        return parse_task(path.stem, read_json(path), str(path))
+    sets = read_task_sets(trained.config.data)
+    found = next((task for tasks in sets.distinct for task in tasks.tasks if task.id == name), None)
+    if found is None:
+        origins = " and ".join(str(tasks.origin) for tasks in sets.distinct)
+        raise ConfigError(f"{name} is neither a file nor a task of {origins}: give a file of task JSON, or such an id.")
+    return found
+
+
+def _shown(
+    task: Task, answers: Sequence[Sequence[Candidate]], views: int, console: Console
+) -> Iterator[RenderableType]:
+    pairs = f"{counted(len(task.demonstrations), 'demonstration')}, {counted(len(task.tests), 'test pair')}"
+    yield Text.assemble((task.id, "bold"), f": {pairs}")
+    if not task.tests:
+        yield "It has no test pair: there is nothing to answer."
+    for index, (pair, candidates) in enumerate(zip(task.tests, answers, strict=True)):
+        ranked = vote(candidates, WEIGHTS)
+        yield ""
+        yield Text(f"test {index}", style="bold")
+        yield _row(_panels(pair, ranked, views, candidates), console)
+        if steps := [each.grid for each in candidates if each.origin == "steps" and each.view == 0]:
+            yield ""
+            yield "how the agent arrives at its answer, as it sees the puzzle unchanged:"
+            last = next(each.grid for each in candidates if each.origin == "agent" and each.view == 0)
+            planned = [*steps[::-1], last]
+            yield _row([(f"step {number}", grid) for number, grid in enumerate(planned, start=1)], console)
+    yield ""
+
+
+def _panels(
+    pair: Pair, ranked: Sequence[Ranked], views: int, candidates: Sequence[Candidate]
+) -> list[tuple[str, Grid]]:
+    """The input, the attempts with how many views agree, and the answer if it is known."""
+    panels = [("input", _tuples(pair.input))]
+    for number, each in enumerate(ranked[:ATTEMPTS], start=1):
+        agree = len({c.view for c in candidates if c.grid == each.grid and c.origin == "agent"})
+        said = f"attempt {number}: {agree} of {counted(views, 'view')}"
+        if pair.output is not None:
+            said += f", {verdict(np.array(each.grid), pair.output)}"
+        panels.append((said, each.grid))
+    if pair.output is not None:
+        panels.append(("answer", _tuples(pair.output)))
+    return panels
+
+
+def _tuples(grid: np.ndarray) -> Grid:
+    return tuple(map(tuple, grid.tolist()))
+
+
+def _row(panels: Sequence[tuple[str, Grid]], console: Console) -> Columns:
+    colored = has_colors(console)
+    return Columns(
+        [
+            Group(Text(caption, style="dim"), grid_text(np.array(grid), wide=len(grid[0]) <= 15, colored=colored))
+            for caption, grid in panels
+        ],
+        padding=(0, _BETWEEN, 0, 0),
+    )

@@ -1,0 +1,34 @@
+"""Answer single puzzles with a trained run: `python launch/solve.py runs/NAME puzzle.json`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Python puts this script's folder on the path, where a script hides the package of its name (`evaluate`).
+    # The checkout's root belongs there instead: the package beside the script is the one that runs.
+    folder = Path(__file__).resolve().parent
+    sys.path[:] = [str(folder.parent), *(entry for entry in sys.path if entry != str(folder))]
+
+from arcdist.cli import quick_imports
+from arcdist.config import load_config
+from arcdist.config.loader import SOLVE
+from arcdist.distributed import run_guarded
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what the command line asks for and return the exit code."""
+    return run_guarded("solve.py", lambda _: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    loaded = load_config(argv, SOLVE)
+    # Imported here, so that help and mistakes in the command line need not wait for torch.
+    with quick_imports():
+        from arcdist.solving.solve import solve
+
+    solve(loaded)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
