@@ -48,6 +48,8 @@ def survey(data: DataConfig) -> Overview:
         PlatformError: the cache of prepared queries cannot be written.
     """
     sets = read_task_sets(data)
+    if not any(task.tests for task in sets.validation.used):
+        sets.check_scored()
     leaks: LeakReport | DataError
     try:
         leaks = sets.check_leaks(data.allow_overlap)
@@ -102,8 +104,17 @@ def show_data(console: Console, overview: Overview, data: DataConfig) -> None:
     """Print what a configuration's data comes to; a refusal of the leak guard is the caller's to raise."""
     distinct = overview.sets.distinct
     origins = [str(tasks.origin) for tasks in distinct]
-    columns = [_count_tasks(tasks, data) for tasks in distinct]
-    console.print(table("tasks", origins, [(name, *(column[name] for column in columns)) for name in columns[0]]))
+    columns, left_out = [_count_tasks(tasks) for tasks in distinct], [tasks.left_out(data) for tasks in distinct]
+    # What ARC's limit leaves out is no wish of the configuration, and rare.
+    limits = dict.fromkeys(
+        limit for of in left_out for limit, count in of.items() if count or limit.startswith("data.")
+    )
+    rows = [
+        ("tasks", *(f"{len(tasks.used):,}" for tasks in distinct)),
+        *((f"left out by {limit}", *(f"{of[limit]:,}" for of in left_out)) for limit in limits),
+        *((name, *(column[name] for column in columns)) for name in columns[0]),
+    ]
+    console.print(table("tasks", origins, rows))
     console.print()
     roles, tokens = ("training", "validation"), _tokens(overview)
     ids = (overview.training.ids, overview.validation.ids)
@@ -145,18 +156,13 @@ def table(
     return made
 
 
-def _count_tasks(tasks: TaskSet, data: DataConfig) -> dict[str, str]:
-    """What a run uses of a source, and how many tasks it leaves out."""
+def _count_tasks(tasks: TaskSet) -> dict[str, str]:
+    """What the tasks that a run uses come to."""
     used, sides = tasks.used, _sides(tasks)
-    too_large = sum(task.longest_side > data.max_side for task in tasks.tasks)
-    too_many = len(tasks.tasks) - too_large - len(used)
     same_size = sum(
         all(pair.output is None or pair.input.shape == pair.output.shape for pair in _pairs(task)) for task in used
     )
     return {
-        "tasks": f"{len(used):,}",
-        f"left out by data.max_side {data.max_side}": f"{too_large:,}",
-        **({} if data.max_tasks is None else {f"left out by data.max_tasks {data.max_tasks}": f"{too_many:,}"}),
         "demonstration pairs": f"{sum(len(task.demonstrations) for task in used):,}",
         "tasks with one of them only": f"{sum(len(task.demonstrations) == 1 for task in used):,}",
         "test pairs": f"{sum(len(task.tests) for task in used):,}",

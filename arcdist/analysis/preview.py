@@ -21,8 +21,8 @@ from arcdist.analysis.data_overview import draw_data, save_picture, show_data, s
 from arcdist.analysis.preview_arguments import PreviewArguments
 from arcdist.analysis.preview_query import CollatedQuery, collate_query, exclusion, find_task, load_tokenizer
 from arcdist.config import AugmentConfig, Config
-from arcdist.data import Augmentation, read_task_sets
-from arcdist.errors import DataError
+from arcdist.data import MAX_SIDE, Augmentation, read_task_sets
+from arcdist.errors import ConfigError, DataError
 from arcdist.formatting import counted
 from arcdist.tracking.grids import draw_grids, grid_text, has_colors
 
@@ -60,6 +60,11 @@ def _preview_tasks(console: Console, config: Config, arguments: PreviewArguments
     queries = []
     for task_id in arguments.task_ids:
         task, origin = find_task(sets, task_id, arguments.kind)
+        if task.longest_side > MAX_SIDE:
+            raise ConfigError(
+                f"Task {task_id} of {origin} has a side of {task.longest_side}, and models are given sides up to "
+                f"{MAX_SIDE}: a run always leaves it out, and it cannot be shown as one would see it."
+            )
         collated = collate_query(config, sets, task, kind=arguments.kind, index=arguments.index, epoch=arguments.epoch,
                      tokenizer=tokenizer)  # fmt: skip
         queries.append(

@@ -49,7 +49,8 @@ class PreviewArguments:
         """The file to draw a task into."""
         if self.picture is None or len(self.task_ids) == 1:
             return self.picture
-        return self.picture.with_stem(f"{self.picture.stem}_{task_id}")
+        # An id may have the names of folders before it.
+        return self.picture.with_stem(f"{self.picture.stem}_{task_id.replace('/', '_')}")
 
 
 def read_arguments(loaded: LoadedConfig) -> PreviewArguments:

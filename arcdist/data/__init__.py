@@ -6,7 +6,8 @@ from arcdist.data.collate import Collator
 from arcdist.data.features import FEATURE_NAMES
 from arcdist.data.queries import Queries, Query, build_queries
 from arcdist.data.sampler import BucketedBatches, Partitioner
-from arcdist.data.sources import LeakReport, Origin, TaskSet, TaskSets, read_task_sets, read_tasks
+from arcdist.data.sources import Origin, read_tasks
+from arcdist.data.task_sets import LeakReport, TaskSet, TaskSets, read_task_sets
 from arcdist.data.tasks import MAX_SIDE, NUM_COLORS, Pair, Task, parse_task, tasks_digest
 from arcdist.data.text import GridTokenizer, embedded_tokenizer
 

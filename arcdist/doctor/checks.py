@@ -337,7 +337,7 @@ def check_tasks(data: DataConfig) -> Finding:
     sets = read_task_sets(data)
     sets.check_leaks(data.allow_overlap)
     trained, scored, outputs = sets.training, sets.validation, sets.scored_pairs
-    found = f"{trained.origin}: {len(trained.used):,} tasks; {scored.origin}: {outputs:,} test pairs to score"
+    found = f"{trained.summary(data)}; {scored.origin}: {outputs:,} test pairs to score"
     if not outputs:
         return failure(
             found, "Give test pairs their outputs, or score others: --data.validation_source.", DataError.exit_code

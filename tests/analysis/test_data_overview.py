@@ -1,6 +1,7 @@
 """A folder counted by hand, printed and drawn."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from arcdist.data import LeakReport
 from arcdist.errors import DataError
 from arcdist.tracking.grids import ARC_COLORS
 from arcdist.tracking.plots import BLUE, VERMILION
+
+PAIR = {"input": [[1]], "output": [[2]]}
 
 
 def shown(config, width=200):
@@ -59,6 +62,16 @@ def test_max_tasks_leaves_out_what_comes_after(configure):
     ]
 
 
+def test_tasks_beyond_arcs_limit_are_counted_apart(configure, folder):
+    (folder / "huge.json").write_text(json.dumps({"train": [{"input": [[1] * 300], "output": [[1]]}], "test": []}))
+    assert cells(shown(configure()))[1:5] == [
+        ["tasks", "3"],
+        ["left out by ARC's limit of 30 a side", "1"],
+        ["left out by data.max_side 10", "1"],
+        ["demonstration pairs", "5"],
+    ]
+
+
 def test_the_leak_guard_speaks(configure, folder, tmp_path):
     scored = tmp_path / "scored"
     scored.mkdir()
@@ -95,14 +108,18 @@ def test_every_sample_is_counted_once(one, other):
     assert bins.pop() <= 20
 
 
-@pytest.mark.parametrize("kind", ["train", "test"])
-def test_what_asks_nothing_is_refused_as_by_a_run(configure, folder, kind):
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"train": [PAIR], "test": [PAIR]}, "None of the 1 tasks has a train query: give tasks with two or more"),
+        ([PAIR, PAIR], "its tasks have no test pairs, .* name tasks to score with --data.validation_source"),
+    ],
+)
+def test_what_asks_nothing_is_refused_as_by_a_run(configure, folder, task, message):
     for file in folder.glob("*.json"):
         file.unlink()
-    single = '{"train": [{"input": [[1]], "output": [[2]]}TWICE], "test": []}'
-    more = ', {"input": [[3]], "output": [[4]]}' if kind == "test" else ""
-    (folder / "a.json").write_text(single.replace("TWICE", more))
-    with pytest.raises(DataError, match=f"has a {kind} query"):
+    (folder / "a.json").write_text(json.dumps(task))
+    with pytest.raises(DataError, match=message):
         survey(configure().data)
 
 

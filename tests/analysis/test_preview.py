@@ -1,6 +1,7 @@
 """What is printed, letter by letter where it is short enough, and what is drawn."""
 
 import io
+import json
 from functools import cache
 
 import numpy as np
@@ -17,9 +18,11 @@ from arcdist.analysis.preview import (
     describe,
     draw_task,
     heading,
+    preview,
     render_pair_rows,
     show_task,
 )
+from arcdist.analysis.preview_arguments import PREVIEW, read_arguments
 from arcdist.analysis.preview_query import collate_query, load_tokenizer
 from arcdist.config import AugmentConfig, QwenConfig, load_config
 from arcdist.data import Augmentation, Origin, Pair, Task, TaskSet, TaskSets
@@ -289,6 +292,19 @@ def test_of_many_pairs_those_that_were_drawn_are_shown(kind):
         f"context {number} of 3: train:{place}" for number, place in enumerate(collated.shown, start=1)
     ]
     assert shown[-2].startswith(f"tokens        {kind}:0 {len(collated.ids)}, 25 other queries of the task, all ")
+
+
+def test_a_task_beyond_arcs_limit_is_not_shown(tmp_path):
+    for name, side in (("small", 3), ("huge", 300)):
+        pairs = [{"input": [[1] * side], "output": [[2]]}] * 2
+        (tmp_path / f"{name}.json").write_text(json.dumps({"train": pairs, "test": pairs}))
+    loaded = load_config(["huge", "--data.source", str(tmp_path)], PREVIEW)
+    with pytest.raises(ConfigError) as refused:
+        preview(loaded.config, read_arguments(loaded))
+    assert str(refused.value) == (
+        f"Task huge of {tmp_path} (training) has a side of 300, and models are given sides up to 30: a run always "
+        f"leaves it out, and it cannot be shown as one would see it."
+    )
 
 
 def test_an_unknown_target_is_said_to_be():

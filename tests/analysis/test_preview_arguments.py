@@ -30,6 +30,7 @@ def test_pictures_of_several_tasks_have_names_of_their_own():
     assert alone.picture_of("x") == Path("a/b.png")
     assert both.task_ids == ("x", "y")
     assert both.picture_of("y") == Path("a/b_y.png")
+    assert both.picture_of("Copy/1") == Path("a/b_Copy_1.png")
     assert read("x").picture_of("x") is None
 
 

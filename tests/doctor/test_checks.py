@@ -424,7 +424,10 @@ def test_tasks_and_what_can_be_scored_are_counted(source):
     folder = source()
     finding = check_tasks(DataConfig(source=folder, max_tasks=2))
     assert finding.verdict is Verdict.OK
-    assert finding.found == f"{folder} (training): 2 tasks; {folder} (training): 1 test pairs to score"
+    assert (
+        finding.found
+        == f"{folder} (training): 2 tasks (left out: 1 by data.max_tasks 2); {folder} (training): 1 test pairs to score"
+    )
     # Machines that read other tasks would train apart.
     assert finding.differing is Verdict.FAIL
 

