@@ -37,7 +37,7 @@ _PEFT = "base_model.model."
 """What PEFT calls the model that it wraps; the adapter's own name, `default`, is left out of its files."""
 
 _REST = {
-    **{f"qwen.{name}": name for name in ("prompt_projection", "control_mlp")},
+    **{f"qwen.{name}": name for name in ("prompt_projection", "control_mlp", "lm_head")},
     **{f"grid.{name}": name for name in ("solver", "efe")},
     "refiner": "refiner",
 }

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
@@ -34,9 +34,11 @@ __all__ = [
     "EMBEDDED_MODELS",
     "TINY",
     "UNSHARDED",
+    "LanguageModel",
     "Sharding",
     "embedded_config",
     "load_body",
+    "load_language_model",
     "locate_qwen",
     "random_body",
 ]
@@ -132,15 +134,25 @@ def _stream(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def load_body(
+class LanguageModel(NamedTuple):
+    """The parts of a causal language model."""
+
+    body: PreTrainedModel
+    """Gives hidden states."""
+    tokenizer: GridTokenizer
+    head: nn.Module | None
+    """Gives logits from them; it may share its weight with the body's embedding. None for random weights."""
+
+
+def load_language_model(
     model: str,
     init: Init,
     dtype: torch.dtype,
     *,
     seed: int = 0,
     sharding: Sharding = UNSHARDED,
-) -> tuple[PreTrainedModel, GridTokenizer]:
-    """Give a causal language model without its LM head, and the tokenizer that writes grids for it.
+) -> LanguageModel:
+    """Give a causal language model, and the tokenizer that writes grids for it.
 
     No code of a model's repository is ever run, and weights are only read from safetensors.
 
@@ -160,13 +172,15 @@ def load_body(
         source = replace(source, folder=_hub_snapshot(model))
     config = embedded_config(model) if source.folder is None else read_config(source)
     tokenizer = read_tokenizer(source)
+    head = None
     if has_random_weights(source.model, source.init):
         body = random_body(config, dtype, seed=seed, sharding=sharding)
         _log.info(
             "%s has untrained, random weights: it knows no language, and reads the tokens of %s.", model, tokenizer.name
         )
     else:
-        body = _read_body(source, config, dtype, sharding)
+        causal_lm = _read_causal_lm(source, config, dtype, sharding)
+        body, head = causal_lm.base_model, causal_lm.get_output_embeddings()
     if tokenizer.symbol_ids.max() >= body.config.vocab_size or tokenizer.pad_id >= body.config.vocab_size:
         raise ConfigError(
             f"qwen.model {model!r}: its tokenizer knows {tokenizer.vocab_size} tokens, but the model embeds only "
@@ -178,7 +192,20 @@ def load_body(
             f"qwen.model {model!r} ({body.config.model_type}) is no causal language model: "
             f"choose one that is, such as Qwen/Qwen2.5-1.5B."
         )
-    return body, tokenizer
+    return LanguageModel(body, tokenizer, head)
+
+
+def load_body(
+    model: str,
+    init: Init,
+    dtype: torch.dtype,
+    *,
+    seed: int = 0,
+    sharding: Sharding = UNSHARDED,
+) -> tuple[PreTrainedModel, GridTokenizer]:
+    """Give what `load_language_model` does, without the LM head."""
+    loaded = load_language_model(model, init, dtype, seed=seed, sharding=sharding)
+    return loaded.body, loaded.tokenizer
 
 
 def read_config(source: QwenSource) -> PretrainedConfig:
@@ -193,7 +220,9 @@ def read_config(source: QwenSource) -> PretrainedConfig:
         raise ConfigError(f"qwen.model {source.model!r}: {source.folder} cannot be read: {error}") from error
 
 
-def _read_body(source: QwenSource, config: PretrainedConfig, dtype: torch.dtype, sharding: Sharding) -> PreTrainedModel:
+def _read_causal_lm(
+    source: QwenSource, config: PretrainedConfig, dtype: torch.dtype, sharding: Sharding
+) -> PreTrainedModel:
     model, folder = source.model, source.folder
     assert folder is not None
     if not any(folder.glob("*.safetensors")):
@@ -221,8 +250,7 @@ def _read_body(source: QwenSource, config: PretrainedConfig, dtype: torch.dtype,
             f"qwen.model {model!r}: the weights in {folder} lack or misshape {len(absent)} parameters of the model "
             f"({', '.join(absent[:3])}, …): download them again."
         )
-    body: PreTrainedModel = causal_lm.base_model
-    return body
+    return causal_lm
 
 
 def _hub_snapshot(model: str) -> Path:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
 
@@ -38,6 +39,59 @@ _TOKENS_AT_ONCE = 1024
 """Tokens whose logits are held at once: of a vocabulary of 150,000, they take 0.6 GB."""
 
 
+class SymbolHead(nn.Module):
+    """Trained logits for a model of random weights, which has no head: only what a grid is written with gets a row.
+
+    All other tokens have the probability 0. In float32 under any autocast.
+
+    Args:
+        width: D of the hidden states.
+        symbol_ids: tokens of `SYMBOLS`.
+        std: of the first weights.
+    """
+
+    symbol_ids: Tensor
+
+    def __init__(self, width: int, symbol_ids: Int[Tensor, " S"], std: float) -> None:
+        super().__init__()
+        self.rows = nn.Linear(width, END + 1, bias=False)
+        nn.init.normal_(self.rows.weight, std=std)
+        self.register_buffer("symbol_ids", symbol_ids[: END + 1], persistent=False)
+        self._vocabulary = int(symbol_ids.max()) + 1
+
+    def forward(self, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
+        """Logits over the vocabulary, as far as it has symbols."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = self.rows(hidden.float())
+        everywhere = logits.new_full((*logits.shape[:-1], self._vocabulary), -math.inf)
+        return everywhere.index_copy(-1, self.symbol_ids, logits)
+
+
+def with_outputs(
+    tokens: Int[Tensor, "B L"],
+    token_mask: Bool[Tensor, "B L"],
+    target: Int[Tensor, "B h w"],
+    target_size: Int[Tensor, "B 2"],
+    symbol_ids: Int[Tensor, " S"],
+) -> tuple[Int[Tensor, "B M"], Bool[Tensor, "B M"]]:
+    """Texts of prompts and the outputs that follow them, and which of their tokens are the outputs'.
+
+    A query whose target is not known, of size 0, has no output. Padding stays on the right, with any token.
+    """
+    height, width = target_size.unbind(1)
+    starts = token_mask.sum(1)
+    lengths = (height * (width + 1) + 1) * (height > 0)
+    total = max(tokens.shape[1], int((starts + lengths).max()))
+    places = torch.arange(total, device=tokens.device) - starts[:, None]
+    output_mask = (places >= 0) & (places < lengths[:, None])
+    inside = places.where(output_mask, 0)
+    row, column = inside // (width[:, None] + 1), inside % (width[:, None] + 1)
+    cells = (row * target.shape[2] + column).clamp_max(target[0].numel() - 1)
+    symbols = target.flatten(1).gather(1, cells).where(column < width[:, None], NEWLINE)
+    symbols = symbols.where(inside < lengths[:, None] - 1, END)
+    return symbol_ids[symbols].where(output_mask, F.pad(tokens, (0, total - tokens.shape[1]))), output_mask
+
+
 def token_log_probs(head: Head, hidden: Float[Tensor, "N D"], tokens: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Log-probability of each token given the hidden state before it, in float32.
 
@@ -50,7 +104,7 @@ def token_log_probs(head: Head, hidden: Float[Tensor, "N D"], tokens: Int[Tensor
 
     parts = zip(hidden.split(_TOKENS_AT_ONCE), tokens.split(_TOKENS_AT_ONCE), strict=True)
     if torch.is_grad_enabled():
-        return torch.cat([checkpoint(some, *part, use_reentrant=False) for part in parts])
+        return torch.cat([checkpoint(some, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
     return torch.cat([some(*part) for part in parts])
 
 
