@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
-from arcdist.errors import ConfigError
+from arcdist.errors import ConfigError, reason
 
 _logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class _StandardError:
             if not has_reported and _logger.hasHandlers():
                 _logger.warning(
                     "Standard error takes nothing (%s): what it misses of the log is in this file.",
-                    error.strerror or error,
+                    reason(error),
                     extra={"file_only": True},
                 )
 

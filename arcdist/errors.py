@@ -64,3 +64,14 @@ class SaveError(ArcdistError):
 def headline(error: BaseException) -> str:
     """Kind and first line of an error."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, of the system's without number and path; its kind if it is empty."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    return text.strip().partition("\n")[0] or type(error).__name__
+
+
+def kind_and_reason(error: BaseException) -> str:
+    """Kind and text of an error, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")

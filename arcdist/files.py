@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from arcdist.errors import ConfigError, SaveError
+from arcdist.errors import ConfigError, SaveError, reason
 
 
 def expanded(place: str | Path) -> Path:
@@ -67,8 +67,8 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(made, ignore_errors=True)
         if isinstance(error, OSError):
             needed = sum(map(len, files.values()))
-            reason = unwritable(str(target), target, error, needed, elsewhere="export to another folder")
-            raise SaveError(reason) from error
+            message = unwritable(str(target), target, error, needed, elsewhere="export to another folder")
+            raise SaveError(message) from error
         raise
 
 
@@ -119,8 +119,8 @@ def unwritable(what: str, path: Path, error: OSError, needed: int, *, for_room: 
     # The path that the error names, unless that is the place itself or the partial file beside it.
     named = error.filename
     culprit = "" if named is None or path.absolute().parent in Path(named).absolute().parents else f": {named}"
-    reason, actions = error.strerror or error, ", or ".join(filter(None, choices))
-    return f"{what} could not be written ({reason}{culprit}){size}. {actions}."
+    actions = ", or ".join(filter(None, choices))
+    return f"{what} could not be written ({reason(error)}{culprit}){size}. {actions}."
 
 
 def _free(path: Path) -> str:

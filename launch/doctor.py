@@ -12,7 +12,7 @@ if __name__ == "__main__":
 
 from arcdist.cli import quick_imports
 from arcdist.distributed import FailureWatch, run_guarded
-from arcdist.errors import PlatformError
+from arcdist.errors import PlatformError, reason
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,8 +28,8 @@ def _run(argv: Sequence[str], watch: FailureWatch) -> None:
     except ImportError as error:
         # All else that may be missing is reported in the table; this is what the table needs.
         raise PlatformError(
-            f"{error}: {sys.executable} lacks what arcdist needs. Install it with `pip install arcdist`, or with "
-            f"`pip install .` in a checkout, or start the program with another Python."
+            f"{reason(error)}: {sys.executable} lacks what arcdist needs. Install it with `pip install arcdist`, or "
+            f"with `pip install .` in a checkout, or start the program with another Python."
         ) from error
     loaded = load_config(argv, DOCTOR)
     examine(loaded.config, watch, fit="fit" in loaded.switches)

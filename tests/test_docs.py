@@ -15,15 +15,17 @@ import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from accelerate.commands.launch import launch_command_parser
 
 from arcdist import errors
 from arcdist.analysis.preview_arguments import PREVIEW, read_arguments
 from arcdist.checkpoint.store import FILES, MANIFEST
 from arcdist.config import TRAIN, Config, load_config, recipe_names
-from arcdist.config.keys import Key, config_keys, config_sections
+from arcdist.config.keys import Key, config_keys, config_sections, dotted
 from arcdist.config.loader import SHORT_FLAGS
 from arcdist.config.schema import EFE_TERMS
 from arcdist.data import FEATURE_NAMES, build_queries, parse_task, read_task_sets
@@ -233,13 +235,49 @@ def test_every_page_with_commands_is_read() -> None:
     assert len(set(commands())) > 40
 
 
+def test_the_sweep_s_runs_have_its_parameters(tmp_path: Path) -> None:
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    sweep, several = (yaml.safe_load(block) for block in blocks("docs/tracking.md", "yaml"))
+    for pick in (min, max):
+        drawn = {name: pick(space.get("values", space.values())) for name, space in numbers_of(sweep).items()}
+        words = create_sweep_command_args({"args": {name: {"value": value} for name, value in drawn.items()}})["args"]
+        # As the agent does if the file has no command: /usr/bin/env python PROGRAM ARGS.
+        assert create_sweep_command() == ["${env}", "${interpreter}", "${program}", "${args}"]
+        run = subprocess.run(
+            ["/usr/bin/env", sys.executable, str(CHECKOUT / sweep["program"]), *words, "--print_config"],
+            cwd=tmp_path,
+            env={**os.environ, "WANDB_SWEEP_ID": "abc", "WANDB_PROJECT": "ours"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        printed = dotted(yaml.safe_load(run.stdout))
+        keys_of = {flag.removeprefix("--"): key for key, flag in SHORT_FLAGS.items()}
+        assert {name: printed[keys_of.get(name, name)] for name in drawn} == drawn
+        assert printed["tracking.wandb_project"] == "ours"
+    env, *launcher, program, arguments = several["command"]
+    assert (env, program, arguments) == ("${env}", "${program}", "${args}")
+    assert launcher[:2] == ["accelerate", "launch"]
+    check_launcher(launcher[2:])
+
+
+def numbers_of(sweep: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parameters of a sweep, without the names of their distributions."""
+    return {
+        name: {word: value for word, value in space.items() if word != "distribution"}
+        for name, space in sweep["parameters"].items()
+    }
+
+
 # Names in the text.
 
 
 @pytest.mark.parametrize("page", CURRENT)
 def test_flags_in_the_text_exist(page: str) -> None:
     of_programs = {"--config_file", "--num_processes", "--machine_rank", "--help", "--fit", "--steps"}
-    of_programs |= {"--query", "--epoch", "--picture", "--wandb"}
+    of_programs |= {"--query", "--epoch", "--picture", "--wandb", "--local_rank"}
     known = {*TRAIN.flags, *SHORT_FLAGS.values(), *(f"--{name}" for name in keys()), *of_programs}
     assert set(re.findall(r"(?<=`)--[a-z_.]+", "".join(sections(page).values()))) <= known
 

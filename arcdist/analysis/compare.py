@@ -34,7 +34,7 @@ from arcdist.analysis.scores import (
 )
 from arcdist.analysis.tables import Row, Spread, Table
 from arcdist.config.schema import EFE_TERMS
-from arcdist.errors import ArcdistError, ConfigError, DataError
+from arcdist.errors import ArcdistError, ConfigError, DataError, reason
 from arcdist.files import replacing
 from arcdist.formatting import counted
 from arcdist.tracking.wandb import is_wandb_path
@@ -195,7 +195,7 @@ def write_files(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
                     content.savefig(partial, format="png")
     except OSError as error:
         raise ConfigError(
-            f"The output folder {folder} cannot be written ({error.strerror}): choose another with --output_dir DIR."
+            f"The output folder {folder} cannot be written ({reason(error)}): choose another with --output_dir DIR."
         ) from error
     return tuple(folder / name for name in contents)
 
@@ -253,7 +253,8 @@ def check_wandb_report(names: Sequence[str]) -> None:
         import wandb_workspaces.reports.v2  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"--wandb needs the package wandb-workspaces ({error}): install it with `pip install wandb-workspaces`."
+            f"--wandb needs the package wandb-workspaces ({reason(error)}): install it with "
+            f"`pip install wandb-workspaces`."
         ) from error
     local = [name for name in names if not is_wandb_path(name)]
     if local:
@@ -311,5 +312,7 @@ def write_wandb_report(comparison: Comparison) -> str:
         report.save()
     except Exception as error:
         # The library has no common class for its many errors.
-        raise DataError(f"The W&B report cannot be written ({error}): see `wandb login` and the network.") from error
+        raise DataError(
+            f"The W&B report cannot be written ({reason(error)}): see `wandb login` and the network."
+        ) from error
     return str(report.url)

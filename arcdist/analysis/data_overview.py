@@ -18,7 +18,7 @@ from rich.text import Text
 from arcdist.config import DataConfig
 from arcdist.data import NUM_COLORS, LeakReport, Pair, Queries, Task, TaskSet, TaskSets, build_queries, read_task_sets
 from arcdist.data.queries import Kind
-from arcdist.errors import ConfigError, DataError
+from arcdist.errors import ConfigError, DataError, reason
 from arcdist.files import replacing
 from arcdist.tracking.grids import ARC_COLORS, has_colors
 from arcdist.tracking.plots import BLUE, VERMILION
@@ -269,4 +269,4 @@ def save_picture(figure: Figure, path: Path) -> None:
         with replacing(path) as partial:
             figure.savefig(partial, format="png")
     except OSError as error:
-        raise ConfigError(f"--picture {path} cannot be written ({error.strerror}): choose another file.") from error
+        raise ConfigError(f"--picture {path} cannot be written ({reason(error)}): choose another file.") from error

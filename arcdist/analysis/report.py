@@ -14,7 +14,7 @@ from arcdist.analysis.page import picture, render
 from arcdist.analysis.record import RunRecord, finite_values, read_run_folder
 from arcdist.config import Config, load_config, recipe_names
 from arcdist.config.keys import flatten
-from arcdist.errors import ConfigError
+from arcdist.errors import ConfigError, reason
 from arcdist.files import replacing
 from arcdist.formatting import DASH, counted, duration, number, percent
 from arcdist.tracking import plots
@@ -52,8 +52,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         with replacing(path) as partial:
             partial.write_text(page, encoding="utf-8")
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{path} cannot be written ({reason}): choose another with --output FILE.") from error
+        raise ConfigError(f"{path} cannot be written ({reason(error)}): choose another with --output FILE.") from error
     return path
 
 

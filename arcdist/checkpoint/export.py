@@ -27,7 +27,7 @@ from arcdist.config import Config, format_config
 from arcdist.config.keys import build, flatten
 from arcdist.config.schema import section_arguments
 from arcdist.data.tasks import NUM_COLORS
-from arcdist.errors import ConfigError, DataError
+from arcdist.errors import ConfigError, DataError, reason
 from arcdist.files import expanded, write_folder
 from arcdist.formatting import DASH, counted, percent
 from arcdist.host import versions
@@ -167,7 +167,7 @@ def _require_free(target: Path) -> None:
             raise ConfigError(f"{target} is the folder you are in, which would be replaced: export to another folder.")
         taken = next(target.iterdir(), None)
     except OSError as error:
-        raise ConfigError(f"{target} is no folder that can be read ({error.strerror}): export to another.") from error
+        raise ConfigError(f"{target} is no folder that can be read ({reason(error)}): export to another.") from error
     if taken is not None:
         raise ConfigError(f"{target} exists and is not empty (it holds {taken.name}): export to another folder.")
 

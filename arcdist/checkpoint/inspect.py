@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from arcdist.checkpoint.store import BEST, FILES, MANIFEST, Snapshot, exists, is_numbered, lies_at, load_checkpoint
-from arcdist.errors import ConfigError, DataError
+from arcdist.errors import ConfigError, DataError, reason
 from arcdist.formatting import DASH
 
 _STYLES = {"whole": "green", "broken": "bold red"}
@@ -28,7 +28,7 @@ def _readable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror}): see who may read it.") from error
+        raise DataError(f"{error.filename} cannot be read ({reason(error)}): see who may read it.") from error
 
 
 def is_aside(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from arcdist.config import QwenConfig
 from arcdist.config.keys import flatten
 from arcdist.data.text import has_random_weights
 from arcdist.engine import on_cpu
-from arcdist.errors import ConfigError, DataError, DistributedError, PlatformError
+from arcdist.errors import ConfigError, DataError, DistributedError, PlatformError, reason
 from arcdist.files import expanded
 from arcdist.host import versions
 from arcdist.rng import PURPOSES
@@ -202,7 +202,7 @@ def _checksum_of_weights(folder: Path | None, model: str) -> str:
             digest.update(f"{file.name}\0{_checksum(file)}\0".encode())
     except OSError as error:
         raise PlatformError(
-            f"qwen.model {model!r}: {error.filename} cannot be read ({error.strerror}), and a checkpoint has to name "
+            f"qwen.model {model!r}: {error.filename} cannot be read ({reason(error)}), and a checkpoint has to name "
             f"the weights that it belongs to: see who may read them."
         ) from error
     if not files:

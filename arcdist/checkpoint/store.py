@@ -24,7 +24,7 @@ from torch import Tensor
 
 from arcdist.config import OutputConfig
 from arcdist.distributed.collectives import broadcast_text
-from arcdist.errors import DataError, SaveError
+from arcdist.errors import DataError, SaveError, reason
 from arcdist.files import fill_folder, force_to_disk, unwritable
 
 FORMAT = 1
@@ -120,8 +120,8 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> None:
         with suppress(OSError):
             finish_replacement(folder)
         needed = sum(map(len, contents.values()))
-        reason = unwritable(f"The checkpoint {folder}", folder, error, needed, for_room="lower --output.keep_last")
-        raise SaveError(reason) from error
+        message = unwritable(f"The checkpoint {folder}", folder, error, needed, for_room="lower --output.keep_last")
+        raise SaveError(message) from error
 
 
 def lies_at(folder: Path) -> Path | None:
@@ -169,7 +169,7 @@ def load_checkpoint(folder: Path, needed: Mapping[str, type] | None = None) -> S
         try:
             tensors[name] = load(contents[name])
         except (ValueError, SafetensorError) as error:
-            raise DataError(f"{folder / name} is no safetensors file ({error}).") from error
+            raise DataError(f"{folder / name} is no safetensors file ({reason(error)}).") from error
     try:
         state = json.loads(contents[STATE])
     except (ValueError, RecursionError) as error:
@@ -214,7 +214,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}.") from error
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -257,7 +257,7 @@ def prune(root: Path, keep_last: int) -> None:
             _clear(folder)
     except OSError as error:
         raise SaveError(
-            f"The old checkpoint {error.filename} could not be removed ({error.strerror}): see who may write there."
+            f"The old checkpoint {error.filename} could not be removed ({reason(error)}): see who may write there."
         ) from error
 
 

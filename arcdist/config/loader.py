@@ -17,14 +17,19 @@ from jsonargparse import ArgumentParser
 from arcdist.cli import OneLineParser, standard_error
 from arcdist.config.keys import REMOVED_KEYS, Key, RawValue, build, config_keys, config_sections, nearest, parse_yaml
 from arcdist.config.schema import Config
-from arcdist.errors import ConfigError
+from arcdist.errors import ConfigError, reason
 from arcdist.files import expanded
 
 NEWEST, AUTO = "newest", "auto"
 """What `--resume` means without a value, and the value for schedulers."""
+_NO_RESUME = ("false", "no", "none", "null")
+_RESUME_WORDS = ("true", "yes", "latest", "last", *_NO_RESUME)
+"""What other programs take for `--resume`."""
 DEFAULT_ROOT = Path("runs")
 """Where runs without a folder of their own go."""
 DEFAULT_RECIPE = "quickstart"
+_LOCAL_RANK = ("--local_rank", "--local-rank")
+"""What DeepSpeed's and PyTorch's older launcher add to the command line of each process."""
 _RECIPES = resources.files("arcdist.config") / "recipes"
 
 SHORT_FLAGS = {
@@ -42,6 +47,11 @@ SHORT_FLAGS = {
     "solve.adapt_steps": "--adapt_steps",
 }
 """The keys that have a short flag beside the dotted one."""
+
+VARIABLES = {"tracking.wandb_project": "WANDB_PROJECT", "tracking.wandb_entity": "WANDB_ENTITY"}
+"""The keys that a variable of the environment gives a value if neither recipe, file nor flag does."""
+_MODE_VARIABLES = ("WANDB_DISABLED", "WANDB_MODE")
+"""What decides at each start, and not for a run, if `tracking.wandb` is null."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +144,7 @@ class LoadedConfig:
     config: Config
     """The merged configuration."""
     sources: dict[str, str]
-    """Where the value of each dotted key came from: `default`, `recipe NAME`, `file PATH` or `flag`."""
+    """Where the value of each dotted key came from: `default`, `recipe NAME`, `file PATH`, `flag`, or a variable."""
     recipe: str | None
     """The recipe that was applied; None if a file alone was."""
     switches: frozenset[str]
@@ -146,7 +156,7 @@ class LoadedConfig:
 
 
 def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
-    """Merge the defaults, a recipe, a file and flags, each over the one before it.
+    """Merge the defaults, variables of the environment, a recipe, a file and flags, each over the one before it.
 
     Without `--recipe` and `--config` the recipe is `quickstart` or, for a run that is resumed, its own configuration;
     with both, the file is applied over the recipe. Removed keys in a file are ignored, which process 0 says on
@@ -167,6 +177,8 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
     for name, text in options.items():
         if program.options[name].is_count and not (text.isdecimal() and int(text) > 0):
             raise ConfigError(f"--{name} is {text!r}: choose a whole number of at least 1.")
+    _check_resume(options.get("resume"))
+    _check_local_rank(given.pop("local_rank", None))
 
     is_resumed = False
     if program.of_run:
@@ -205,6 +217,15 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
         for name, raw in layer.items():
             values[name] = _converted(types, keys[name], raw)
             sources[name] = source
+    for name, variable in VARIABLES.items():
+        # W&B puts the runs of a sweep where the sweep is.
+        has_precedence = bool(os.environ.get("WANDB_SWEEP_ID")) or sources[name] == "default" or values[name] is None
+        if has_precedence and (text := os.environ.get(variable)):
+            values[name] = _converted(types, keys[name], RawValue(text=text, where=variable))
+            sources[name] = variable
+    if values["tracking.wandb"] is None:
+        decide = [f"{name}={text}" for name in _MODE_VARIABLES if (text := os.environ.get(name))]
+        sources["tracking.wandb"] = ", ".join(decide) or sources["tracking.wandb"]
     return LoadedConfig(
         config=_build(values, sources),
         sources=sources,
@@ -213,6 +234,29 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
         options=options,
         arguments=arguments,
     )
+
+
+def _check_resume(value: str | None) -> None:
+    """Refuse what other programs take for `--resume`, unless it is a path here."""
+    word = (value or "").lower()
+    if word not in _RESUME_WORDS or Path(value or "").exists():
+        return
+    if word in _NO_RESUME:
+        raise ConfigError(f"--resume {value}: leave out --resume to start a run.")
+    raise ConfigError(
+        f"--resume {value}: write --resume alone for the newest checkpoint of --output_dir, or of the run in "
+        f"{DEFAULT_ROOT}/ that saved last; --resume {AUTO} to start a run if there is none yet; or --resume PATH."
+    )
+
+
+def _check_local_rank(text: str | None) -> None:
+    """Whether the flag of DeepSpeed's launcher says what its environment does, which alone is used."""
+    in_environment = os.environ.get("LOCAL_RANK") or "0"
+    if text is not None and text != in_environment:
+        raise ConfigError(
+            f"--local_rank is {text}, but LOCAL_RANK is {os.environ.get('LOCAL_RANK') or 'not set'}: leave it out, and "
+            f"start several processes with `accelerate launch`, `torchrun` or `deepspeed`, which set LOCAL_RANK."
+        )
 
 
 def _build(values: Mapping[str, object], sources: Mapping[str, str]) -> Config:
@@ -274,28 +318,32 @@ def _read_file(path: str | Path, program: Program) -> dict[str, RawValue]:
     try:
         given = parse_yaml(Path(path).read_text(encoding="utf-8"), str(path))
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}. Give a YAML file that can be read.") from error
+        raise ConfigError(f"--config {path}: {reason(error)}. Give a YAML file that can be read.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"--config {path}: byte {error.start} is not UTF-8. Give a text file.") from error
     removed = [f"{name} ({REMOVED_KEYS[name]})" for name in given if name in REMOVED_KEYS]
-    if removed and os.environ.get("RANK", "0") == "0":
+    if removed and (os.environ.get("RANK") or "0") == "0":
         standard_error.write(f"{program.name}: {path}: no longer needed, and ignored: {', '.join(removed)}.\n")
     return {name: raw for name, raw in given.items() if name not in REMOVED_KEYS}
 
 
 def _read_words(argv: Sequence[str], program: Program) -> dict[str, Any]:
     """What `argv` gives, by option name or dotted key: values as text, switches as True."""
-    known = [*program.flags, *SHORT_FLAGS.values(), *(f"--{name}" for name in config_keys())]
+    known = [*program.flags, *_LOCAL_RANK, *SHORT_FLAGS.values(), *(f"--{name}" for name in config_keys())]
     words = [word.partition("=")[0] for word in argv]
     if "--help" in words or "-h" in words:
         _typed_parser(program).print_help()
         raise SystemExit(0)
     for word in words:
         if word.startswith("--") and word not in known:
-            if reason := REMOVED_KEYS.get(word[2:]):
-                raise ConfigError(f"{word} is no longer a flag: {reason}. Leave it out.")
+            if why := REMOVED_KEYS.get(word[2:]):
+                raise ConfigError(f"{word} is no longer a flag: {why}. Leave it out.")
             raise ConfigError(f"There is no flag {word}.{nearest(word, known)} --help lists them all.")
+    for word, text, after in zip(words, argv, [*argv, ""][1:], strict=True):
+        if word[2:] in program.switches and (word != text or after.lower() in ("true", "false")):
+            raise ConfigError(f"{word} takes no value: write {word} alone, or leave it out.")
     parser = OneLineParser(prog=program.name, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument(*_LOCAL_RANK)
     _add_own_flags(parser, program)
     for name in config_keys():
         parser.add_argument(*_flags_of(name))
@@ -357,10 +405,14 @@ def _converted(types: ArgumentParser, key: Key, raw: RawValue) -> object:
     text = raw.text
     if get_origin(key.type) is tuple and isinstance(text, str) and not text.startswith("["):
         text = [name.strip() for name in text.split(",") if name.strip()]
+    takes_null = NoneType in get_args(key.type)
+    if takes_null and isinstance(text, str) and text.lower() == "none":
+        # A text could be that, but who writes it means Python's None.
+        raise ConfigError(f"{key.name} is {text!r} ({raw.where}): write null if there is none.")
     with suppress(argparse.ArgumentError):
         value = types.parse_object({key.name: text}, defaults=False)[key.name]
         # jsonargparse lets null through for every type, and inf for numbers.
-        if NoneType in get_args(key.type) if value is None else not isinstance(value, float) or math.isfinite(value):
+        if takes_null if value is None else not isinstance(value, float) or math.isfinite(value):
             return value
     shown = "null" if text is None else repr(text)
     raise ConfigError(f"{key.name} is {shown} ({raw.where}): choose {key.accepted}.")

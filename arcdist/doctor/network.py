@@ -19,7 +19,7 @@ from arcdist.distributed.environment import launcher_keeps_store, rank, store_ad
 from arcdist.doctor.examination import Finding, Verdict, failure, installed_version, warning
 from arcdist.engine.deepspeed_config import read_deepspeed_config
 from arcdist.engine.platform import Platform, check_launch_settings, deepspeed_config_file
-from arcdist.errors import ConfigError, DistributedError, headline
+from arcdist.errors import ConfigError, DistributedError, headline, reason
 
 _POLL_SECONDS = 0.1
 _READING_SECONDS = 5.0
@@ -62,10 +62,10 @@ class TextExchange:
             limit = timedelta(seconds=patience)
             self._store = TCPStore(*address, is_master=opens, timeout=limit, wait_for_workers=False, multi_tenant=opens)
         except (OSError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
             raise DistributedError(
-                f"Rank {rank()} does not reach the store of rank 0's machine at {address[0]}:{address[1]} ({reason}): "
-                f"check main_process_ip and main_process_port, and that no firewall is between the machines."
+                f"Rank {rank()} does not reach the store of rank 0's machine at {address[0]}:{address[1]} "
+                f"({reason(error)}): check main_process_ip and main_process_port, and that no firewall is between the "
+                f"machines."
             ) from error
 
     def gather(self, topic: str, text: str) -> Sequence[str | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arcdist.config import Config
-from arcdist.errors import ConfigError
+from arcdist.errors import ConfigError, reason
 
 AUTO = "auto"
 """What a file writes for a value that the run configuration gives."""
@@ -83,7 +83,7 @@ def read_deepspeed_config(path: str) -> dict[str, Any]:
         raw = json.loads(found.read_text(encoding="utf-8"), object_pairs_hook=without_repeats)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path} cannot be read ({error}): DeepSpeed's configuration is JSON, without comments, as in "
+            f"{path} cannot be read ({reason(error)}): DeepSpeed's configuration is JSON, without comments, as in "
             f"ds_configs/zero2.json."
         ) from error
     if not isinstance(raw, dict):

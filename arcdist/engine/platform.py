@@ -17,7 +17,7 @@ from arcdist.config.keys import flatten
 from arcdist.distributed import local_rank, local_world_size, rank, world_size
 from arcdist.distributed.environment import is_restart, launcher_keeps_store, store_address, store_key
 from arcdist.engine.deepspeed_config import effective_deepspeed_config, read_deepspeed_config
-from arcdist.errors import ConfigError, PlatformError
+from arcdist.errors import ConfigError, PlatformError, reason
 from arcdist.host import usable_cores
 from arcdist.models import UNSHARDED, Sharding
 
@@ -272,7 +272,7 @@ def start_platform(config: Config) -> Platform:
         from arcdist.engine.deepspeed import ZeroSharding, zero_plugin
     except ImportError as error:
         raise PlatformError(
-            f"{zero_file} asks for DeepSpeed, which cannot be imported ({error}): install it with "
+            f"{zero_file} asks for DeepSpeed, which cannot be imported ({reason(error)}): install it with "
             f"`pip install 'arcdist[deepspeed]'` (in a checkout `pip install '.[deepspeed]'`), or launch with "
             f"accelerate_configs/multi_gpu.yaml, which needs none."
         ) from error

@@ -1,16 +1,17 @@
 """Where a run's numbers, lines and pictures go. Nothing flows back from here into training."""
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 
-from arcdist.config import Config
+from arcdist.config import Config, LoadedConfig
 from arcdist.errors import PlatformError
 from arcdist.tracking.console import MovingPace, PhaseLines, ProgressBar, epoch_table, log_table, no_log, open_log
 from arcdist.tracking.metrics import Record, TrainingMetricsTracker
 from arcdist.tracking.mirror import Mirror, Mirrors
 from arcdist.tracking.run_folder import Identity, discard_run_folder, make_run_folder
 from arcdist.tracking.tensorboard import TensorBoardMirror
-from arcdist.tracking.wandb import WandbMirror, wandb_mode
+from arcdist.tracking.wandb import WandbMirror, wandb_mode, wandb_variables
 
 __all__ = [
     "Mirrors",
@@ -27,22 +28,25 @@ __all__ = [
     "no_log",
     "open_log",
     "open_mirrors",
+    "wandb_variables",
 ]
 
+_logger = logging.getLogger(__name__)
 
-def check_mirrors(config: Config) -> None:
+
+def check_mirrors(loaded: LoadedConfig) -> None:
     """Check that what the configuration asks for by name is installed, before a run begins.
 
     Raises:
-        ConfigError: `WANDB_MODE` in the environment is not one of W&B's modes.
+        ConfigError: W&B would not take a variable of the environment.
         PlatformError: a package is not installed.
     """
-    if config.tracking.tensorboard and find_spec("tensorboard") is None:
+    if loaded.config.tracking.tensorboard and find_spec("tensorboard") is None:
         raise PlatformError(
             "tracking.tensorboard is true, but tensorboard is not installed: "
             "pip install 'arcdist[tensorboard]', or --tracking.tensorboard false."
         )
-    wandb_mode(config)
+    wandb_variables(loaded)
 
 
 def open_mirrors(folder: Path, identity: Identity, config: Config, *, best_metric: str) -> Mirrors:
@@ -53,7 +57,12 @@ def open_mirrors(folder: Path, identity: Identity, config: Config, *, best_metri
     mirrors: list[Mirror] = []
     if config.tracking.tensorboard:
         mirrors.append(TensorBoardMirror(folder, identity))
-    mode = wandb_mode(config)
+    mode, where = wandb_mode(config)
+    if mode == "disabled" and where:
+        _logger.info("The run is not kept in W&B: %s.", where)
     if mode != "disabled":
+        if identity.wandb:
+            told = ", ".join(f"{name} = {value!r}" for name, value in identity.wandb.items())
+            _logger.info("W&B is told by the environment, as run.json has it: %s.", told)
         mirrors.append(WandbMirror(folder, identity, config, mode, best_metric=best_metric))
     return Mirrors(mirrors)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from arcdist.errors import DataError
+from arcdist.errors import DataError, reason
 from arcdist.files import replacing
 from arcdist.tracking.run_folder import readable
 
@@ -184,7 +184,7 @@ class TrainingMetricsTracker:
                         "NOT WRITTEN: %s (%s). It is kept in memory and written as soon as there is room. "
                         "Training continues.",
                         place,
-                        error.strerror or error,
+                        reason(error),
                     )
                 self._unwritten[place] = self._write_steps if place == self.steps_path else again
             else:

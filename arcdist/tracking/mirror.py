@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arcdist.errors import kind_and_reason
 from arcdist.tracking.metrics import Record, Validation, finite
 
 _CLOSE_SECONDS = 30.0
@@ -201,7 +202,7 @@ class _Worker:
             try:
                 call(self._mirror)
             except Exception as error:  # Training continues after any failure here.
-                self._warn(" ".join(f"{type(error).__name__}: {error}".split()))
+                self._warn(kind_and_reason(error))
                 self._mirror.kill()
                 return
 

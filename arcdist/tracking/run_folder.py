@@ -15,7 +15,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from yaml import YAMLError
 
 from arcdist.config.loader import DEFAULT_ROOT
-from arcdist.errors import ConfigError, DataError
+from arcdist.errors import ConfigError, DataError, reason
 from arcdist.files import expanded, replacing
 
 FILE = "run.json"
@@ -50,7 +50,7 @@ def make_run_folder(directory: str | Path | None) -> Path:
     except OSError as error:
         where = DEFAULT_ROOT if directory is None else directory
         raise ConfigError(
-            f"The output folder {where} cannot be written ({error.strerror}: {error.filename}): {_ELSEWHERE}."
+            f"The output folder {where} cannot be written ({reason(error)}: {error.filename}): {_ELSEWHERE}."
         ) from error
     if taken:
         raise ConfigError(
@@ -72,7 +72,7 @@ def own(folder: Path) -> BaseFileLock:
     except Timeout as error:
         raise ConfigError(f"Another process is training in {folder}: wait until it ends, or {_ELSEWHERE}.") from error
     except OSError as error:
-        raise ConfigError(f"The run folder {folder} cannot be written ({error.strerror}): {_ELSEWHERE}.") from error
+        raise ConfigError(f"The run folder {folder} cannot be written ({reason(error)}): {_ELSEWHERE}.") from error
     return lock
 
 
@@ -134,7 +134,7 @@ class Identity:
     """What a run is, apart from its configuration and its numbers."""
 
     id: str
-    """Eight characters, unique to the run; also the id of its W&B run."""
+    """Unique to the run: eight characters, or `WANDB_RUN_ID`; also the id of its W&B run."""
     name: str
     """The name of its folder."""
     group: str
@@ -156,6 +156,8 @@ class Identity:
     """In UTC, as ISO 8601."""
     git_commit: str | None
     versions: Mapping[str, str]
+    wandb: Mapping[str, str] = field(default_factory=dict)
+    """What W&B was told by the environment, by variable, such as `WANDB_NAME`."""
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -205,7 +207,7 @@ def readable(path: Path, kind: str, instead: str = "move it away") -> Iterator[N
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
+        raise DataError(f"{path} cannot be read ({reason(error)}): check its permissions.") from error
     except (AttributeError, KeyError, TypeError, ValueError, YAMLError) as error:
         raise DataError(f"{path} is not {kind} ({error!r}): repair it, or {instead}.") from error
 
@@ -216,5 +218,5 @@ def parse_identity(content: Mapping[str, Any]) -> Identity:
     Raises:
         TypeError: something is missing.
     """
-    known = {field.name for field in fields(Identity)}
+    known = {one.name for one in fields(Identity)}
     return Identity(**{name: value for name, value in dict(content).items() if name in known})

@@ -12,19 +12,35 @@ import shlex
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from arcdist.config import Config
-from arcdist.config.keys import config_keys, dotted
-from arcdist.errors import ArcdistError, ConfigError, DataError, PlatformError
+from arcdist.config import Config, LoadedConfig
+from arcdist.config.keys import config_keys, dotted, flatten
+from arcdist.config.loader import VARIABLES as KEY_VARIABLES
+from arcdist.errors import ArcdistError, ConfigError, DataError, PlatformError, reason
+from arcdist.files import expanded
 from arcdist.tracking.metrics import Validation, best_epoch, parse_validation, read_numbers, read_validations
 from arcdist.tracking.mirror import EPOCH, EPOCH_ONLY, Mirror, Row, make_rows
 from arcdist.tracking.run_folder import Identity, parse_identity
-from arcdist.tracking.wandb_process import BEST_METRIC, GRIDS, QUERIES, RESULT, RUN, SHOWN, WandbError, WandbProcess
+from arcdist.tracking.wandb_process import (
+    BEST_METRIC,
+    GRIDS,
+    QUERIES,
+    RESULT,
+    RUN,
+    SHOWN,
+    VARIABLES,
+    WandbError,
+    WandbProcess,
+    tags_in,
+)
 
 _INSTALL = "pip install 'arcdist[wandb]'"
 INIT_SECONDS = 20.0
@@ -35,38 +51,130 @@ FINISH_SECONDS = 12.0
 Mode: TypeAlias = Literal["offline", "online", "disabled"] | None
 """None means online if W&B finds a key, else offline."""
 
-_MODES: Mapping[str | None, Mode] = {
-    **dict.fromkeys((None, "")),
+_MODES: Mapping[str, Mode] = {
     **dict.fromkeys(("online", "run"), "online"),
     **dict.fromkeys(("offline", "dryrun"), "offline"),
     "disabled": "disabled",
 }
 """By the value of `WANDB_MODE`."""
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+_RESUME = ("allow", "never", "must", "auto")
+_NOT_IN_AN_ID = ":;,#?/'"
+_LONGEST_TAG, _LONGEST_NAME = 64, 128
+"""What W&B accepts."""
+_OF_ONE_START = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_RESUME")
+"""Variables that say nothing of the run once it is resumed."""
 
 _logger = logging.getLogger(__name__)
 
 
-def wandb_mode(config: Config) -> Mode:
-    """The mode that the configuration names, else `WANDB_MODE`.
+def wandb_mode(config: Config) -> tuple[Mode, str]:
+    """The mode that the configuration names, else the environment, else `wandb disabled` or `wandb offline`.
+
+    Returns:
+        The mode, and where it comes from if it is not the configuration; in words, for the log.
 
     Raises:
-        ConfigError: `WANDB_MODE` is not one of W&B's modes.
+        ConfigError: `WANDB_MODE` is not one of W&B's modes, or `WANDB_DISABLED` neither true nor false.
         PlatformError: W&B is asked for by name, and not installed.
     """
-    mode = config.tracking.wandb
-    if mode != "disabled" and find_spec("wandb") is None:
-        if mode is not None:
-            raise PlatformError(
-                f"tracking.wandb is {mode}, but wandb is not installed: {_INSTALL}, or --tracking.wandb disabled."
-            )
-        _logger.info("The run is not kept in W&B, which is not installed: %s.", _INSTALL)
-        return "disabled"
-    if mode is not None:
-        return mode
-    named = os.environ.get("WANDB_MODE")
-    if named not in _MODES:
+    named = config.tracking.wandb
+    mode, where = _mode_around() if named is None else (named, "")
+    if mode == "disabled" or find_spec("wandb") is not None:
+        return mode, where
+    if named is not None:
+        raise PlatformError(
+            f"tracking.wandb is {named}, but wandb is not installed: {_INSTALL}, or --tracking.wandb disabled."
+        )
+    return "disabled", f"wandb is not installed ({_INSTALL})"
+
+
+def _mode_around() -> tuple[Mode, str]:
+    """The mode that the environment or W&B's settings name, and where."""
+    disabled, named = os.environ.get("WANDB_DISABLED", ""), os.environ.get("WANDB_MODE", "")
+    if disabled.lower() not in (*_TRUE, *_FALSE):
+        raise ConfigError(f"WANDB_DISABLED is {disabled}: choose true or false, or use --tracking.wandb.")
+    if named and named.lower() not in _MODES:
         raise ConfigError(f"WANDB_MODE is {named}: choose online, offline or disabled, or use --tracking.wandb.")
-    return _MODES[named]
+    if disabled.lower() in _TRUE:
+        return "disabled", f"WANDB_DISABLED is {disabled}"
+    if named:
+        return _MODES[named.lower()], f"WANDB_MODE is {named}"
+    # W&B's settings of this user, then of this folder, which `wandb disabled` writes below WANDB_DIR if that is set.
+    roots = [Path(root) for root in (os.environ.get("WANDB_DIR"), ".") if root]
+    folders = [Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb")]
+    folders += [root / (".wandb" if (root / ".wandb").exists() else "wandb") for root in roots]
+    mode: Mode = None
+    where = ""
+    for path in (folder / "settings" for folder in folders):
+        parser = ConfigParser(interpolation=None)
+        # W&B itself takes no notice of what cannot be read.
+        with suppress(OSError, RuntimeError, ConfigParserError, UnicodeDecodeError):
+            parser.read(path.expanduser(), encoding="utf-8")
+        found = parser.get("default", "mode", fallback="")
+        if found in ("offline", "disabled"):
+            mode, where = _MODES[found], f"`wandb {found}` has written so into {path}, and `wandb online` takes it back"
+        elif found:
+            mode, where = None, ""  # To be online is the default, and takes a key.
+    return mode, where
+
+
+def wandb_variables(loaded: LoadedConfig, before: Mapping[str, str] | None = None, own_id: str = "") -> dict[str, str]:
+    """What the environment tells W&B of a run, by variable; empty variables count as not set.
+
+    Args:
+        loaded: its configuration, which has precedence.
+        before: what a resumed run was told earlier, which stays unless something else is said now.
+        own_id: that of a resumed run, which stays in any case.
+
+    Raises:
+        ConfigError: W&B would not take a value.
+    """
+    own = {name: value for name, value in (before or {}).items() if name not in _OF_ONE_START}
+    if wandb_mode(loaded.config)[0] == "disabled":
+        return own
+    told = {name: value for name in VARIABLES if (value := os.environ.get(name))}
+    told |= {name: os.environ[name] for key, name in KEY_VARIABLES.items() if loaded.sources[key] == name}
+    if loaded.config.tracking.wandb is None and (mode := os.environ.get("WANDB_MODE")):
+        told["WANDB_MODE"] = mode
+    for key, name in KEY_VARIABLES.items():
+        text, kept, where = os.environ.get(name, ""), flatten(loaded.config)[key], loaded.sources[key]
+        if text not in ("", kept):
+            _logger.info("%s is %s, but %s is %s (%s), which counts.", name, text, key, kept, where)
+    if "WANDB_DIR" in told:
+        told["WANDB_DIR"] = str(expanded(told["WANDB_DIR"]).absolute())  # The run may be resumed from another folder.
+    if own_id:
+        told.pop("WANDB_RESUME", None)
+        if (named := told.pop("WANDB_RUN_ID", own_id)) != own_id:
+            _logger.info("WANDB_RUN_ID is %s, but this run is resumed and keeps its own id, %s.", named, own_id)
+        # W&B has to find there what it has of the run.
+        place = own.get("WANDB_DIR", "in the run folder")
+        if (named := told.pop("WANDB_DIR", place)) != place:
+            _logger.info("WANDB_DIR is %s, but this run is resumed and its files for W&B stay %s.", named, place)
+    _check_variables(told)
+    return own | told
+
+
+def _check_variables(told: Mapping[str, str]) -> None:
+    id, resume = told.get("WANDB_RUN_ID", "id"), told.get("WANDB_RESUME", "allow")
+    if id != id.strip() or not id.isprintable() or set(id) & set(_NOT_IN_AN_ID) or len(id) > _LONGEST_NAME:
+        raise ConfigError(
+            f"WANDB_RUN_ID is {id!r}: choose up to {_LONGEST_NAME} characters without {_NOT_IN_AN_ID} and without "
+            f"spaces around them, or unset it for an id of its own."
+        )
+    if resume not in _RESUME:
+        raise ConfigError(f"WANDB_RESUME is {resume}: choose {', '.join(_RESUME[:-1])} or {_RESUME[-1]}, or unset it.")
+    for tag in tags_in(told):
+        if len(tag) > _LONGEST_TAG:
+            raise ConfigError(
+                f"WANDB_TAGS has a tag of {len(tag)} characters, {tag[:20]}...: give tags of at most {_LONGEST_TAG}, "
+                f"separated by commas."
+            )
+    if "WANDB_DIR" in told:
+        place = Path(told["WANDB_DIR"])
+        there = next(path for path in (place, *place.parents) if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise ConfigError(f"WANDB_DIR is {place}, and {there} is no folder that can be written: choose another.")
 
 
 class WandbMirror(Mirror):
@@ -77,13 +185,16 @@ class WandbMirror(Mirror):
     def __init__(self, folder: Path, identity: Identity, config: Config, mode: Mode, *, best_metric: str) -> None:
         """Mirror the run in `folder`; nothing happens before `open`."""
         self._folder = folder
+        self._place = Path(identity.wandb.get("WANDB_DIR", folder))
         self._mode = mode
         self._id = identity.id
+        about = {**asdict(identity), "tags": list(identity.tags), BEST_METRIC: best_metric}
         self._about: dict[str, Any] = {
-            "folder": str(folder.resolve()),
+            "folder": str(self._place.resolve()),
             "project": config.tracking.wandb_project,
             "entity": config.tracking.wandb_entity,
-            "about": {**asdict(identity), "tags": list(identity.tags), BEST_METRIC: best_metric},
+            "variables": about.pop("wandb"),
+            "about": about,
             "config": asdict(config),
             "init_seconds": INIT_SECONDS,
             "finish_seconds": FINISH_SECONDS,
@@ -97,11 +208,13 @@ class WandbMirror(Mirror):
         self._before = 0
         self._last = 0
         """The last step that was to be logged."""
+        self._is_named = "WANDB_RUN_ID" in identity.wandb and not (folder / "steps.jsonl").exists()
+        """Whether a run that begins has its id from the user, who may have named another run."""
 
     @property
     def remedy(self) -> str:
         """How to upload what W&B lacks."""
-        return f"`wandb sync {shlex.quote(str(self._folder / 'wandb'))}/*run-*-{self._id}` uploads it"
+        return f"`wandb sync {shlex.quote(str(self._place / 'wandb'))}/*run-*-{shlex.quote(self._id)}` uploads it"
 
     def open(self) -> None:
         """Begin the run, or continue it."""
@@ -152,7 +265,7 @@ class WandbMirror(Mirror):
             process.interrupt()
 
     def _begin(self, mode: Mode) -> None:
-        self._process = WandbProcess(self._folder / "wandb")
+        self._process = WandbProcess(self._folder / "wandb", self._id)
         if self._killed.is_set():
             self._end_at_once()
         try:
@@ -161,6 +274,12 @@ class WandbMirror(Mirror):
             self._end()
             raise
         self._has, self._before = set(answer["steps"]), answer["before"]
+        if self._is_named and self._before:
+            _logger.warning(
+                "W&B's run %s, which WANDB_RUN_ID names, has rows of another run up to step %d, so that W&B lacks this "
+                "run's until then: unset WANDB_RUN_ID, or name a run that is not there yet.",
+                *(self._id, self._before - 1),
+            )
         self._online = answer["url"] is not None
         if self._online:
             _logger.info("The run is kept in W&B: %s", answer["url"])
@@ -254,7 +373,8 @@ def read_wandb_run(path: str, *, seconds: int = 20) -> RunData:
         raise
     except Exception as error:  # W&B raises its own errors, those of its transport, and built-in ones
         raise DataError(
-            f"{path} cannot be read from W&B ({error}): check the network, the name, or the key (`wandb login`)."
+            f"{path} cannot be read from W&B ({reason(error)}): check the network, the name, or the key "
+            f"(`wandb login`)."
         ) from error
     finally:
         wandb.teardown()

@@ -17,11 +17,13 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from glob import escape
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import psutil  # type: ignore[import-untyped]
 
+from arcdist.errors import kind_and_reason, reason
 from arcdist.tracking.metrics import parse_validation
 from arcdist.tracking.mirror import EPOCH, EPOCH_ONLY
 
@@ -34,6 +36,13 @@ RESULT = ("exact", "cell", "confidence")
 GRIDS = "grids"
 """The column of the grids as JSON."""
 
+VARIABLES = (
+    *("WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_TAGS", "WANDB_NOTES"),
+    *("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR"),
+)
+"""What a user says of a run by the environment, besides where it goes. Training reads it, and W&B is given it."""
+_ANSWERED = {*VARIABLES, "WANDB_MODE", "WANDB_DISABLED", "WANDB_PROJECT", "WANDB_ENTITY"}
+
 
 class WandbError(Exception):
     """What W&B or its process reported."""
@@ -42,16 +51,24 @@ class WandbError(Exception):
 class WandbProcess:
     """The end that training holds."""
 
-    def __init__(self, folder: Path) -> None:
-        """Start it; what it prints and keeps for uploads lies in `folder`.
+    def __init__(self, folder: Path, id: str) -> None:
+        """Start it for the run of this id; what it prints and keeps for uploads lies in `folder`.
 
         Raises:
             OSError: the folder cannot be written.
         """
         folder.mkdir(exist_ok=True)
         root = str(Path(__file__).resolve().parents[2])
+        # In a sweep, W&B takes the place and the id of the run from its variables, and not from what it is given.
+        left_out = _ANSWERED - ({"WANDB_PROJECT", "WANDB_ENTITY"} if os.environ.get("WANDB_SWEEP_ID") else set())
         environment = {
-            **{name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                # W&B fails with some that are empty.
+                if not name.startswith("WANDB_") or (value and name not in {*left_out, "WANDB_SERVICE"})
+            },
+            "WANDB_RUN_ID": id,
             "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
             "WANDB_SILENT": "true",
             "WANDB_ERROR_REPORTING": "false",
@@ -88,7 +105,7 @@ class WandbProcess:
                 raise WandbError("no answer for 120 s")
             line = self._answers.readline()
         except (OSError, ValueError) as error:
-            raise WandbError(self._death(str(error))) from error
+            raise WandbError(self._death(reason(error))) from error
         if not line:
             raise WandbError(self._death("no answer"))
         answer = json.loads(line)
@@ -140,11 +157,14 @@ class RunWriter:
         project: str,
         entity: str | None,
         about: dict[str, Any],
+        variables: dict[str, str],
         config: dict[str, Any],
         init_seconds: float,
         finish_seconds: float,
     ) -> dict[str, Any]:
         """Begin the run or continue it. A mode of None means online with a key, else offline.
+
+        `variables` are those of `VARIABLES` that count for the run.
 
         Returns its address if it is online, and what it has already: `steps`, and all `before` one.
         """
@@ -156,13 +176,14 @@ class RunWriter:
             dir=folder,
             mode=mode or ("online" if wandb.login(prompt=False, verify=False) else "offline"),  # type: ignore[arg-type]
             id=about["id"],
-            resume="allow",
+            resume=variables.get("WANDB_RESUME", "allow"),  # type: ignore[arg-type]
             project=project,
             entity=entity,
-            name=about["name"],
-            group=about["group"],
-            job_type="train",
-            tags=about["tags"],
+            name=variables.get("WANDB_NAME", about["name"]),
+            group=variables.get("WANDB_RUN_GROUP", about["group"]),
+            job_type=variables.get("WANDB_JOB_TYPE", "train"),
+            notes=variables.get("WANDB_NOTES"),
+            tags=list(dict.fromkeys([*about["tags"], *tags_in(variables)])),
             config={**config, RUN: about},
             settings=wandb.Settings(
                 silent=True,
@@ -178,6 +199,7 @@ class RunWriter:
                 x_disable_stats=True,
                 host="",
                 symlink=False,
+                use_dot_wandb=False,  # the log names the folder
                 init_timeout=init_seconds,
                 finish_timeout=finish_seconds,
                 finish_timeout_raises=True,
@@ -246,6 +268,11 @@ class RunWriter:
             _require_upload(run)
 
 
+def tags_in(variables: Mapping[str, str]) -> list[str]:
+    """The tags of `WANDB_TAGS`, which commas separate."""
+    return [tag.strip() for tag in variables.get("WANDB_TAGS", "").split(",") if tag.strip()]
+
+
 Table: TypeAlias = tuple[list[str | int], list[list[Any]]]
 """Names of the columns, and the rows."""
 
@@ -274,7 +301,7 @@ def steps_in(folder: Path, id: str) -> set[int]:
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     steps = set()
-    for path in folder.glob(f"*run-*-{id}*/run-*.wandb"):
+    for path in folder.glob(f"*run-*-{escape(id)}*/run-*.wandb"):
         for content in _records(path.read_bytes()):
             record = Record.FromString(content)
             if record.WhichOneof("record_type") == "history":
@@ -322,7 +349,7 @@ def serve() -> None:
         try:
             answer = {"answer": getattr(writer, order.pop("order"))(**order)}
         except Exception as error:  # the training process reports it
-            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+            answer = {"error": kind_and_reason(error)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
     # Training has ended, in order or not: the rest is sent if that takes seconds only.

@@ -9,7 +9,7 @@ import torch
 
 from arcdist.config import Config
 from arcdist.distributed import rank, world_size
-from arcdist.errors import OutOfMemoryError
+from arcdist.errors import OutOfMemoryError, reason
 
 _SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 """Of the CPU's allocator, the CUDA driver and cuBLAS, which have no own error type."""
@@ -32,11 +32,11 @@ def explained_out_of_memory(config: Config, folder: Path | None = None) -> Itera
         is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not is_typed and not any(sign in str(error) for sign in _SIGNS):
             raise
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__  # Python's own error has no text.
         settings = "; ".join(f"{n}. {each}" for n, each in enumerate(islice(_settings(config), 3), 1))
         held = _write_snapshot(folder) if folder is not None and recorded else ""
         raise OutOfMemoryError(
-            f"Out of memory ({reason}). In this order: {settings}. --dry_run shows the peak of the longest batch.{held}"
+            f"Out of memory ({reason(error)}). In this order: {settings}. --dry_run shows the peak of the longest "
+            f"batch.{held}"
         ) from error
     finally:
         if recorded:

@@ -3,7 +3,7 @@
 import json
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from arcdist.config.keys import flatten
 from arcdist.distributed import FailureWatch, Heartbeat, is_main, rank
 from arcdist.distributed.collectives import broadcast_tensors, broadcast_text, shutdown
 from arcdist.engine.platform import device_name, start_platform
-from arcdist.errors import ArcdistError, ConfigError, DataError, SaveError
+from arcdist.errors import ArcdistError, ConfigError, DataError, SaveError, reason
 from arcdist.host import git_commit, versions
 from arcdist.tracking import (
     Mirrors,
@@ -29,6 +29,7 @@ from arcdist.tracking import (
     no_log,
     open_log,
     open_mirrors,
+    wandb_variables,
 )
 from arcdist.tracking.run_folder import Identity, group_of, held, read_identity, write_identity
 from arcdist.training.loop import Loop
@@ -54,7 +55,7 @@ def train(loaded: LoadedConfig, watch: FailureWatch) -> int:
     """
     config = loaded.config
     if is_main():
-        check_mirrors(config)
+        check_mirrors(loaded)
     if "dry_run" not in loaded.switches:
         # What libraries print is no result of training, and no reader of it that has gone may end a run.
         with redirect_stdout(standard_error) if is_main() else nullcontext():
@@ -95,7 +96,8 @@ def _train(loaded: LoadedConfig, watch: FailureWatch) -> int:
                 own_id = before.id if before else ""
                 if start and snapshot and not before and not start.is_new:
                     own_id = snapshot.state.get("run_id", "")  # The run has lost its `run.json`.
-                run_id = broadcast_text(own_id or secrets.token_hex(4))
+                told = wandb_variables(loaded, before.wandb if before else {}, own_id) if folder else {}
+                run_id = broadcast_text(own_id or told.get("WANDB_RUN_ID") or secrets.token_hex(4))
                 profiled = int(loaded.options.get("profile", "0"))
                 with _writable(folder or shared):
                     if folder:
@@ -107,7 +109,7 @@ def _train(loaded: LoadedConfig, watch: FailureWatch) -> int:
                         start, snapshot = start and replace(start, snapshot=None), None
                 mirrors = Mirrors(())
                 if folder:
-                    identity = _identity(loaded, session, loop, before)
+                    identity = _identity(loaded, session, loop, before, told)
                     with _writable(folder):
                         write_identity(folder, identity)
                     mirrors = open_mirrors(folder, identity, config, best_metric=config.output.best_metric)
@@ -166,7 +168,7 @@ def _writable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SaveError(
-            f"The run folder {folder} cannot be written ({error.strerror}: {error.filename or folder}): make room "
+            f"The run folder {folder} cannot be written ({reason(error)}: {error.filename or folder}): make room "
             f"there, see who may write there, or choose another with --output_dir FOLDER."
         ) from error
 
@@ -190,7 +192,9 @@ def _run(loop: Loop, mirrors: Mirrors) -> bool:
     return whole
 
 
-def _identity(loaded: LoadedConfig, session: Session, loop: Loop, before: Identity | None) -> Identity:
+def _identity(
+    loaded: LoadedConfig, session: Session, loop: Loop, before: Identity | None, told: Mapping[str, str]
+) -> Identity:
     return Identity(
         id=loop.run_id,
         name=loop.folder.resolve().name,
@@ -205,6 +209,7 @@ def _identity(loaded: LoadedConfig, session: Session, loop: Loop, before: Identi
         started=before.started if before else datetime.now(UTC).isoformat(timespec="seconds"),
         git_commit=git_commit(),
         versions=versions(),
+        wandb={name: value for name, value in told.items() if name != "WANDB_RUN_ID" or value == loop.run_id},
     )
 
 

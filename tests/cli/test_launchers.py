@@ -1,5 +1,6 @@
 """The launcher files: what they say, and what processes they start, without a word of the launcher's own."""
 
+import base64
 import importlib.util
 import json
 import os
@@ -229,3 +230,29 @@ def test_the_slurm_script_starts_a_launcher_a_node(tmp_path):
         f"--output_dir runs/arcdist_123456 --resume auto --recipe qwen2.5-1.5b --config my run.yaml"
         for node in range(2)
     ]
+
+
+@pytest.mark.slow
+@needs_deepspeed
+def test_deepspeed_s_own_launcher_starts_processes_that_know_each_other(tmp_path):
+    machines = base64.urlsafe_b64encode(json.dumps({"localhost": [0, 1]}).encode()).decode()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={machines}"]
+    command += ["--master_addr=127.0.0.1", f"--master_port={port}", str(CHECKOUT / "launch" / "train.py")]
+    command += ["--print_config", "--tracking.wandb", "disabled"]
+    environment = {**surroundings("zero"), "PYTHONPATH": str(CHECKOUT)}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("train:\n") == 1  # by rank 0 alone
+    assert [f"--local_rank={rank}" in run.stdout + run.stderr for rank in range(2)] == [True, True]
+
+
+@pytest.mark.parametrize("program", sorted(path.name for path in (CHECKOUT / "launch").glob("*.py")))
+def test_every_program_names_a_variable_that_no_launcher_sets(tmp_path, program):
+    environment = {**surroundings(""), "WORLD_SIZE": "two"}
+    command = [sys.executable, str(CHECKOUT / "launch" / program)]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert run.stderr.startswith(f"{program}: WORLD_SIZE is 'two', and has to be a whole number from 1: ")
+    assert (run.stderr.count("\n"), run.stdout, run.returncode) == (1, "", 2)

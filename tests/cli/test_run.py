@@ -71,6 +71,38 @@ def test_a_run_leaves_what_is_documented_whoever_launches_it(tmp_path, tiny_flag
     assert {path.name for path in tmp_path.iterdir()} == {*LAUNCHERS, "cache"}
 
 
+@pytest.mark.slow
+def test_what_the_environment_says_to_w_and_b_is_the_run_s(tmp_path, tiny_flags):
+    tiny_flags += ("--tracking.wandb", "null", "--output_dir", "run")
+    quiet = {"HOME": str(tmp_path / "home"), "WANDB_API_KEY": "", "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    told = {"WANDB_PROJECT": "mine", "WANDB_NAME": "named", "WANDB_RUN_ID": "my-id", "WANDB_MODE": "offline"}
+    run = run_program(tmp_path, *tiny_flags, **quiet, **told)
+    assert run.returncode == 0, run.stderr
+    folder = tmp_path / "run"
+    first = json.loads((folder / "run.json").read_text())
+    assert (first["id"], first["wandb"]) == ("my-id", told)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["tracking"]["wandb_project"] == "mine"
+    assert len(list((folder / "wandb").glob("offline-run-*-my-id/run-my-id.wandb"))) == 1
+
+    later = {"WANDB_RUN_ID": "another", "WANDB_PROJECT": "theirs", "WANDB_DISABLED": ""}
+    run = run_program(tmp_path, "--resume", "run", "--epochs=2", **quiet, **later)
+    assert run.returncode == 0, run.stderr
+    assert "WANDB_RUN_ID is another, but this run is resumed and keeps its own id, my-id." in run.stderr
+    assert "WANDB_PROJECT is theirs, but tracking.wandb_project is mine (file run/config.yaml), which counts." in (
+        run.stderr
+    )
+    second = json.loads((folder / "run.json").read_text())
+    assert second["id"] == "my-id"
+    assert second["wandb"] == {name: value for name, value in told.items() if name != "WANDB_MODE"}
+    assert len(list((folder / "wandb").glob("offline-run-*-my-id/run-my-id.wandb"))) == 2
+
+    run = run_program(tmp_path, "--resume", "run", "--epochs=3", **quiet, WANDB_DISABLED="true")
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("The run is not kept in W&B: WANDB_DISABLED is true.") == 1
+    assert len(list((folder / "wandb").glob("*run-*-my-id*"))) == 2
+    assert json.loads((folder / "run.json").read_text())["wandb"] == second["wandb"]
+
+
 def assert_run_is_whole(folder, console):
     """The documented files with the documented keys, of two epochs of two steps."""
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}

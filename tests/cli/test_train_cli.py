@@ -18,7 +18,7 @@ from arcdist.config import load_config
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def train_py(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def train_py(*argv: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the program as a user does, from any folder; stderr ends with whether torch was imported."""
     program = (
         "import runpy, sys\n"
@@ -31,6 +31,7 @@ def train_py(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program, str(CHECKOUT / "launch" / "train.py"), *argv],
         cwd=cwd,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=30,
@@ -54,13 +55,31 @@ def test_a_mistake_ends_with_one_message_and_exit_code_2(tmp_path: Path, argv: l
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("RANK", "x", "RANK is 'x', and has to be a whole number from 0: "),
+        ("WORLD_SIZE", "2", "WORLD_SIZE is 2, but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not set: "),
+        ("WANDB_PROJECT", "a/b", "tracking.wandb_project is a/b: choose 1 to 128 characters other than "),
+    ],
+)
+def test_a_mistake_in_the_environment_ends_alike(tmp_path: Path, variable: str, value: str, message: str) -> None:
+    run = train_py(cwd=tmp_path, **{variable: value})
+    assert run.stderr.startswith(f"train.py: {message}")
+    assert run.stderr.count("\n") == 1
+    assert (run.returncode, run.stdout, list(tmp_path.iterdir())) == (2, "", [])
+
+
 def test_print_config_shows_values_and_sources_and_loads_again(tmp_path: Path) -> None:
-    first = train_py("--print_config", "--epochs", "3", cwd=tmp_path)
+    environment = {"RANK": "", "WANDB_PROJECT": "mine", "WANDB_MODE": "offline"}
+    first = train_py("--print_config", "--epochs", "3", cwd=tmp_path, **environment)
     assert (first.returncode, first.stderr) == (0, "")
     assert yaml.safe_load(first.stdout)["train"]["epochs"] == 3
     assert re.search(r"^  epochs: 3 +# flag$", first.stdout, re.MULTILINE)
     assert re.search(r"^  seed: 0 +# default$", first.stdout, re.MULTILINE)
     assert re.search(r"^  device: cpu +# recipe quickstart$", first.stdout, re.MULTILINE)
+    assert re.search(r"^  wandb_project: mine +# WANDB_PROJECT$", first.stdout, re.MULTILINE)
+    assert re.search(r"^  wandb: null +# WANDB_MODE=offline$", first.stdout, re.MULTILINE)
 
     (tmp_path / "mine.yaml").write_text(first.stdout)
     second = train_py("--print_config", "--config", "mine.yaml", cwd=tmp_path)

@@ -267,7 +267,7 @@ def test_switches() -> None:
         (["--train.max_side", "3"], "There is no flag --train.max_side. Did you mean --data.max_side?"),
         (["--zzz"], "There is no flag --zzz. --help lists them all."),
         (["--epochs"], "The command line: argument --train.epochs/--epochs: expected one argument."),
-        (["--dry_run=1"], "The command line: argument --dry_run: ignored explicit argument '1'."),
+        (["--dry_run=1"], "--dry_run takes no value: write --dry_run alone, or leave it out."),
         (["stray"], "The command line: unrecognized arguments: stray."),
         (["--epochs", "x"], "train.epochs is 'x' (the command line): choose a whole number."),
         (["--epochs", "1.5"], "train.epochs is '1.5' (the command line): choose a whole number."),
@@ -285,6 +285,30 @@ def test_switches() -> None:
         ),
         (["--recipe", "../schema"], "--recipe ../schema: there is no recipe of that name."),
         (["--config", "no/such.yaml"], "--config no/such.yaml: No such file or directory."),
+        (
+            ["--data.validation_source=None"],
+            "data.validation_source is 'None' (the command line): write null if there is none.",
+        ),
+        (["--max_batches", "none"], "train.max_batches is 'none' (the command line): write null if there is none."),
+        (["--tracking.wandb", "None"], "tracking.wandb is 'None' (the command line): write null if there is none."),
+        (["--epochs", "None"], "train.epochs is 'None' (the command line): choose a whole number."),
+        (
+            ["--resume", "True"],
+            "--resume True: write --resume alone for the newest checkpoint of --output_dir, or of the run in runs/ "
+            "that saved last; --resume auto to start a run if there is none yet; or --resume PATH.",
+        ),
+        (["--resume=latest"], "--resume latest: write --resume alone for the newest checkpoint of --output_dir, or "),
+        (["--resume", "last", "--output_dir", "a"], "--resume last: write --resume alone for the newest checkpoint "),
+        (["--resume", "None"], "--resume None: leave out --resume to start a run."),
+        (["--resume=false"], "--resume false: leave out --resume to start a run."),
+        (["--dry_run", "True"], "--dry_run takes no value: write --dry_run alone, or leave it out."),
+        (
+            ["--local_rank=1"],
+            "--local_rank is 1, but LOCAL_RANK is not set: leave it out, and start several processes with `accelerate "
+            "launch`, `torchrun` or `deepspeed`, which set LOCAL_RANK.",
+        ),
+        (["--local-rank", "-1"], "--local_rank is -1, but LOCAL_RANK is not set: leave it out, "),
+        (["--tracking.wandb_project", "a:b"], "tracking.wandb_project is a:b: choose 1 to 128 characters other than "),
         (["--epochs", "0"], "train.epochs is 0: choose at least 1. (train.epochs: flag)"),
     ],
 )
@@ -299,6 +323,10 @@ def test_mistakes_on_the_command_line(argv: list[str], message: str) -> None:
         ("train:\n  epochs: x\n", "train.epochs is 'x' ({file}, line 2): choose a whole number."),
         ("train:\n  epochs: [1, 2]\n", "train.epochs is ['1', '2'] ({file}, line 2): choose a whole number."),
         ("train:\n  epochs:\n", "train.epochs is null ({file}, line 2): choose a whole number."),
+        (
+            "data:\n  validation_source: None\n",
+            "data.validation_source is 'None' ({file}, line 2): write null if there is none.",
+        ),
         ("train:\n  epochs: 'x\n", "{file}, line 3, column 1: broken YAML, "),
         ("data:\n  max_side: 31\n", "data.max_side is 31: choose 1 to 30. (data.max_side: file {file})"),
     ],
@@ -307,6 +335,67 @@ def test_mistakes_in_a_file(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     assert refused("--config", str(file)).startswith(message.format(file=file))
+
+
+@pytest.mark.parametrize("flag", ["--local_rank=1", "--local-rank=1"])
+def test_the_flag_of_deepspeed_s_launcher_says_what_its_environment_does(
+    monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert load_config([flag, "--epochs", "3"]) == load_config(["--epochs", "3"])
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert refused(flag).startswith("--local_rank is 1, but LOCAL_RANK is 0: leave it out, ")
+    monkeypatch.delenv("LOCAL_RANK")
+    assert load_config([flag.replace("1", "0")]) == load_config([])
+
+
+def test_a_path_may_be_named_like_a_word_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latest").mkdir()
+    assert load_config(["--resume", "latest"]).options == {"resume": "latest"}
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that says where the run goes in W&B."""
+    monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
+    monkeypatch.setenv("WANDB_PROJECT", "told")
+    monkeypatch.setenv("WANDB_ENTITY", "team")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DISABLED", "")
+    return monkeypatch
+
+
+def where_it_goes(*argv: str) -> dict[str, tuple[object, str]]:
+    loaded = load_config(argv)
+    tracking = loaded.config.tracking
+    values = {"wandb": tracking.wandb, "wandb_project": tracking.wandb_project, "wandb_entity": tracking.wandb_entity}
+    return {name: (value, loaded.sources[f"tracking.{name}"]) for name, value in values.items()}
+
+
+def test_the_environment_comes_after_the_defaults_and_before_all_else(told: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert where_it_goes() == {
+        "wandb": (None, "WANDB_MODE=offline"),  # which is for one start, and not for the run
+        "wandb_project": ("told", "WANDB_PROJECT"),
+        "wandb_entity": ("team", "WANDB_ENTITY"),
+    }
+    file = tmp_path / "mine.yaml"
+    file.write_text("tracking: {wandb_project: mine, wandb_entity: null, wandb: online}\n")
+    assert where_it_goes("--config", str(file)) == {
+        "wandb": ("online", f"file {file}"),
+        "wandb_project": ("mine", f"file {file}"),
+        "wandb_entity": ("team", "WANDB_ENTITY"),  # null says nothing
+    }
+    assert where_it_goes("--tracking.wandb_project", "flag")["wandb_project"] == ("flag", "flag")
+    told.setenv("WANDB_SWEEP_ID", "abc")
+    assert where_it_goes("--config", str(file))["wandb_project"] == ("told", "WANDB_PROJECT")
+    for name in ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_MODE"):
+        told.setenv(name, "")
+    assert where_it_goes() == {
+        "wandb": (None, "default"),
+        "wandb_project": ("arcdist", "default"),
+        "wandb_entity": (None, "default"),
+    }
 
 
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:

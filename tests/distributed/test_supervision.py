@@ -247,6 +247,13 @@ def alone(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+def be_rank(monkeypatch, rank, ranks):
+    """Be a process of several."""
+    given = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+
 def raising(error):
     def main(_watch):
         raise error
@@ -281,8 +288,7 @@ def test_with_one_process_other_exceptions_pass_and_output_is_printed(capsys):
 @pytest.mark.parametrize("ranks", ["1", "2"])
 @pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (143, 143), (1, 1)])
 def test_what_main_returns_is_the_exit_code(monkeypatch, ranks, returned, code):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", ranks)
+    be_rank(monkeypatch, "0", ranks)
     assert run_guarded("x.py", lambda _watch: returned) == code
 
 
@@ -339,8 +345,7 @@ sys.exit(run_guarded("x.py", main))
 
 @pytest.mark.parametrize(("rank", "printed"), [("0", "help\n"), ("1", "")])
 def test_standard_output_is_rank_0s(monkeypatch, capsys, rank, printed):
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    be_rank(monkeypatch, rank, "2")
     assert run_guarded("x.py", lambda _watch: sys.stdout.writelines(["help\n"])) == 0
     assert capsys.readouterr() == (printed, "")
 
@@ -359,8 +364,8 @@ def test_messages(monkeypatch, capsys, rank, error, message):
     def leave(exit_code):
         raise Left(exit_code)
 
-    monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    be_rank(monkeypatch, str(rank), "4")
+    monkeypatch.setattr(supervision, "store_address", lambda: None)  # nobody is there to be asked
     monkeypatch.setattr(supervision, "leave", leave)
     monkeypatch.setattr(supervision, "PATIENCE_SECONDS", 0.0)
     with pytest.raises(Left):
@@ -631,7 +636,7 @@ def main(watch):
 guard.leave = lambda code: sys.exit(f"{code} {'torch' in sys.modules}")
 run_guarded("x.py", main)
 """
-    environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
     run = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=30, check=False
     )

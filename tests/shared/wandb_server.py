@@ -20,6 +20,8 @@ class WandbServer:
         self.rows: dict[int, dict[str, Any]] = {}
         """The history, by line."""
         self.config: dict[str, Any] = {}
+        self.run: dict[str, Any] = {}
+        """What the last word about the run says of it, by GraphQL's names."""
         self.files: dict[str, bytes] = {}
         """Files of the run, by their path."""
         self.released = threading.Event()
@@ -38,6 +40,7 @@ class WandbServer:
             return {"model": {"id": "UA==", "name": "arcdist", "entity": entity, "bucket": self._bucket()}}
         if name == "UpsertBucket":
             self.config = json.loads(variables.get("config") or "{}") or self.config
+            self.run |= {name: value for name, value in variables.items() if value is not None}
             project = {"id": "UA==", "name": variables["project"], "entity": entity}
             return {"upsertBucket": {"bucket": {"id": "UnVu", "name": variables["name"], "project": project}}}
         if name == "CreateRunFiles":

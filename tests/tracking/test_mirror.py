@@ -24,11 +24,12 @@ class Listed(Mirror):
     name = "The list"
     remedy = "read it"
 
-    def __init__(self, *, fails_at=None, hangs_at=None):
+    def __init__(self, *, fails_at=None, hangs_at=None, failure=None):
         self.calls = []
         self.threads = set()
         self.released = threading.Event()
         self._fails_at, self._hangs_at = fails_at, hangs_at
+        self._failure = failure or OSError(28, "No space left on device")
 
     def _note(self, name, *values):
         self.threads.add(threading.current_thread())
@@ -36,7 +37,7 @@ class Listed(Mirror):
             self.released.wait(20)
             raise ConnectionError("released")
         if name == self._fails_at:
-            raise OSError(28, "No space left on device")
+            raise self._failure
         self.calls.append((name, *values))
 
     def open(self):
@@ -123,6 +124,14 @@ def test_a_failure_is_one_warning_and_ends_that_mirror_only(tmp_path, caplog, pl
     assert [name for name, *_ in other.calls].count("log") == 4
 
 
+def test_a_failure_that_says_nothing_is_called_by_its_kind(tmp_path, caplog):
+    mirrors = Mirrors([Listed(fails_at="open", failure=TimeoutError())])
+    mirrors.close(0)
+    assert caplog.messages == [
+        "The list lacks the rest of this run (TimeoutError). The run folder has everything: read it."
+    ]
+
+
 @pytest.mark.parametrize("place", ["open", "log", "close"])
 def test_one_that_hangs_is_killed_in_time(tmp_path, caplog, place):
     hanging = Listed(hangs_at=place)
@@ -154,9 +163,9 @@ def test_a_package_that_is_asked_for_and_missing_is_reported_at_once(monkeypatch
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     monkeypatch.setattr(wandb, "find_spec", lambda name: None)
     for flags, name in ((("--tracking.tensorboard", "true"), "tensorboard"), (("--tracking.wandb", "online"), "wandb")):
-        config = load_config(["--recipe", "quickstart", *flags]).config
+        loaded = load_config(["--recipe", "quickstart", *flags])
         with pytest.raises(PlatformError, match=rf"{name} is not installed: pip install 'arcdist\[{name}\]'"):
-            check_mirrors(config)
+            check_mirrors(loaded)
 
 
 def test_tracking_is_quick_to_import():
