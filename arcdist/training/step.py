@@ -404,11 +404,11 @@ def _report(
     """Read the step's numbers in one transfer to the host, where a step waits for the device anyway."""
     energy = totals.energy / totals.queries
     means = {
-        "lm_loss": totals.lm_loss / totals.written.clamp_min(1.0),
         "loss": combined_loss(energy, rewards.mean, weights.efe_weight, weights.reward_weight),
         **dict(zip(metrics, totals.metrics / totals.queries, strict=True)),
         "reward/mean": rewards.mean,
         "reward/std": rewards.variance.sqrt(),
+        "lm_loss": totals.lm_loss / totals.written.clamp_min(1.0),
     }
     counts = (totals.tokens, totals.written)
     scalars = torch.stack([value.float() for value in (*means.values(), *norms.values(), *counts)])
