@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from shared.families import FAMILIES
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from arcdist.errors import ConfigError
@@ -96,6 +97,21 @@ def test_gradient_reaches_every_adapter_and_is_the_same_with_checkpointing(famil
     assert again.keys() == plain.keys()
     for name, gradient in again.items():
         torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_bfloat16_base_under_autocast_is_near_the_float32_one(folder: str) -> None:
+    whole, half = build(folder), build(folder, dtype="bfloat16")
+    with torch.no_grad():
+        expected = whole(*batch(9, 70, padded_to=70)).prompt
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        prompt = half(*batch(9, 70, padded_to=70)).prompt
+    assert prompt.dtype == torch.float32
+    assert F.cosine_similarity(prompt, expected).min() > 0.9
+    (prompt * torch.linspace(-1, 1, P)).sum().backward()
+    for parameter in half.trainable_parameters()["lora"]:
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+        assert parameter.grad.isfinite().all()
 
 
 def test_peft_puts_an_export_s_adapters_on_the_same_layers(family: str, folder: str) -> None:

@@ -7,11 +7,13 @@ import socket
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shared.families import FAMILIES
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -23,6 +25,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     ViTConfig,
     ViTModel,
 )
@@ -455,6 +459,35 @@ def test_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(PlatformError, match="ReadTimeout") as raised:
             load_body("Qwen/Qwen2.5-1.5B", "pretrained", torch.float32)
     assert all(way in str(raised.value) for way in THREE_WAYS)
+
+
+@pytest.mark.usefixtures("empty_hub_cache")
+def test_a_quantised_hub_model_is_refused_before_its_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = SimpleNamespace(config={"quantization_config": {"quant_method": "fp8"}})
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: about)
+    monkeypatch.setattr(qwen_source, "snapshot_download", lambda *_, **__: pytest.fail("downloaded"))
+    with pytest.raises(ConfigError, match=r"'Qwen/Qwen3-4B-FP8' is quantised \(fp8\)"):
+        load_body("Qwen/Qwen3-4B-FP8", "pretrained", torch.float32)
+
+
+VISION = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": 32}
+
+
+def test_of_a_model_that_also_sees_the_language_part_is_read(tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 2, 2]}
+    text = FAMILIES["qwen3_5"].to_dict() | {"rope_parameters": rope}
+    config = Qwen3_5Config(text_config=text, vision_config=VISION | {"num_position_embeddings": 4})
+    whole = Qwen3_5ForConditionalGeneration(config)
+    whole.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    body, _ = load_body(str(tmp_path), "pretrained", torch.float32)
+    with torch.no_grad():
+        expected = whole(input_ids=TOKENS, output_hidden_states=True, use_cache=False).hidden_states[-1]
+        torch.testing.assert_close(body(TOKENS, use_cache=False).last_hidden_state, expected, rtol=0, atol=1e-6)
+    drawn, _ = load_body(str(tmp_path), "random", torch.float32)
+    names = [name for name, _ in body.named_parameters()]
+    assert [name for name, _ in drawn.named_parameters()] == names
+    assert not any("visual" in name for name in names)
 
 
 def test_cached_hub_model_is_read_offline(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
