@@ -234,7 +234,7 @@ def read_config(source: QwenSource) -> PretrainedConfig:
     is_encoder = getattr(text, "is_encoder_decoder", False) or getattr(text, "is_decoder", None) is False
     if is_encoder or type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise _not_causal(model, config)
-    unfit = f"qwen.model {model!r}: no model can be built from the numbers in config.json in {folder}"
+    unfit = f"qwen.model {model!r}: no model can be built from config.json in {folder}"
     with _library_errors(ConfigError, unfit), torch.device("meta"):
         shape = AutoModel.from_config(text, trust_remote_code=False)
     # Prompts are independent of right padding only because no token sees a later one.

@@ -367,7 +367,7 @@ def change_config(folder, **values):
     ("change", "message"),
     [
         (quantise, "is quantised (gptq), which is not supported: take the unquantised model."),
-        (divide_by_no_heads, "no model can be built from the numbers in config.json"),
+        (divide_by_no_heads, "no model can be built from config.json"),
     ],
 )
 def test_a_model_that_no_run_could_take_is_a_mistake(model, change, message):
