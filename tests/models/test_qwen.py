@@ -1,17 +1,18 @@
 """Qwen's prompt, the cache that keeps it for `every` batches, and the operations that reading takes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Qwen2Config, Qwen2Model
+from transformers import MambaConfig, Qwen2Config, Qwen2Model
 
 from arcdist.config.schema import QwenConfig
 from arcdist.errors import ConfigError
 from arcdist.models import attention_share, training_flops
-from arcdist.models.qwen import PromptCache, PromptOutput, PromptProjection, QwenHybridPrompt, layer_weights, mean_pool
+from arcdist.models.qwen import PromptCache, PromptOutput, PromptProjection, QwenHybridPrompt, mean_pool, work_of
 from arcdist.models.qwen_source import TINY, embedded_config
 
 CONFIG = Qwen2Config(
@@ -24,22 +25,22 @@ CONFIG = Qwen2Config(
 )
 
 
-def test_weights_of_a_layer_are_those_of_its_linear_maps():
-    layer = Qwen2Model(CONFIG).layers[0]
-    counted = sum(module.weight.numel() for module in layer.modules() if isinstance(module, nn.Linear))
-    assert layer_weights(CONFIG) == counted == 2 * 12 * (12 + 4) + 3 * 12 * 20
+def test_weights_are_those_of_the_linear_maps():
+    counted = sum(module.weight.numel() for module in Qwen2Model(CONFIG).modules() if isinstance(module, nn.Linear))
+    assert work_of(CONFIG) == (counted, 0, 3 * 12)
+    assert counted == 3 * (2 * 12 * (12 + 4) + 3 * 12 * 20)
 
 
 def test_operations_by_hand():
-    weights = layer_weights(CONFIG)
-    token = 4 * 3 * weights + 6 * 7
+    weights = work_of(CONFIG).weights
+    token = 4 * weights + 6 * 7
     assert training_flops(CONFIG, 7, [2, 5]) == 7 * token + 6 * 12 * 3 * (4 + 25)
-    assert attention_share(CONFIG) == pytest.approx(72 / (4 * weights))
+    assert attention_share(CONFIG) == pytest.approx(6 * 12 * 3 / (4 * weights))
 
 
 def test_the_published_numbers_of_qwen_1_5b():
     config = embedded_config("Qwen/Qwen2.5-1.5B")
-    assert 28 * layer_weights(config) == pytest.approx(1.310e9, rel=1e-3)
+    assert work_of(config).weights == pytest.approx(1.310e9, rel=1e-3)
     # 5.7 GFLOP a token at 1.5 k tokens, adapters of rank 16 included.
     assert training_flops(config, 18_464_768, [1500]) / 1500 == pytest.approx(5.7e9, rel=0.02)
 
@@ -130,6 +131,12 @@ def test_target_that_does_not_exist(targets: tuple[str, ...]) -> None:
     choices = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, or all-linear alone"
     with pytest.raises(ConfigError, match=f"'query'.*'embedded:tiny': choose among {choices}"):
         build(lora_targets=targets)
+
+
+def test_layers_that_peft_gives_no_adapters(tmp_path: Path) -> None:
+    MambaConfig(vocab_size=14, hidden_size=8, num_hidden_layers=1, state_size=4).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=f"PEFT puts no adapters on the qwen.lora_targets of '{tmp_path}'.*out_proj"):
+        QwenHybridPrompt(str(tmp_path), init="random")
 
 
 def test_prompt_does_not_depend_on_padding() -> None:
