@@ -25,7 +25,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from jaxtyping import Int, UInt8
 
 from arcdist.data.tasks import MAX_SIDE, Pair
-from arcdist.errors import ConfigError, DataError
+from arcdist.errors import ConfigError, DataError, headline
 from arcdist.files import expanded
 
 # L tokens, H W grid, S symbols.
@@ -38,13 +38,16 @@ Init: TypeAlias = Literal["pretrained", "random"]
 
 TINY = "embedded:tiny"
 """A Qwen2 small enough to train beside the agent on a laptop's CPU, with a vocabulary of grids only."""
-EMBEDDED_MODELS = (TINY, "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B")
+EMBEDDED_MODELS = (TINY, "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B")
 """Names whose configuration is in the package."""
 
-EMBEDDED_POSITIONS = 32_768
-"""Tokens that these read at most."""
 
-_LARGE = " or ".join(EMBEDDED_MODELS[1:])
+def embedded_positions(model: str) -> int:
+    """How many tokens one of `EMBEDDED_MODELS` reads at most."""
+    return 40_960 if model.startswith("Qwen/Qwen3-") else 32_768
+
+
+_LARGE = f"{', '.join(EMBEDDED_MODELS[1:-1])} or {EMBEDDED_MODELS[-1]}"
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
@@ -113,9 +116,7 @@ class GridTokenizer:
         return "".join(text_of[token] for token in ids.tolist())
 
 
-def embedded_tokenizer(
-    reason: str = "the model is its own", max_tokens: int | None = EMBEDDED_POSITIONS
-) -> GridTokenizer:
+def embedded_tokenizer(reason: str = "the model is its own", max_tokens: int | None = 32_768) -> GridTokenizer:
     """The tokenizer of the models that arcdist builds itself: the 13 symbols and a padding token."""
     return GridTokenizer(
         symbol_ids=np.arange(len(SYMBOLS)),
@@ -194,9 +195,10 @@ def locate_qwen(model: str, init: Init) -> QwenSource:
         return QwenSource(model=model, init=init, kind="embedded")
     folder = expanded(model)
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"qwen.model {model!r}: {folder} has no config.json, so it is not a folder of a model.")
+        require_model(model, folder)
         return QwenSource(model=model, init=init, kind="folder", folder=folder)
+    if folder.is_file():
+        raise ConfigError(f"qwen.model {model!r} is a file: give the folder with config.json and *.safetensors.")
     if init == "random" or model.startswith("embedded:"):
         raise ConfigError(
             f"qwen.model is {model!r}, which has no configuration in the package and is no local folder: "
@@ -211,6 +213,26 @@ def locate_qwen(model: str, init: Init) -> QwenSource:
     except LocalEntryNotFoundError:
         cached = None
     return QwenSource(model=model, init=init, kind="hub", folder=cached)
+
+
+def require_model(model: str, folder: Path) -> None:
+    """Check that a folder is one of a model and not of an adapter, which transformers would put on another base.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    where = f"qwen.model {model!r}: {folder}"
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{where} holds an adapter (adapter_config.json), which is not read: give the model that it belongs to, or "
+            f"one that it was merged into, without that file."
+        )
+    if not (folder / "config.json").is_file():
+        gguf = min((path.name for path in folder.glob("*.gguf")), default=None)
+        found = "so it is not a folder of a model"
+        if gguf is not None:
+            found = f"but GGUF ({gguf}), which is not read: take the model's safetensors, with config.json"
+        raise ConfigError(f"{where} has no config.json, {found}.")
 
 
 def ways_out(model: str, *files: str) -> str:
@@ -231,7 +253,8 @@ def read_tokenizer(source: QwenSource) -> GridTokenizer:
     """
     folder = source.folder
     if folder is None:
-        return embedded_tokenizer(f"qwen.model is {TINY}" if source.model == TINY else "qwen.init is random")
+        reason = f"qwen.model is {TINY}" if source.model == TINY else "qwen.init is random"
+        return embedded_tokenizer(reason, embedded_positions(source.model))
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         if has_random_weights(source.model, source.init):
             return embedded_tokenizer(f"{folder} has none", _positions(folder))
@@ -243,8 +266,11 @@ def read_tokenizer(source: QwenSource) -> GridTokenizer:
 
     try:
         pretrained = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"qwen.model {source.model!r}: the tokenizer in {folder} cannot be read: {error}") from error
+    except Exception as error:  # of transformers, of tokenizers, of what reads a vocabulary: each has its own
+        raise ConfigError(
+            f"qwen.model {source.model!r}: the tokenizer in {folder} cannot be read: copy the model's there again. "
+            f"{headline(error)}"
+        ) from error
     return from_pretrained_tokenizer(pretrained, source.model, _positions(folder))
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from arcdist.errors import ConfigError
@@ -29,6 +29,10 @@ class PromptOutput(NamedTuple):
     """Components of mean 0 and variance 1 for each query."""
     control: Float[Tensor, "B P"]
     """The part that comes from the features, likewise normalised."""
+
+
+_CHANGES_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Keys of models whose logits are not what their head gives."""
 
 
 class LessonOutput(NamedTuple):
@@ -95,13 +99,13 @@ class QwenHybridPrompt(nn.Module):
         lm_weight: weight of the next-token loss in the training step; at 0 there is no LM head.
         init: `random` builds the model from its configuration, without weights and without a download.
         dtype: precision of the frozen base, `bfloat16` or `float32`.
-        lora_targets: names of linear layers, or `all-linear` alone.
+        lora_targets: names of linear layers, or `all-linear` alone; in a mixture of experts not those of the experts.
         gradient_checkpointing: recompute the base's activations in the backward pass.
         seed: seed of all random weights; PyTorch's global random state is left as it was.
         sharding: how the frozen base is partitioned over processes.
 
     Raises:
-        ConfigError: no such model or LoRA target.
+        ConfigError: no such model or LoRA target, or a model that cannot be taught to write.
         PlatformError: the model's weights are not available.
     """
 
@@ -140,7 +144,10 @@ class QwenHybridPrompt(nn.Module):
                 lora_dropout=lora_dropout,
                 target_modules=_checked_targets(self.body, lora_targets, model),
             )
-            inject_adapter_in_model(lora, self.body)
+            try:
+                inject_adapter_in_model(lora, self.body)
+            except ValueError as error:  # a kind of layer, or of model, that PEFT knows to go wrong
+                raise ConfigError(f"PEFT puts no adapters on the qwen.lora_targets of {model!r}: {error}") from error
             self.prompt_projection = PromptProjection(self.body.config.hidden_size, prompt_dim, fuse, control_weight)
             self.control_mlp = nn.Sequential(
                 nn.Linear(numeric_in_dim, prompt_dim),
@@ -148,7 +155,7 @@ class QwenHybridPrompt(nn.Module):
                 nn.Linear(prompt_dim, prompt_dim),
                 nn.LayerNorm(prompt_dim, elementwise_affine=False),
             )
-            self.lm_head = self._lm_head(source.head) if lm_weight > 0 else None
+            self.lm_head = self._lm_head(source.head, model) if lm_weight > 0 else None
         self.control_mlp.requires_grad_(control_weight > 0)
         for parameter in self.trainable_parameters()["lora"]:
             parameter.data = parameter.data.float()  # PEFT gives them the base's precision
@@ -160,11 +167,17 @@ class QwenHybridPrompt(nn.Module):
             enable({"use_reentrant": False})
         self.train()
 
-    def _lm_head(self, pretrained: nn.Module | None) -> nn.Module:
+    def _lm_head(self, pretrained: nn.Module | None, model: str) -> nn.Module:
         self.tokenizer = self.tokenizer.leaving_room()
         symbol_ids, config = torch.from_numpy(self.tokenizer.symbol_ids), self.body.config
         self.register_buffer("symbol_ids", symbol_ids, persistent=False)
         if pretrained is not None:
+            for name in _CHANGES_LOGITS:
+                if getattr(config, name, None) not in (None, 1):
+                    raise ConfigError(
+                        f"qwen.lm_weight is more than 0, but {model!r} changes the logits of its head ({name} in "
+                        f"config.json), which is not supported: choose another model, or --qwen.lm_weight 0."
+                    )
             return pretrained.requires_grad_(False)
         return SymbolHead(config.hidden_size, symbol_ids, getattr(config, "initializer_range", 0.02))
 
@@ -218,17 +231,27 @@ class QwenHybridPrompt(nn.Module):
         return {name: parameters for name, parameters in groups.items() if parameters}
 
 
+_OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "shared_expert_gate", "w1", "w2", "w3")
+"""Layers of a mixture of experts, by their last names. PEFT takes most of them for the experts themselves."""
+_IN_EXPERTS = ".experts."
+"""Part of the names of an expert's weights, which a token meets only if it is sent to that expert."""
+
+
 def _checked_targets(body: PreTrainedModel, targets: tuple[str, ...], model: str) -> str | list[str]:
     """The targets as PEFT takes them; it would silently ignore a misspelt one if another is right."""
-    if targets == ("all-linear",):
-        return "all-linear"
     layers = [name for name, module in body.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    note = ""
+    if any(_IN_EXPERTS in name for name, _ in body.named_parameters()):
+        layers = [name for name in layers if name.rpartition(".")[2] not in _OF_EXPERTS]
+        note = " Experts and their routers get no adapters."
+    choices = sorted({name.rpartition(".")[2] for name in layers})
+    if targets == ("all-linear",):
+        return choices if note else "all-linear"
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
-            choices = sorted({name.rpartition(".")[2] for name in layers})
             raise ConfigError(
                 f"qwen.lora_targets names {target!r}, which is no linear layer of {model!r}: "
-                f"choose among {', '.join(choices)}, or all-linear alone."
+                f"choose among {', '.join(choices)}, or all-linear alone.{note}"
             )
     return list(targets)
 
@@ -305,27 +328,60 @@ class PromptCache:
         return query_id in self._rows and batch_number - self._rows[query_id][0] < self._every
 
 
-def layer_weights(config: PretrainedConfig) -> int:
-    """Weights of the linear maps of one layer: attention's four and the gated MLP's three."""
-    width, heads = config.hidden_size, config.num_attention_heads
-    key_width = width * (getattr(config, "num_key_value_heads", None) or heads) // heads
-    inner = getattr(config, "intermediate_size", None) or 4 * width
-    return 2 * width * (width + key_width) + 3 * width * inner
+class Work(NamedTuple):
+    """What a model does with a token of a text."""
+
+    weights: int
+    """Weights that it is multiplied with: of all linear maps, of its share of the experts, of routers, convolutions."""
+    states: int
+    """Numbers in the states of linear attention, over all layers."""
+    width: int
+    """Width of the queries of softmax attention, over all layers."""
+
+
+def work_of(config: PretrainedConfig) -> Work:
+    """What a model of that configuration does with a token, counted on the model itself, without its numbers."""
+    with torch.device("meta"):
+        body = AutoModel.from_config(config, trust_remote_code=False)
+    counts = ("num_experts", "num_local_experts", "n_routed_experts")
+    experts = next(filter(None, (getattr(config, name, None) for name in counts)), 1)
+    chosen = getattr(config, "num_experts_per_tok", None) or 1
+    embeddings = {id(module.weight) for module in body.modules() if isinstance(module, nn.Embedding)}
+    weights = 0
+    for name, parameter in body.named_parameters():
+        if _IN_EXPERTS in name:
+            weights += parameter.numel() * chosen // experts
+        elif parameter.ndim > 1 and id(parameter) not in embeddings:
+            weights += parameter.numel()
+    heads = getattr(config, "num_attention_heads", 0)
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // (heads or 1)
+    linear = (getattr(config, "layer_types", None) or []).count("linear_attention")
+    state = 0
+    if linear:
+        state = config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim
+    return Work(weights, linear * state, (config.num_hidden_layers - linear) * heads * head_width)
+
+
+def _token_and_position(work: Work) -> tuple[float, float]:
+    """Operations of the frozen model for a token, and for a token and a position of its text."""
+    return 4.0 * work.weights + 18.0 * work.states, 6.0 * work.width
 
 
 def attention_share(config: PretrainedConfig) -> float:
-    """Operations of attention for a token and position over those of the linear maps for a token: 6 d / (4 N / L)."""
-    return 6.0 * config.hidden_size / (4.0 * layer_weights(config))
+    """Operations of attention for a token and a position over all others for a token; see `training_flops`."""
+    token, position = _token_and_position(work_of(config))
+    return position / token
 
 
 def training_flops(config: PretrainedConfig, adapter_weights: int, lengths: Iterable[int]) -> float:
     """Operations of reading texts of these lengths (in tokens) and training the adapters on them.
 
-    With d the width, L the layers, N the weights of their linear maps and P those of the adapters, a token of a text
-    of s tokens takes 4 N + 6 P + 6 s d L: frozen weights have a forward pass and the gradient of their inputs, 2 N
-    each; adapters also have a gradient themselves; attention looks back on half of the text on average. What is
-    computed twice to save memory counts once, and neither embeddings nor an LM head count.
+    With N the weights that a token is multiplied with, P those of the adapters, d the width of the queries and S the
+    numbers of the states of linear attention, d and S over all layers that have them, a token of a text of s tokens
+    takes 4 N + 6 P + 6 s d + 18 S: frozen weights have a forward pass and the gradient of their inputs, 2 N each;
+    adapters also have a gradient themselves; attention looks back on half of the text on average; a state is decayed
+    and read, corrected and read, 6 S, and each product has two gradients. What is computed twice to save memory counts
+    once, and neither embeddings nor an LM head count.
     """
-    linear = 4.0 * config.num_hidden_layers * layer_weights(config) + 6.0 * adapter_weights
-    attention = 6.0 * config.hidden_size * config.num_hidden_layers
-    return sum(length * (linear + attention * length) for length in lengths)
+    token, position = _token_and_position(work_of(config))
+    return sum(length * (token + 6.0 * adapter_weights + position * length) for length in lengths)

@@ -75,12 +75,12 @@ class StepReport:
     queries: int
     tokens: int
     """Real tokens of the batch's prompts."""
-    written: int
-    """Queries whose output Qwen was taught to write; `lm_loss`, if there are any, is the mean over these."""
     finite: bool
     """False if the step was skipped: no parameter has moved."""
     signals: tuple[Signals, ...]
     """Of each process."""
+    written: int = 0
+    """Queries whose output Qwen was taught to write; `lm_loss`, if there are any, is the mean over these."""
 
     @property
     def stop(self) -> bool:

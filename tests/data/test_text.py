@@ -178,7 +178,7 @@ def read(model, init="pretrained"):
 
 
 def test_every_embedded_model_has_its_configuration_in_the_package():
-    assert [embedded_config(name).hidden_size for name in EMBEDDED_MODELS] == [32, 896, 1536]
+    assert [embedded_config(name).hidden_size for name in EMBEDDED_MODELS] == [32, 896, 1536, 1024, 2560]
 
 
 @pytest.mark.parametrize(("name", "init"), [(TINY, "pretrained"), (TINY, "random"), (HUB, "random")])

@@ -8,14 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared.real_models import smollm2
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config, Qwen3Config, Qwen3NextConfig
 
 from arcdist.data.tasks import Pair
-from arcdist.data.text import embedded_tokenizer
+from arcdist.data.text import GridTokenizer, embedded_tokenizer
 from arcdist.models import qwen_writer
-from arcdist.models.qwen_writer import GridWriter, lm_loss, token_log_probs
+from arcdist.models.qwen_source import load_body
+from arcdist.models.qwen_writer import GridWriter, SymbolHead, lm_loss, token_log_probs, with_outputs
 
 TOKENIZER = embedded_tokenizer()
 SIZES = {"vocab_size": 17, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -57,15 +59,15 @@ def writer_of(model: nn.Module, **options: int) -> GridWriter:
     return GridWriter(model.base_model, model.lm_head, TOKENIZER, **options)
 
 
-def prompts(*sizes: tuple[int, int], margin: int = 0) -> tuple[Tensor, Tensor]:
+def prompts(*sizes: tuple[int, int], margin: int = 0, tokenizer: GridTokenizer = TOKENIZER) -> tuple[Tensor, Tensor]:
     """One prompt a size, of random grids of that size, padded on the right."""
     texts = []
     for height, width in sizes:
         rng = np.random.default_rng([height, width])
         first, second, third = rng.integers(0, 10, (3, height, width), dtype=np.uint8)
-        texts.append(TOKENIZER.encode([Pair(first, second)], third))
+        texts.append(tokenizer.encode([Pair(first, second)], third))
     longest = max(map(len, texts)) + margin
-    tokens = np.full((len(texts), longest), TOKENIZER.pad_id)
+    tokens = np.full((len(texts), longest), tokenizer.pad_id)
     mask = np.arange(longest) < np.array([[len(text)] for text in texts])
     tokens[mask] = np.concatenate(texts)
     return torch.from_numpy(tokens), torch.from_numpy(mask)
@@ -105,6 +107,24 @@ def test_the_scorer_is_the_sum_of_transformers_logits(kind: str, rows: int) -> N
     assert list(map(len, found)) == [3, 0, 2]
     for ours, theirs in zip(found, expected, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_scorer_is_the_sum_of_a_real_models_logits() -> None:
+    folder = smollm2()
+    body, tokenizer = load_body(str(folder), "pretrained", torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens, mask = prompts((3, 3), (2, 5), tokenizer=tokenizer)
+    candidates = [grids(2), grids(3)]
+    writer = GridWriter(body, model.lm_head, tokenizer)
+    found = writer.log_prob(tokens, mask, candidates)
+    for query, of_query in enumerate(candidates):
+        for log_prob, grid in zip(found[query], of_query, strict=True):
+            expected = straightforward(model, alone(tokens, mask, query), tokenizer.encode_output(grid))
+            assert log_prob == pytest.approx(expected, abs=1e-4)
+    for query, written in enumerate(writer.greedy(tokens, mask, max_side=5)):
+        expected = straightforward(model, alone(tokens, mask, query), tokenizer.encode_output(written.grid))
+        assert written.log_prob == pytest.approx(expected, abs=1e-4)
 
 
 def uncached_greedy(model: nn.Module, prompt: Tensor, max_side: int) -> tuple[list[list[int]], float]:
@@ -330,6 +350,46 @@ def test_loss_by_hand() -> None:
     (theirs,) = torch.autograd.grad(first + second, hidden)
     torch.testing.assert_close(ours, theirs)
     assert torch.equal(lm_loss(head, hidden, tokens, torch.zeros_like(mask)), torch.zeros(3))
+
+
+def test_outputs_follow_their_prompts() -> None:
+    tokens, mask = prompts(*MIXED, margin=2)
+    outputs = [*grids(2, side=9), None]
+    target = torch.full((3, 9, 9), -1)
+    sizes = torch.zeros(3, 2, dtype=torch.int64)
+    expected = []
+    for query, output in enumerate(outputs):
+        text = alone(tokens, mask, query)
+        if output is not None:
+            height, width = output.shape
+            target[query, :height, :width] = torch.from_numpy(output)
+            sizes[query] = torch.tensor(output.shape)
+            text = torch.cat([text, torch.from_numpy(TOKENIZER.encode_output(output))])
+        expected.append(text.tolist())
+    texts, output_mask = with_outputs(tokens, mask, target, sizes, torch.from_numpy(TOKENIZER.symbol_ids))
+    assert texts.shape[1] == max(tokens.shape[1], *map(len, expected))
+    whole = F.pad(mask, (0, texts.shape[1] - mask.shape[1])) | output_mask
+    assert [alone(texts, whole, query).tolist() for query in range(3)] == expected
+    assert output_mask.sum(1).tolist() == [len(TOKENIZER.encode_output(grid)) for grid in outputs[:2]] + [0]
+    assert torch.equal(alone(tokens, mask, 2), alone(texts, whole, 2))
+
+
+def test_a_symbol_head_knows_what_a_grid_is_written_with_and_nothing_else() -> None:
+    ids = torch.tensor([*range(20, 30), 7, 3, 40])
+    head = SymbolHead(4, ids, std=0.5)
+    assert [parameter.shape for parameter in head.parameters()] == [(12, 4)]
+    assert list(head.state_dict()) == ["rows.weight"]
+    hidden = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = head(hidden.bfloat16())
+    assert (logits.shape, logits.dtype) == ((5, 41), torch.float32)
+    torch.testing.assert_close(logits[:, ids[:12]], hidden.bfloat16().float() @ head.rows.weight.T)
+    others = sorted({*range(41)} - {*ids[:12].tolist()})
+    assert (logits[:, others] == -math.inf).all()
+    loss = -token_log_probs(head, hidden, ids[torch.tensor([0, 3, 10, 11, 9])]).mean()
+    (gradient,) = torch.autograd.grad(loss, head.rows.weight)
+    assert gradient.isfinite().all()
+    assert gradient.any()
 
 
 def test_logits_are_held_for_some_tokens_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
