@@ -124,6 +124,7 @@ def test_a_state_is_no_part_of_what_it_was_taken_of():
         "queries": 1,
         "tokens": 1,
         "seconds": 0.5,
+        "written": 0,
         "sums": {"loss": 1.0, "train/cell": 0.0},
         "norm_sums": {"grad_norm/agent": 2.0},
         "largest_norms": {"agent": 2.0},
