@@ -134,6 +134,8 @@ class QwenConfig(_Section):
     """Names of the linear layers that get an adapter; `all-linear` means every one."""
     every: Count = 1
     """A query's prompt is computed again after this many batches; 1 trains Qwen on every batch."""
+    lm_weight: NonNegative = 0.0
+    """Weight of the next-token loss on the held-out output; above 0 Qwen also learns to write grids."""
     gradient_checkpointing: bool = False
     """Recompute Qwen's activations in the backward pass: less memory, about a third more time."""
 

@@ -15,7 +15,7 @@ This is one context pair, the query's input, and the mark after which its output
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -24,7 +24,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from jaxtyping import Int, UInt8
 
-from arcdist.data.tasks import Pair
+from arcdist.data.tasks import MAX_SIDE, Pair
 from arcdist.errors import ConfigError, DataError, headline
 from arcdist.files import expanded
 
@@ -64,7 +64,7 @@ class GridTokenizer:
     name: str
     """Whose tokens these are, in words."""
     max_tokens: int | None = None
-    """Positions of the model that reads them; None if it has any number."""
+    """Tokens that a prompt may have: positions of the model that reads it; None if it has any number."""
 
     def encode(self, context: Sequence[Pair], query: UInt8[np.ndarray, "H W"]) -> Int[np.ndarray, " L"]:
         """Token ids of the context pairs, the query's input and the mark that its output would follow.
@@ -88,6 +88,20 @@ class GridTokenizer:
             start += length
         symbols[start] = OUTPUT
         return self.symbol_ids[symbols]
+
+    def encode_output(self, output: UInt8[np.ndarray, "H W"]) -> Int[np.ndarray, " L"]:
+        """Token ids of an output that follows `encode`'s, and of the mark that ends it: a next pair's input begins.
+
+        L = height · (width + 1) + 1.
+        """
+        rows = np.full((output.shape[0], output.shape[1] + 1), NEWLINE, dtype=np.uint8)
+        rows[:, :-1] = output
+        return self.symbol_ids[np.append(rows, np.uint8(INPUT))]
+
+    def leaving_room(self) -> "GridTokenizer":
+        """The same for a model that also writes an output after each prompt: the largest must find positions."""
+        longest = MAX_SIDE * (MAX_SIDE + 1) + 1
+        return replace(self, max_tokens=None if self.max_tokens is None else self.max_tokens - longest)
 
     def decode(self, ids: Int[np.ndarray, " L"]) -> str:
         """The text of token ids, without padding.

@@ -14,9 +14,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from arcdist.errors import ConfigError
-from arcdist.models.qwen_source import UNSHARDED, Sharding, load_body, shape_of
+from arcdist.models.qwen_source import UNSHARDED, Sharding, load_language_model, shape_of
+from arcdist.models.qwen_writer import GridWriter, SymbolHead, lm_loss, with_outputs
 
-# B queries, M of them without a prompt in the cache, L tokens, D width of Qwen, F features, P prompt.
+# B queries, M of them without a prompt in the cache, L tokens, D width of Qwen, F features, P prompt, h w targets.
 
 Fuse = Literal["mean", "concat-linear"]
 
@@ -28,6 +29,19 @@ class PromptOutput(NamedTuple):
     """Components of mean 0 and variance 1 for each query."""
     control: Float[Tensor, "B P"]
     """The part that comes from the features, likewise normalised."""
+
+
+_CHANGES_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Keys of models whose logits are not what their head gives."""
+
+
+class LessonOutput(NamedTuple):
+    """What Qwen gives for B queries whose outputs it is shown."""
+
+    prompt: Float[Tensor, "B P"]
+    control: Float[Tensor, "B P"]
+    lm_loss: Float[Tensor, " B"]
+    """Next-token loss of each output, see `arcdist.models.qwen_writer.lm_loss`."""
 
 
 def mean_pool(hidden: Float[Tensor, "B L D"], token_mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:
@@ -69,6 +83,9 @@ class QwenHybridPrompt(nn.Module):
     The base model is frozen; LoRA adapters on its linear layers, the projection and the control MLP are trained, in
     float32. Padding must be on the right: the model is causal, so real tokens never see it and no mask is needed.
 
+    With `lm_weight` > 0 it also learns to write outputs. A pretrained model has its own LM head, which stays as it is;
+    one of random weights gets a `SymbolHead`, which is trained.
+
     Args:
         model: a Hub name, a local folder, or `embedded:tiny`.
         prompt_dim: width P of prompt and control vector.
@@ -79,6 +96,7 @@ class QwenHybridPrompt(nn.Module):
         lora_alpha: the adapters' output is multiplied by `lora_alpha / lora_r`.
         lora_dropout: dropout before the adapters.
         every: batches that a query's prompt serves; kept for the training step, see `PromptCache`.
+        lm_weight: weight of the next-token loss in the training step; at 0 there is no LM head.
         init: `random` builds the model from its configuration, without weights and without a download.
         dtype: precision of the frozen base, `bfloat16` or `float32`.
         lora_targets: names of linear layers, or `all-linear` alone; in a mixture of experts not those of the experts.
@@ -87,9 +105,11 @@ class QwenHybridPrompt(nn.Module):
         sharding: how the frozen base is partitioned over processes.
 
     Raises:
-        ConfigError: no such model or LoRA target.
+        ConfigError: no such model or LoRA target, or a model that cannot be taught to write.
         PlatformError: the model's weights are not available.
     """
+
+    symbol_ids: Tensor
 
     def __init__(
         self,
@@ -102,6 +122,7 @@ class QwenHybridPrompt(nn.Module):
         lora_alpha: int = 32,
         lora_dropout: float = 0.0,
         every: int = 1,
+        lm_weight: float = 0.0,
         *,
         init: Literal["pretrained", "random"] = "pretrained",
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
@@ -113,7 +134,8 @@ class QwenHybridPrompt(nn.Module):
         super().__init__()
         self.every = every
         with _seeded(seed):
-            self.body, self.tokenizer = load_body(model, init, getattr(torch, dtype), seed=seed, sharding=sharding)
+            source = load_language_model(model, init, getattr(torch, dtype), seed=seed, sharding=sharding)
+        self.body, self.tokenizer = source.body, source.tokenizer
         # Seeded again: how much was drawn for the base depends on where it came from.
         with _seeded(seed):
             lora = LoraConfig(
@@ -133,6 +155,7 @@ class QwenHybridPrompt(nn.Module):
                 nn.Linear(prompt_dim, prompt_dim),
                 nn.LayerNorm(prompt_dim, elementwise_affine=False),
             )
+            self.lm_head = self._lm_head(source.head, model) if lm_weight > 0 else None
         self.control_mlp.requires_grad_(control_weight > 0)
         for parameter in self.trainable_parameters()["lora"]:
             parameter.data = parameter.data.float()  # PEFT gives them the base's precision
@@ -144,25 +167,66 @@ class QwenHybridPrompt(nn.Module):
             enable({"use_reentrant": False})
         self.train()
 
+    def _lm_head(self, pretrained: nn.Module | None, model: str) -> nn.Module:
+        self.tokenizer = self.tokenizer.leaving_room()
+        symbol_ids, config = torch.from_numpy(self.tokenizer.symbol_ids), self.body.config
+        self.register_buffer("symbol_ids", symbol_ids, persistent=False)
+        if pretrained is not None:
+            for name in _CHANGES_LOGITS:
+                if getattr(config, name, None) not in (None, 1):
+                    raise ConfigError(
+                        f"qwen.lm_weight is more than 0, but {model!r} changes the logits of its head ({name} in "
+                        f"config.json), which is not supported: choose another model, or --qwen.lm_weight 0."
+                    )
+            return pretrained.requires_grad_(False)
+        return SymbolHead(config.hidden_size, symbol_ids, getattr(config, "initializer_range", 0.02))
+
     def forward(
-        self, tokens: Int[Tensor, "B L"], token_mask: Bool[Tensor, "B L"], features: Float[Tensor, "B F"]
-    ) -> PromptOutput:
+        self,
+        tokens: Int[Tensor, "B L"],
+        token_mask: Bool[Tensor, "B L"],
+        features: Float[Tensor, "B F"],
+        target: Int[Tensor, "B h w"] | None = None,
+        target_size: Int[Tensor, "B 2"] | None = None,
+    ) -> PromptOutput | LessonOutput:
         """Prompt and control vector of B queries, in float32 under any autocast.
+
+        With targets, which takes an LM head, also the next-token loss of each as the output that follows the prompt.
+        The prompt does not depend on them: no token sees a later one, and only the prompt's own tokens are averaged.
 
         Args:
             tokens: ids of `tokenizer`, padded on the right.
             token_mask: True for real tokens, at least one a query.
             features: transformation features averaged over the context pairs.
+            target: top left on a canvas, as in `QueryTargets`.
+            target_size: height and width of each; zeros if it is not known.
         """
-        hidden = self.body(input_ids=tokens, use_cache=False).last_hidden_state
+        texts, output_mask = tokens, torch.zeros_like(token_mask)
+        if target is not None and target_size is not None:
+            texts, output_mask = with_outputs(tokens, token_mask, target, target_size, self.symbol_ids)
+        hidden = self.body(input_ids=texts, use_cache=False).last_hidden_state
         with torch.autocast(tokens.device.type, enabled=False):
             control = self.control_mlp(features)
-            prompt = self.prompt_projection(mean_pool(hidden, token_mask), control)
-        return PromptOutput(prompt, control)
+            prompt = self.prompt_projection(mean_pool(hidden[:, : tokens.shape[1]], token_mask), control)
+        if target is None:
+            return PromptOutput(prompt, control)
+        assert self.lm_head is not None
+        return LessonOutput(prompt, control, lm_loss(self.lm_head, hidden, texts, output_mask))
+
+    def writer(self, *, rows: int = 64) -> GridWriter:
+        """What writes and scores outputs; there must be an LM head (`lm_weight` > 0).
+
+        Args:
+            rows: most texts whose keys and values are held at once.
+        """
+        assert self.lm_head is not None
+        return GridWriter(self.body, self.lm_head, self.tokenizer, rows=rows)
 
     def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """Trained parameters by group: `lora`, `prompt_projection` and, unless its weight is 0, `control_mlp`."""
+        """Trained parameters by group: `lora`, `prompt_projection`, and `control_mlp` and `lm_head` if they are."""
         parts = {"lora": self.body, "prompt_projection": self.prompt_projection, "control_mlp": self.control_mlp}
+        if self.lm_head is not None:
+            parts["lm_head"] = self.lm_head
         groups = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}
         return {name: parameters for name, parameters in groups.items() if parameters}
 

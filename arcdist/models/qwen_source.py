@@ -8,7 +8,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import transformers
@@ -48,9 +48,11 @@ __all__ = [
     "EMBEDDED_MODELS",
     "TINY",
     "UNSHARDED",
+    "LanguageModel",
     "Sharding",
     "embedded_config",
     "load_body",
+    "load_language_model",
     "locate_qwen",
     "random_body",
     "read_config",
@@ -169,15 +171,25 @@ def _stream(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def load_body(
+class LanguageModel(NamedTuple):
+    """The parts of a causal language model."""
+
+    body: PreTrainedModel
+    """Gives hidden states."""
+    tokenizer: GridTokenizer
+    head: nn.Module | None
+    """Gives logits from them; it may share its weight with the body's embedding. None for random weights."""
+
+
+def load_language_model(
     model: str,
     init: Init,
     dtype: torch.dtype,
     *,
     seed: int = 0,
     sharding: Sharding = UNSHARDED,
-) -> tuple[PreTrainedModel, GridTokenizer]:
-    """Give a causal language model without its LM head, and the tokenizer that writes grids for it.
+) -> LanguageModel:
+    """Give a causal language model, and the tokenizer that writes grids for it.
 
     No code of a model's repository is ever run, and weights are only read from safetensors.
 
@@ -196,14 +208,29 @@ def load_body(
     if source.kind == "hub":
         source = replace(source, folder=_hub_snapshot(model))
     config, tokenizer = read_parts(source)
+    head = None
     if has_random_weights(source.model, source.init):
         body = random_body(config, dtype, seed=seed, sharding=sharding)
         _log.info(
             "%s has untrained, random weights: it knows no language, and reads the tokens of %s.", model, tokenizer.name
         )
     else:
-        body = _read_body(source, config, dtype, sharding)
-    return body, tokenizer
+        causal_lm = _read_causal_lm(source, config, dtype, sharding)
+        body, head = causal_lm.base_model, causal_lm.get_output_embeddings()
+    return LanguageModel(body, tokenizer, head)
+
+
+def load_body(
+    model: str,
+    init: Init,
+    dtype: torch.dtype,
+    *,
+    seed: int = 0,
+    sharding: Sharding = UNSHARDED,
+) -> tuple[PreTrainedModel, GridTokenizer]:
+    """Give what `load_language_model` does, without the LM head."""
+    loaded = load_language_model(model, init, dtype, seed=seed, sharding=sharding)
+    return loaded.body, loaded.tokenizer
 
 
 def read_parts(source: QwenSource) -> tuple[PretrainedConfig, GridTokenizer]:
@@ -337,7 +364,9 @@ def weight_files(source: QwenSource) -> list[Path]:
     return files
 
 
-def _read_body(source: QwenSource, config: PretrainedConfig, dtype: torch.dtype, sharding: Sharding) -> PreTrainedModel:
+def _read_causal_lm(
+    source: QwenSource, config: PretrainedConfig, dtype: torch.dtype, sharding: Sharding
+) -> PreTrainedModel:
     model, folder = source.model, source.folder
     weight_files(source)
     unread = f"qwen.model {model!r}: the weights in {folder} cannot be read"
@@ -358,8 +387,7 @@ def _read_body(source: QwenSource, config: PretrainedConfig, dtype: torch.dtype,
             f"qwen.model {model!r}: the weights in {folder} lack or misshape {len(absent)} parameters of the model "
             f"({', '.join(absent[:3])}, …): download them again."
         )
-    body: PreTrainedModel = causal_lm.base_model
-    return body
+    return causal_lm
 
 
 def _hub_snapshot(model: str) -> Path:

@@ -79,6 +79,17 @@ def test_layout_by_hand() -> None:
     assert (tokenizer.pad_id, tokenizer.vocab_size) == (13, 14)
 
 
+def test_an_output_ends_where_a_next_pair_would_begin() -> None:
+    tokenizer = embedded_tokenizer()
+    output = tokenizer.encode_output(PAIR.input)
+    assert output.dtype == np.int64
+    assert output.tolist() == [0, 0, 10, 0, 7, 10, 11]
+    pair = Pair(PAIR.input, PAIR.output)
+    longer = tokenizer.encode([pair, pair], QUERY)
+    prompt, output = tokenizer.encode([], pair.input), tokenizer.encode_output(pair.output)
+    assert longer[: len(prompt) + len(output)].tolist() == [*prompt, *output]
+
+
 def test_padding_is_not_decoded() -> None:
     tokenizer = embedded_tokenizer()
     assert tokenizer.decode(np.array([11, 3, 13, 13])) == "I3"
