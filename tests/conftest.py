@@ -5,7 +5,8 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,64 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, i
     pool = RankPool(tmp_path_factory.mktemp("ranks"))
     yield pool.ranks
     pool.close()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a program has ended."""
+
+    codes: list[int]
+    """Of its processes; of one that a signal ended, its number below 0."""
+    out: str
+    err: str
+
+    @property
+    def code(self) -> int:
+        """That all processes have ended with."""
+        (code,) = set(self.codes)
+        return code
+
+
+@pytest.fixture(scope="session")
+def start_program(
+    ranks: Callable[[str, int], Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[Any, Callable[[], Ended]]]:
+    """Start a program of launch/ on a launcher's waiting processes: these, and a function that waits for their end."""
+    from shared.ranks import CHECKOUT
+
+    def start(
+        name: str, *argv: Any, config: str = "python", processes: int = 1, cwd: Path | None = None
+    ) -> tuple[Any, Callable[[], Ended]]:
+        folder = tmp_path_factory.mktemp("program")
+        out, err = folder / "out", folder / "err"
+        command = [str(CHECKOUT / "launch" / name), *map(str, argv)]
+        running = ranks(config, processes).start(command, cwd or folder, out, err, {"COLUMNS": "80"})
+
+        def end() -> Ended:
+            codes = running.wait()
+            return Ended(codes, *(file.read_text() if file.exists() else "" for file in (out, err)))
+
+        return running, end
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_program(start_program: Callable[..., Any]) -> Callable[..., Ended]:
+    """Start a program of launch/ and wait until it has ended."""
+    return lambda *argv, **how: start_program(*argv, **how)[1]()
+
+
+@pytest.fixture(scope="session")
+def trained_run(
+    run_program: Callable[..., Ended], tiny_flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a run of three steps on 12 tasks, which nobody changes."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    more = ("--data.max_tasks", "12", "--data.max_side", "6", "--max_batches", "3")
+    ended = run_program("train.py", *tiny_flags, *more, "--output_dir", folder)
+    assert ended.code == 0, ended.err
+    return folder
 
 
 @pytest.fixture

@@ -11,10 +11,14 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
+from arcdist.tracking.grids import png
+
 _PIXELS_PER_INCH = 100
 _SHARPNESS = 2
 """Pixels of a picture for each pixel of the page: screens have two."""
 _COLORS = 256
+_ROOM, _CELL = 200, 8
+"""Pixels of the page for a grid, and of a cell in its picture."""
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
@@ -34,7 +38,17 @@ def picture(figure: Figure, alt: str) -> Markup:
     pixels = Image.open(drawn).convert("RGB").quantize(_COLORS, dither=Image.Dither.NONE)
     pixels.save(content, format="png", optimize=True)
     width, height = (round(_PIXELS_PER_INCH * inches) for inches in figure.get_size_inches())
-    data = base64.b64encode(content.getvalue()).decode()
+    return _img(content.getvalue(), alt, width, height)
+
+
+def image(grid: Image.Image, alt: str, longest: int) -> Markup:
+    """An `<img>` that contains a small picture of a grid, enlarged as far as one with so long a side has room."""
+    times = max(1, min(3, _ROOM // (longest * _CELL)))
+    return _img(png(grid), alt, times * grid.width, times * grid.height)
+
+
+def _img(content: bytes, alt: str, width: int, height: int) -> Markup:
+    data = base64.b64encode(content).decode()
     return Markup('<img alt="{}" width="{}" height="{}" src="data:image/png;base64,{}">').format(
         alt, width, height, data
     )

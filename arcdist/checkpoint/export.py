@@ -26,6 +26,7 @@ from arcdist.checkpoint.store import BEST, Snapshot, is_numbered
 from arcdist.config import Config, format_config
 from arcdist.config.keys import build, flatten
 from arcdist.config.schema import section_arguments
+from arcdist.data import read_task_sets, tasks_digest
 from arcdist.data.tasks import NUM_COLORS
 from arcdist.errors import ConfigError, DataError, reason
 from arcdist.files import expanded, write_folder
@@ -43,12 +44,12 @@ _REST = {
 }
 """Modules by their names in a checkpoint, and in `rest.safetensors`."""
 
-TASKS = "tasks.json"
-"""Of an export: the ids of the trained tasks, in the order of their vectors."""
+TRAINED = "trained.json"
+"""Of an export: the step, the frozen base, and the ids of the trained tasks in the order of their vectors."""
 
 _NEEDED = {
     **dict.fromkeys(("step", "epoch", "batch", "processes"), int),
-    **dict.fromkeys(("config", "base", "versions"), dict),
+    **dict.fromkeys(("config", "base", "data", "versions"), dict),
     "epochs": list,
 }
 """What an export takes from the state."""
@@ -134,7 +135,7 @@ def contents(snapshot: Snapshot) -> dict[str, bytes]:
         "adapter/adapter_model.safetensors": save(adapter, metadata={"format": "pt"}),
         "agent.safetensors": save(agent, metadata={"format": "pt"}),
         "agent.json": _json(agent_arguments(config, agent)),
-        TASKS: _json({"tasks": state["tasks"]} if "tasks" in state else {}),
+        TRAINED: _json({"step": state["step"], "base": state["base"], "tasks": _tasks(state, config)}),
         "rest.safetensors": save(rest, metadata={"format": "pt"}),
         "config.yaml": format_config(config).encode(),
         "README.md": model_card(config, state, base, averaged=bool(average), control_mlp=control_mlp).encode(),
@@ -146,6 +147,33 @@ def config_of(state: Mapping[str, Any]) -> Config:
     # JSON has no tuples.
     known = {name: tuple(value) if isinstance(value, list) else value for name, value in state["config"].items()}
     return build({name: known.get(name, value) for name, value in flatten(Config()).items()})
+
+
+def trained_tasks(state: Mapping[str, Any], config: Config) -> list[str]:
+    """Ids of the tasks that a run was trained on, in the order of their vectors.
+
+    A checkpoint that is older than this record has a checksum of them, by which they are read from their source.
+
+    Raises:
+        DataError: that source cannot be read, or has changed.
+    """
+    if "tasks" in state:
+        return list(state["tasks"])
+    used = read_task_sets(config.data).training.used
+    if tasks_digest(used) != state["data"]["training"]:
+        raise DataError(
+            f"The checkpoint does not name the tasks that it was trained on, and {config.data.source} has changed "
+            f"since: give back its tasks, or resume the run for a step, which writes a checkpoint that names them."
+        )
+    return [task.id for task in used]
+
+
+def _tasks(state: Mapping[str, Any], config: Config) -> list[str] | None:
+    """What can be told of the trained tasks: an export is of use without them, and cannot answer puzzles."""
+    try:
+        return trained_tasks(state, config)
+    except DataError:
+        return None
 
 
 def agent_arguments(config: Config, agent: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -267,7 +295,7 @@ here.
 | `adapter/` | the LoRA adapter, for PEFT |
 | `agent.safetensors` | the grid agent: {agent} |
 | `agent.json` | the arguments of its constructor, `arcdist.models.ARCPromptGuidedAgent` |
-| `tasks.json` | the ids of the trained tasks, in the order of the agent's task vectors |
+| `trained.json` | the step, the base, and the ids of the trained tasks in the order of the agent's task vectors |
 | `rest.safetensors` | {rest} |
 | `config.yaml` | the run's configuration, for `--config` |
 

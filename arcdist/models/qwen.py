@@ -10,11 +10,11 @@ from jaxtyping import Bool, Float, Int
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from arcdist.errors import ConfigError
-from arcdist.models.qwen_source import UNSHARDED, Sharding, load_language_model
+from arcdist.models.qwen_source import UNSHARDED, Sharding, load_language_model, shape_of
 from arcdist.models.qwen_writer import GridWriter, SymbolHead, lm_loss, with_outputs
 
 # B queries, M of them without a prompt in the cache, L tokens, D width of Qwen, F features, P prompt, h w targets.
@@ -341,8 +341,7 @@ class Work(NamedTuple):
 
 def work_of(config: PretrainedConfig) -> Work:
     """What a model of that configuration does with a token, counted on the model itself, without its numbers."""
-    with torch.device("meta"):
-        body = AutoModel.from_config(config, trust_remote_code=False)
+    body = shape_of(config)
     counts = ("num_experts", "num_local_experts", "n_routed_experts")
     experts = next(filter(None, (getattr(config, name, None) for name in counts)), 1)
     chosen = getattr(config, "num_experts_per_tok", None) or 1

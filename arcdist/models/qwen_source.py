@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -57,6 +58,7 @@ __all__ = [
     "read_config",
     "read_parts",
     "require_unquantised",
+    "shape_of",
     "weight_files",
 ]
 
@@ -154,6 +156,13 @@ def random_body(
                     parameter.copy_(drawn.uniform_(0.01, 16.0, generator=stream).log_())
             elif parameter.ndim > 1:
                 parameter.copy_(drawn.normal_(0.0, std, generator=stream))
+    return body
+
+
+def shape_of(config: PretrainedConfig) -> PreTrainedModel:
+    """A model of that configuration without LM head and without its numbers, whole also where others are sharded."""
+    with torch.device("meta"):
+        body: PreTrainedModel = MODEL_MAPPING[type(config)](config)
     return body
 
 
@@ -264,8 +273,8 @@ def read_config(source: QwenSource) -> PretrainedConfig:
     if is_encoder or type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise _not_causal(model, config)
     unfit = f"qwen.model {model!r}: no model can be built from config.json in {folder}"
-    with _library_errors(ConfigError, unfit), torch.device("meta"):
-        shape = AutoModel.from_config(text, trust_remote_code=False)
+    with _library_errors(ConfigError, unfit):
+        shape = shape_of(text)
     # Prompts are independent of right padding only because no token sees a later one.
     if any(getattr(module, "is_causal", True) is False for module in shape.modules()):
         raise _not_causal(model, config)

@@ -2,8 +2,9 @@
 
 import json
 import logging
+import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -11,25 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from arcdist.config import LoadedConfig
+from arcdist.config.loader import run_of
 from arcdist.config.schema import section_arguments
-from arcdist.data import Collator, Task, TaskSet, build_queries, read_task_sets, tasks_digest
-from arcdist.data.queries import Queries
+from arcdist.data import Collator, Origin, Task, TaskSet, build_queries, read_task_sets, tasks_digest
+from arcdist.data.queries import Kind, Queries
 from arcdist.distributed import is_main, rank, world_size
 from arcdist.distributed.collectives import broadcast_text, shutdown
 from arcdist.engine.platform import start_platform
-from arcdist.errors import ArcdistError, ConfigError, DataError, SaveError, headline
+from arcdist.errors import ConfigError, DataError, SaveError, kind_and_reason, reason
 from arcdist.evaluation.adapt import Adapting, adapted
 from arcdist.evaluation.predict import Candidate, Proposing, propose
 from arcdist.files import expanded, replacing
 from arcdist.formatting import counted, duration
 from arcdist.solving.results import Answers, write_results
-from arcdist.solving.trained import Trained, read_trained
+from arcdist.solving.trained import Trained, changed_keys, read_trained
 from arcdist.tracking import no_log, open_log
-from arcdist.tracking.console import ProgressBar, shared_console
+from arcdist.tracking.console import ProgressBar
+from arcdist.tracking.run_folder import held, own, readable
 
 _logger = logging.getLogger(__name__)
 
-_OWN_SIDE = 30
+PROTOCOL = "protocol.json"
+_ELSEWHERE = "choose another with --output_dir FOLDER"
 _POLL_SECONDS = 0.5
 
 
@@ -39,7 +43,9 @@ class Scored:
 
     tasks: TaskSet
     protocol: str
-    """`seen`: their demonstrations were trained on; `unseen`: nothing of them was."""
+    """One of `results.PROTOCOLS`."""
+    max_side: int
+    """Longest side of a task that is answered."""
 
 
 def evaluate(loaded: LoadedConfig) -> None:
@@ -47,34 +53,44 @@ def evaluate(loaded: LoadedConfig) -> None:
 
     Raises:
         ArcdistError: of the kind that says whose mistake it is.
+        KeyboardInterrupt: after Ctrl-C; what is answered is kept.
     """
     config = loaded.config
     if len(loaded.arguments) > 1:
-        raise ConfigError(f"evaluate.py takes one run, and was given {counted(len(loaded.arguments), 'word')}.")
+        raise ConfigError(f"Give one run: there are {counted(len(loaded.arguments), 'word')} beside the flags.")
     path = expanded(loaded.arguments[0])
     with open_log(None) if is_main() else no_log():
         platform = start_platform(config)
         trained = read_trained(path, config, platform.accelerator.device)
         scored = find_scored(loaded, trained)
-        solver = Solver.of(trained, loaded, scored.tasks.used)
-        named = config.output.dir or str(path / "solve" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-        folder = Path(broadcast_text(str(expanded(named).resolve())))
-        started = time.monotonic()
+        # What the first process of a machine prepares, the others find in the cache.
+        with platform.accelerator.local_main_process_first():
+            solver = Solver.of(trained, loaded, scored.tasks.used)
+        now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        named = expanded(config.output.dir) if config.output.dir else run_of(path) / "solve" / now
+        folder = Path(broadcast_text(str(named.absolute())))
         protocol = {
             "run": trained.origin,
             "weights": trained.digest,
+            "changed": changed_keys(config, trained.config),
             "tasks": tasks_digest(scored.tasks.used),
-            "trained_on": f"{trained.config.data.source} ({trained.config.data.split})",
+            "trained_on": str(Origin(trained.config.data.source, trained.config.data.split)),
             "trained_tasks": len(trained.tasks),
             "scored": str(scored.tasks.origin),
             "protocol": scored.protocol,
             "solve": section_arguments(config.solve),
             "seed": config.train.seed,
         }
-        queue = Queue(folder, solver, scored.tasks.used, protocol)
-        queue.run()
-        if is_main():
-            write_results(folder, scored.tasks, queue.answers(), protocol, time.monotonic() - started)
+        with claimed(folder, protocol) if is_main() else nullcontext():
+            queue = Queue(folder, solver, scored.tasks.used)
+            try:
+                queue.run()
+            except KeyboardInterrupt:
+                _logger.warning("Interrupted. %s answered; --output_dir %s continues.", queue.progress(), folder)
+                raise
+            if is_main():
+                with _writable(folder):
+                    write_results(folder, scored.tasks, queue.answers(), protocol, scored.max_side)
     shutdown()
 
 
@@ -95,11 +111,12 @@ def find_scored(loaded: LoadedConfig, trained: Trained) -> Scored:
         own = replace(sets.validation, tasks=sets.validation.used)
         transductive = sets.validation.origin in sets.joined
         seen = "seen" if sets.validation is sets.training else "transductive" if transductive else "unseen"
-        return Scored(tasks=own, protocol=seen)
+        return Scored(tasks=own, protocol=seen, max_side=ours.max_side)
     wanted = replace(
         data,
         validation_source=None,
-        max_side=data.max_side if is_given("data.max_side") else _OWN_SIDE,
+        also_demonstrations_of=(),
+        max_side=data.max_side if is_given("data.max_side") else trained.longest_side,
         max_tasks=data.max_tasks if is_given("data.max_tasks") else None,
     )
     asked = read_task_sets(wanted).training
@@ -111,15 +128,23 @@ def find_scored(loaded: LoadedConfig, trained: Trained) -> Scored:
         if shared and asked.origin.source not in data.allow_overlap:
             raise DataError(
                 f"{len(shared)} tasks of {asked.origin} have ids of tasks that the run was trained on "
-                f"({', '.join(shared[:5])}): name {asked.origin.source} with --data.allow_overlap to accept it."
+                f"({', '.join(shared[:5])}): score others, or give --data.allow_overlap "
+                f"{shlex.quote(asked.origin.source)} to accept it."
             ) from error
-        return Scored(tasks=asked, protocol="overlapping" if shared else "unseen")
+        return Scored(tasks=asked, protocol="overlapping" if shared else "unseen", max_side=wanted.max_side)
     if sets.training.origin == asked.origin:
-        return Scored(tasks=asked, protocol="seen")
+        if asked.origin.source not in data.allow_overlap:
+            raise DataError(
+                f"The run was trained on {asked.origin}, so that a score there says little: leave out --data.source "
+                f"and --data.split to score what its validation scored, or give --data.allow_overlap "
+                f"{shlex.quote(asked.origin.source)} to accept it."
+            )
+        return Scored(tasks=asked, protocol="seen", max_side=wanted.max_side)
     leaks = replace(sets, validation=asked).check_leaks(data.allow_overlap)
     overlaps = leaks.shared_ids or leaks.shared_contents
     transductive = asked.origin in sets.joined
-    return Scored(tasks=asked, protocol="overlapping" if overlaps else "transductive" if transductive else "unseen")
+    protocol = "overlapping" if overlaps else "transductive" if transductive else "unseen"
+    return Scored(tasks=asked, protocol=protocol, max_side=wanted.max_side)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,17 +157,28 @@ class Solver:
     tests: Queries | None
     demonstrations: Queries | None
     collator: Collator
+    refused: Mapping[str, str]
+    """Tasks that are too long for Qwen, and how."""
 
     @classmethod
     def of(cls, trained: Trained, loaded: LoadedConfig, tasks: Sequence[Task]) -> "Solver":
         """Prepare the queries of some tasks."""
         solve, seed, augment = loaded.config.solve, loaded.config.train.seed, trained.config.data.augment
         tokenizer = trained.predictor.qwen.tokenizer
-        most = loaded.config.data.max_context_pairs, tokenizer.max_tokens
+        refused: dict[str, str] = {}
 
-        def queries(kind: Any, needed: bool) -> Queries | None:
-            return build_queries(tasks, kind).limited(*most) if needed else None
+        def queries(kind: Kind, needed: bool) -> Queries | None:
+            if not needed:
+                return None
+            built = build_queries(tasks, kind)
+            for task in built.asked:
+                try:
+                    replace(built, asked=(task,)).limited(None, tokenizer.max_tokens)
+                except DataError as error:
+                    refused[task.id] = str(error)
+            return replace(built, max_pairs=loaded.config.data.max_context_pairs, max_tokens=tokenizer.max_tokens)
 
+        learns = solve.adapt_steps > 0 or solve.draws > 0
         return cls(
             trained=trained,
             proposing=Proposing(
@@ -150,6 +186,7 @@ class Solver:
                 draws=solve.draws,
                 steps=solve.steps,
                 memory=solve.memory,
+                qwen=solve.qwen and trained.predictor.qwen.lm_head is not None,
                 batch_size=solve.batch_size,
                 seed=seed,
                 tell_symmetry=augment.dihedral,
@@ -163,16 +200,23 @@ class Solver:
                 tell_symmetry=augment.dihedral,
             ),
             tests=queries("test", any(task.tests for task in tasks)),
-            demonstrations=queries("train", any(len(task.demonstrations) > 1 for task in tasks)),
+            demonstrations=queries("train", learns and any(len(task.demonstrations) > 1 for task in tasks)),
             collator=Collator(
                 tokenizer,
                 task_rows={name: row for row, name in enumerate(trained.tasks)},
-                max_grid_size=trained.predictor.agent.size_head.max_grid_size,
+                max_grid_size=trained.longest_side,
             ),
+            refused=refused,
         )
 
     def answer(self, task: Task) -> list[list[Candidate]]:
-        """The candidates for each test pair of a task."""
+        """The candidates for each test pair of a task.
+
+        Raises:
+            DataError: it is too long for Qwen.
+        """
+        if task.id in self.refused:
+            raise DataError(self.refused[task.id])
         if not task.tests or self.tests is None:
             return []
         asked = self.tests.read(self.tests.of_task(task.id))
@@ -195,107 +239,162 @@ class Queue:
     """Tasks that processes answer, each into a file of its own: what is there already is not answered again.
 
     Args:
-        folder: of the answers.
+        folder: of the answers, which process 0 has claimed.
         solver: answers a task.
         tasks: all of them.
-        protocol: what the answers depend on; the folder belongs to it.
     """
 
-    def __init__(self, folder: Path, solver: Solver, tasks: Sequence[Task], protocol: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, solver: Solver, tasks: Sequence[Task]) -> None:
         self._folder = folder / "tasks"
         self._solver = solver
         self._tasks = tasks
-        if is_main():
-            with _writable(folder):
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._claim(folder / "protocol.json", protocol)
-        broadcast_text("claimed")
-
-    def _claim(self, file: Path, protocol: Mapping[str, Any]) -> None:
-        text = json.dumps(protocol, indent=2) + "\n"
-        if file.is_file():
-            if json.loads(file.read_text(encoding="utf-8")) != json.loads(text):
-                raise ConfigError(
-                    f"{file.parent} holds answers of another run, other tasks or other settings (protocol.json says "
-                    f"which): choose another --output_dir."
-                )
-            return
-        with replacing(file) as partial:
-            partial.write_text(text, encoding="utf-8")
+        # As process 0 sees the disk, so that all share out the same ones.
+        self._left: list[int] = json.loads(broadcast_text(json.dumps(self._absent(range(len(tasks))))))
 
     def run(self) -> None:
-        """Answer what is left of this process's share, and wait until the others have answered theirs."""
-        own = [place for place in self._share() if not self._file(place).exists()]
-        done = len(self._tasks) - sum(not self._file(place).exists() for place in range(len(self._tasks)))
-        if done and is_main():
-            _logger.info("%s answered already: the others follow.", counted(done, "task"))
-        costs = {place: self._solver.cost(self._tasks[place]) for place in own}
-        # One of middle size first, which tells how long all will take; then the longest, so that none is left over.
-        own.sort(key=costs.__getitem__, reverse=True)
-        own = own[len(own) // 2 : len(own) // 2 + 1] + own[: len(own) // 2] + own[len(own) // 2 + 1 :]
-        console = shared_console() if is_main() else None
-        with ProgressBar(len(own), console=console) if console else nullcontext() as progress:
+        """Answer this process's share of what is left, and wait until the others have answered theirs."""
+        costs = {place: self._solver.cost(self._tasks[place]) for place in self._left}
+        own = _share(costs)
+        if is_main() and len(self._left) < len(self._tasks):
+            _logger.info("%s already.", self.progress())
+        # One of middle size first, which shows how long all will take; then the longest, so that none is left over.
+        own.insert(0, own.pop(len(own) // 2)) if own else None
+        done = len(self._tasks) - len(self._left)
+        bar = ProgressBar(len(self._tasks), done=done, quiet=not is_main() or not self._left)
+        waiting = self._left
+        with bar:
             for number, place in enumerate(own):
                 start = time.monotonic()
                 self._answer(place)
-                seconds = time.monotonic() - start
                 if number == 0 and is_main() and len(own) > 1:
-                    whole = seconds * sum(costs.values()) / costs[place]
-                    _logger.info("%s to answer, about %s.", counted(len(own), "task"), duration(whole))
-                if progress is not None:
-                    progress.advance(label="answering")
-        while not all(self._file(place).exists() for place in range(len(self._tasks))):
-            time.sleep(_POLL_SECONDS)
+                    whole = (time.monotonic() - start) * sum(costs[each] for each in own) / costs[place]
+                    _logger.info(
+                        "%s to answer, about %s. An interrupted evaluation continues with --output_dir %s.",
+                        counted(len(self._left), "task"),
+                        duration(whole),
+                        self._folder.parent,
+                    )
+                waiting = self._count(waiting, bar)
+            while waiting := self._count(waiting, bar):
+                time.sleep(_POLL_SECONDS)
+
+    def progress(self) -> str:
+        """How many tasks are answered, in words."""
+        done = len(self._tasks) - len(self._absent(range(len(self._tasks))))
+        return f"{done:,} of {counted(len(self._tasks), 'task')}"
 
     def answers(self) -> dict[str, Answers]:
-        """What was answered, by task."""
+        """What was answered, by task.
+
+        Raises:
+            DataError: a file of answers is broken.
+        """
         found = {}
         for place, task in enumerate(self._tasks):
-            raw = json.loads(self._file(place).read_text(encoding="utf-8"))
-            outputs = [
-                [
-                    Candidate(tuple(map(tuple, each["grid"])), each["origin"], each["view"], each["log_prob"])
-                    for each in of_output
+            with readable(self._file(place), "an answered task", "remove it, and start once more: that task is"
+                          " answered again"):  # fmt: skip
+                raw = json.loads(self._file(place).read_text(encoding="utf-8"))
+                outputs = [
+                    [
+                        Candidate(tuple(map(tuple, each["grid"])), each["origin"], each["view"], each["log_prob"])
+                        for each in of_output
+                    ]
+                    for of_output in raw["outputs"]
                 ]
-                for of_output in raw["outputs"]
-            ]
-            found[task.id] = Answers(outputs=outputs, failed=raw["failed"])
+                found[task.id] = Answers(outputs=outputs, failed=raw["failed"], seconds=raw["seconds"])
         return found
 
-    def _share(self) -> list[int]:
-        """The tasks of this process: each in turn goes to the process with least to do so far, the longest first."""
-        loads = [0.0] * world_size()
-        shares: list[list[int]] = [[] for _ in loads]
-        costs = [self._solver.cost(task) for task in self._tasks]
-        for place in sorted(range(len(costs)), key=lambda place: (-costs[place], place)):
-            least = min(range(len(loads)), key=loads.__getitem__)
-            shares[least].append(place)
-            loads[least] += costs[place]
-        return shares[rank()]
+    def _count(self, waiting: list[int], bar: ProgressBar) -> list[int]:
+        """Count what has been answered meanwhile, by any process; what has not."""
+        left = self._absent(waiting)
+        if len(left) < len(waiting):
+            bar.advance(len(waiting) - len(left), label="answering")
+        return left
+
+    def _absent(self, places: Iterable[int]) -> list[int]:
+        return [place for place in places if not self._file(place).exists()]
 
     def _answer(self, place: int) -> None:
         task, failed = self._tasks[place], None
-        outputs: list[list[Candidate]] = []
+        outputs: list[list[Candidate]] = [[] for _ in task.tests]
+        start = time.monotonic()
         for is_last in (False, True):
             try:
-                outputs = self._solver.answer(task)
+                outputs, failed = self._solver.answer(task), None
                 break
-            except (ArcdistError, RuntimeError, ValueError) as error:
-                _logger.warning("Task %s could not be answered (%s)%s.", task.id, headline(error),
-                                "" if is_last else "; it is tried once more")  # fmt: skip
-                failed = headline(error)
-        else:
-            outputs = [[] for _ in task.tests]
+            except DataError as error:
+                failed = str(error)
+                _logger.warning("Task %s is not answered: %s", task.id, failed)
+                break
+            except Exception as error:  # One task must not end an evaluation of hours.
+                failed = kind_and_reason(error)
+                again = "and counts as wrong" if is_last else "and is tried once more"
+                _logger.warning("Task %s failed, %s: %s", task.id, again, failed)
         content = {
             "task": task.id,
-            "failed": failed if not any(outputs) and task.tests else None,
+            "failed": failed,
+            "seconds": time.monotonic() - start,
             "outputs": [[asdict(candidate) for candidate in of_output] for of_output in outputs],
         }
-        with _writable(self._folder), replacing(self._file(place)) as partial:
+        with _writable(self._folder.parent), replacing(self._file(place)) as partial:
             partial.write_text(json.dumps(content), encoding="utf-8")
 
     def _file(self, place: int) -> Path:
         return self._folder / f"{place:05d}.json"
+
+
+def _share(costs: Mapping[int, float]) -> list[int]:
+    """The tasks of this process: each in turn goes to the process with least to do so far, the longest first."""
+    loads = [0.0] * world_size()
+    shares: list[list[int]] = [[] for _ in loads]
+    for place in sorted(costs, key=lambda place: (-costs[place], place)):
+        least = min(range(len(loads)), key=loads.__getitem__)
+        shares[least].append(place)
+        loads[least] += costs[place]
+    return shares[rank()]
+
+
+@contextmanager
+def claimed(folder: Path, protocol: Mapping[str, Any]) -> Iterator[None]:
+    """Make a folder that the answers under a protocol belong to, or find it again, and keep others out of it.
+
+    Raises:
+        ConfigError: it cannot be written, holds something else, or another process is writing there.
+    """
+    file = folder / PROTOCOL
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held_by_others = sorted(entry.name for entry in folder.iterdir() if entry.name != ".lock")
+    except OSError as error:
+        raise ConfigError(f"The output folder {folder} cannot be written ({reason(error)}): {_ELSEWHERE}.") from error
+    if held_by_others and not file.exists():
+        raise ConfigError(f"{folder} holds {held_by_others[0]}, and no answers to continue: {_ELSEWHERE}.")
+    with held(own(folder, "answering puzzles")):
+        if file.exists():
+            with readable(file, "the protocol of answers"):
+                before = dict(json.loads(file.read_text(encoding="utf-8")))
+            now = json.loads(json.dumps(protocol))
+            differing = _differing(before, now)
+            if differing:
+                raise ConfigError(f"{folder} holds answers of another kind ({differing}): {_ELSEWHERE}.")
+        else:
+            with _writable(folder), replacing(file) as partial:
+                partial.write_text(json.dumps(protocol, indent=2) + "\n", encoding="utf-8")
+        with _writable(folder):
+            (folder / "tasks").mkdir(exist_ok=True)
+        yield
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What two protocols disagree in. One run may be named by several paths: its weights tell it from others."""
+    flat = [
+        {**protocol, **{f"solve.{name}": value for name, value in protocol.get("solve", {}).items()}}
+        for protocol in (now, before)
+    ]
+    names = [name for name in flat[0] if name not in ("run", "solve")]
+    return ", ".join(
+        f"{name} is {flat[0][name]}, there {flat[1].get(name)}" for name in names if flat[0][name] != flat[1].get(name)
+    )
 
 
 @contextmanager
@@ -304,6 +403,6 @@ def _writable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SaveError(
-            f"{folder} cannot be written ({error.strerror}: {error.filename or folder}): make room there, or choose "
-            f"another folder with --output_dir."
+            f"{folder} cannot be written ({reason(error)}): make room there. What is answered is kept, and the same "
+            f"command with --output_dir {folder} continues."
         ) from error

@@ -1,30 +1,54 @@
-"""What answers come to: the submission, the scores with their intervals, a table, and each output's candidates."""
+"""What answers come to: the submission, the scores with their intervals, a page with pictures, and a table."""
 
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from markupsafe import Markup
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from arcdist.data import TaskSet
-from arcdist.evaluation.benchmark import Score, SolvedOutput, by_size, floors, judge, score_outputs
+from arcdist.analysis.page import image, render
+from arcdist.data import MAX_SIDE, NUM_COLORS, Pair, Task, TaskSet
+from arcdist.evaluation.benchmark import SolvedOutput, as_grid, by_size, floors, judge, score_outputs
 from arcdist.evaluation.predict import ORIGINS, Candidate, Grid, Origin
 from arcdist.evaluation.vote import ATTEMPTS, Ranked, vote
 from arcdist.files import replacing
-from arcdist.formatting import counted, duration, percent
+from arcdist.formatting import counted, duration, hundredths, percent
+from arcdist.tracking.grids import difference_picture, grid_picture, right_cells, verdict
 
-WEIGHTS: dict[Origin, float] = {"agent": 1.0, "steps": 0.3, "memory": 0.3, "refiner": 0.3, "demonstrations": 1.0}
-"""Of the candidates' votes, by where they come from."""
+WEIGHTS: dict[Origin, float] = {
+    "agent": 1.0,
+    "steps": 0.3,
+    "memory": 0.3,
+    "refiner": 0.3,
+    "demonstrations": 1.0,
+    "qwen": 1.0,
+    "judge": 4.0,
+}
+"""Of the candidates' votes, by where they come from; the judge's is shared out over the grids."""
 NO_ANSWER: Grid = ((0,),)
 """What a submission holds where there is none: the format knows no empty attempt."""
+PROTOCOLS = {
+    "seen": "the demonstrations of these tasks were trained on",
+    "transductive": "the demonstrations of these tasks were added to those that were trained on",
+    "unseen": "nothing of these tasks was trained on",
+    "overlapping": "some of these tasks were trained on, answers included",
+}
+FILES = ("submission.json", "results.json", "solved.csv", "answers.html")
 _KEPT = 10
 """Candidates of an output in `results.json`, the best first."""
+_SHOWN = 200
+"""Test outputs on the page."""
+_NAMED = 5
+"""Tasks without an answer that are named on the console."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,139 +59,304 @@ class Answers:
     """The candidates for each of its test pairs."""
     failed: str | None
     """Why there are none; None if there are."""
+    seconds: float
+    """Of one process."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """A test output with the answers to it."""
+
+    task: Task
+    index: int
+    pair: Pair
+    ranked: list[Ranked]
+    """Different grids, the best first."""
+    candidates: list[Candidate]
+
+    @property
+    def attempts(self) -> list[Grid]:
+        """The grids that are given as its answers; none if there is none."""
+        return [each.grid for each in self.ranked[:ATTEMPTS]]
+
+    def solved(self, ranked: Sequence[Grid]) -> SolvedOutput:
+        """How grids, the best first, compare with the target, which is known."""
+        assert self.pair.output is not None
+        return judge(self.task.id, self.pair.output, ranked)
+
+
+def outputs_of(tasks: TaskSet, answers: Mapping[str, Answers]) -> list[Output]:
+    """The test outputs of all tasks, in their order."""
+    found = []
+    for task in tasks.tasks:
+        given = answers.get(task.id)
+        of_task = given.outputs if given else [[] for _ in task.tests]
+        for index, (pair, candidates) in enumerate(zip(task.tests, of_task, strict=True)):
+            ranked = vote(candidates, WEIGHTS)
+            found.append(Output(task=task, index=index, pair=pair, ranked=ranked, candidates=candidates))
+    return found
 
 
 def parts_of(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
     """What each part proposes alone; the agent in one view is what validation in training scores."""
     parts = {"agent, one view": [each for each in candidates if each.origin == "agent" and each.view == 0]}
     for origin in ORIGINS:
-        if alone := [each for each in candidates if each.origin == origin]:
-            parts[origin] = alone
-    return parts
+        parts[origin] = [each for each in candidates if each.origin == origin]
+    return {name: alone for name, alone in parts.items() if alone}
 
 
 def write_results(
-    folder: Path, tasks: TaskSet, answers: Mapping[str, Answers], protocol: Mapping[str, Any], seconds: float
+    folder: Path, tasks: TaskSet, answers: Mapping[str, Answers], protocol: Mapping[str, Any], max_side: int
 ) -> None:
-    """Write `submission.json`, `results.json` and `solved.csv`, and print the scores.
+    """Write the `FILES`, and print the scores.
 
     Args:
         folder: of the answers.
         tasks: all that were to be answered; those that were left out count as wrong.
         answers: by task.
         protocol: what the answers depend on.
-        seconds: that they took.
+        max_side: longest side of a task that was answered.
     """
-    ranked = {name: [vote(of_output, WEIGHTS) for of_output in given.outputs] for name, given in answers.items()}
-    solved: list[SolvedOutput] = []
-    by_part: dict[str, list[SolvedOutput]] = {}
-    rows = []
-    for task in tasks.tasks:
-        given = answers.get(task.id)
-        for index, pair in enumerate(task.tests):
-            if pair.output is None:
-                continue
-            best = ranked[task.id][index] if given and given.outputs else []
-            solved.append(judge(task.id, pair.output, [each.grid for each in best]))
-            rows.append((task.id, index, task.longest_side, solved[-1]))
-            if given and given.outputs:
-                for part, alone in parts_of(given.outputs[index]).items():
-                    grids = [each.grid for each in vote(alone, dict.fromkeys(ORIGINS, 1.0))]
-                    by_part.setdefault(part, []).append(judge(task.id, pair.output, grids))
-    left_out = _left_out(tasks, answers)
-    absent = [SolvedOutput(task_id=row[0], at_1=False, at_2=False, oracle=False) for row in rows if row[0] in left_out]
-    parts = {part: score_outputs([*of_part, *absent]) for part, of_part in by_part.items()}
-    whole = score_outputs(solved)
-    unknown = sum(pair.output is None for task in tasks.tasks for pair in task.tests)
-    content = {
-        "protocol": dict(protocol),
-        **asdict(whole),
-        "unknown_outputs": unknown,
-        "parts": {name: asdict(score) for name, score in parts.items()},
-        "sizes": {name: asdict(score) for name, score in by_size(solved, {t.id: t for t in tasks.tasks}).items()},
-        "floors": {name: asdict(score) for name, score in floors(tasks.tasks).items()},
-        "left_out": left_out,
-        "seconds": seconds,
-        "results": {
-            task.id: [[_shown(each) for each in of_output[:_KEPT]] for of_output in ranked.get(task.id, [])]
-            for task in tasks.tasks
-        },
-    }
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("task", "test", "longest_side", "solved_at_1", "solved_at_2", "among_candidates"))
-    writer.writerows((name, index, side, int(s.at_1), int(s.at_2), int(s.oracle)) for name, index, side, s in rows)
-    for name, text in (
-        ("submission.json", json.dumps(submission(tasks, ranked))),
-        ("results.json", json.dumps(content, indent=1)),
-        ("solved.csv", table.getvalue()),
-    ):
+    outputs = outputs_of(tasks, answers)
+    content = results(tasks, outputs, answers, protocol, max_side)
+    given = submission(tasks, outputs)
+    check_submission(given, tasks.tasks)
+    texts = json.dumps(given), json.dumps(content, indent=1), solved_table(outputs), page(content, outputs)
+    for name, text in zip(FILES, texts, strict=True):
         with replacing(folder / name) as partial:
             partial.write_text(text + "\n" * (not text.endswith("\n")), encoding="utf-8")
-    _print(folder, content, parts)
+    _print(folder, content)
 
 
-def submission(tasks: TaskSet, ranked: Mapping[str, Sequence[Sequence[Ranked]]]) -> dict[str, list[dict[str, Grid]]]:
+def results(
+    tasks: TaskSet,
+    outputs: Sequence[Output],
+    answers: Mapping[str, Answers],
+    protocol: Mapping[str, Any],
+    max_side: int,
+) -> dict[str, Any]:
+    """The content of `results.json`."""
+    known = [output for output in outputs if output.pair.output is not None]
+    by_task: dict[str, list[Output]] = {task.id: [] for task in tasks.tasks}
+    for output in outputs:
+        by_task[output.task.id].append(output)
+    solved = [output.solved([each.grid for each in output.ranked]) for output in known]
+    # An output that a part has nothing for, or that was not answered, is wrong.
+    proposed = [parts_of(output.candidates) for output in known]
+    parts = {
+        part: asdict(
+            score_outputs(
+                output.solved([each.grid for each in vote(of_output.get(part, ()), dict.fromkeys(ORIGINS, 1.0))])
+                for output, of_output in zip(known, proposed, strict=True)
+            )
+        )
+        for part in {part: None for of_output in proposed for part in of_output}
+    }
+    return {
+        "protocol": dict(protocol),
+        **asdict(score_outputs(solved)),
+        "unknown_outputs": len(outputs) - len(known),
+        "parts": parts,
+        "sizes": {name: asdict(score) for name, score in by_size(solved, {t.id: t for t in tasks.tasks}).items()},
+        "floors": {name: asdict(score) for name, score in floors(tasks.tasks).items()},
+        "left_out": _left_out(tasks, answers, max_side),
+        "without_tests": [task.id for task in tasks.tasks if not task.tests],
+        "seconds": sum(given.seconds for given in answers.values()),
+        "results": {
+            name: [
+                [{"rank": rank, **asdict(each)} for rank, each in enumerate(output.ranked[:_KEPT], start=1)]
+                for output in of_task
+            ]
+            for name, of_task in by_task.items()
+        },
+    }
+
+
+def submission(tasks: TaskSet, outputs: Sequence[Output]) -> dict[str, list[dict[str, Grid]]]:
     """Kaggle's format: two attempts for each test input of every task."""
-    given: dict[str, list[dict[str, Grid]]] = {}
-    for task in tasks.tasks:
-        of_task = ranked.get(task.id) or [[]] * len(task.tests)
-        given[task.id] = []
-        for of_output in of_task:
-            grids = [each.grid for each in of_output[:ATTEMPTS]]
-            grids += [grids[0] if grids else NO_ANSWER] * (ATTEMPTS - len(grids))
-            given[task.id].append({f"attempt_{number}": grid for number, grid in enumerate(grids, start=1)})
+    given: dict[str, list[dict[str, Grid]]] = {task.id: [] for task in tasks.tasks}
+    for output in outputs:
+        grids = output.attempts or [NO_ANSWER]
+        grids += grids[:1] * (ATTEMPTS - len(grids))
+        given[output.task.id].append({f"attempt_{number}": grid for number, grid in enumerate(grids, start=1)})
     return given
 
 
-def _left_out(tasks: TaskSet, answers: Mapping[str, Answers]) -> dict[str, str]:
+def check_submission(given: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+    """Check that a submission is one that Kaggle takes.
+
+    Raises:
+        ValueError: it is not; the message says where.
+    """
+    keys = {f"attempt_{number}" for number in range(1, ATTEMPTS + 1)}
+    if given.keys() != {task.id for task in tasks}:
+        raise ValueError("the submission does not hold each task once")
+    for task in tasks:
+        if len(given[task.id]) != len(task.tests):
+            raise ValueError(f"task {task.id} has {len(given[task.id])} answers for {len(task.tests)} test inputs")
+        for index, pair in enumerate(given[task.id]):
+            if pair.keys() != keys:
+                raise ValueError(f"task {task.id}, answer {index}: not {' and '.join(sorted(keys))}, but {list(pair)}")
+            for name, grid in pair.items():
+                sides = (len(grid), *{len(row) for row in grid})
+                if len(sides) != 2 or not all(1 <= side <= MAX_SIDE for side in sides):
+                    raise ValueError(f"task {task.id}, answer {index}, {name}: no grid with sides of 1 to {MAX_SIDE}")
+                if not all(type(color) is int and 0 <= color < NUM_COLORS for row in grid for color in row):
+                    raise ValueError(f"task {task.id}, answer {index}, {name}: a cell is no colour")
+
+
+def solved_table(outputs: Sequence[Output]) -> str:
+    """The content of `solved.csv`: a line a test output whose answer is known."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("task", "test", "longest_side", "solved_at_1", "solved_at_2", "among_candidates"))
+    for output in outputs:
+        if output.pair.output is not None:
+            solved = output.solved([each.grid for each in output.ranked])
+            marks = map(int, (solved.at_1, solved.at_2, solved.oracle))
+            writer.writerow((output.task.id, output.index, output.task.longest_side, *marks))
+    return table.getvalue()
+
+
+def _left_out(tasks: TaskSet, answers: Mapping[str, Answers], max_side: int) -> dict[str, str]:
     """Why a task has no answers."""
     reasons = {}
     for task in tasks.tasks:
-        given = answers.get(task.id)
-        if given is None:
-            reasons[task.id] = f"left out by data.max_side or data.max_tasks (its longest side is {task.longest_side})"
-        elif given.failed:
-            reasons[task.id] = given.failed
+        given, side = answers.get(task.id), task.longest_side
+        if given is not None:
+            if given.failed is not None:
+                reasons[task.id] = given.failed
+        elif side > max_side:
+            reasons[task.id] = f"its longest side is {side}, and {max_side} is the limit"
+        else:
+            reasons[task.id] = "left out by data.max_tasks"
     return reasons
 
 
-def _shown(ranked: Ranked) -> dict[str, Any]:
-    return {"grid": ranked.grid, "score": ranked.score, "log_prob": ranked.log_prob, "origins": ranked.origins}
+# What a person reads.
 
 
-def _print(folder: Path, content: Mapping[str, Any], parts: Mapping[str, Score]) -> None:
-    console = Console(highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, title=f"{content['protocol']['scored']}, {content['protocol']['protocol']}")
-    for name in ("", "solved at 1", "solved at 2", "among all", "pass@1", "pass@2", "95 %"):
-        table.add_column(name, justify="left" if not name else "right")
+def score_rows(content: Mapping[str, Any]) -> Iterator[list[tuple[str, Mapping[str, Any]]]]:
+    """The lines of the table of scores, in groups."""
+    yield [("all votes", content), *content["parts"].items()]
+    yield [(f"sides {name}", score) for name, score in content["sizes"].items() if score["outputs"]]
+    yield list(content["floors"].items())
 
-    def row(name: str, score: Mapping[str, Any], **style: Any) -> None:
-        low, high = score["interval_at_2"]
-        table.add_row(
-            name,
-            *(f"{score[key]} of {score['outputs']}" for key in ("solved_at_1", "solved_at_2", "oracle")),
-            *(percent(score[key]) for key in ("pass_at_1", "pass_at_2")),
-            f"{percent(low)} – {percent(high)}",
-            **style,
-        )
 
-    row("all votes", content, style="bold")
-    for name, score in parts.items():
-        row(name, asdict(score))
-    table.add_section()
-    for name, sizes in content["sizes"].items():
-        if sizes["outputs"]:
-            row(f"sides {name}", sizes)
-    table.add_section()
-    for name, floor in content["floors"].items():
-        row(name, floor)
-    if content["outputs"]:
-        console.print(table)
-    else:
-        console.print("None of the test outputs is known, so nothing can be scored: submission.json holds the answers.")
+def summary(content: Mapping[str, Any]) -> str:
+    """What was scored, and how it relates to the training, in a sentence."""
+    protocol = content["protocol"]
+    outputs, tasks = counted(content["outputs"], "test output"), counted(content["tasks"], "task")
+    return f"{protocol['scored']}: {outputs} of {tasks}, {protocol['protocol']} ({PROTOCOLS[protocol['protocol']]})."
+
+
+def notes(content: Mapping[str, Any]) -> Iterator[str]:
+    """What is to be known beside the scores, a sentence each."""
+    if content["unknown_outputs"]:
+        unknown = counted(content["unknown_outputs"], "test output")
+        what = "nothing can be scored" if not content["outputs"] else "answered without being scored"
+        yield f"{unknown} not known: {what}; submission.json holds the answers."
+    if content["without_tests"]:
+        yield f"{counted(len(content['without_tests']), 'task')} without test pairs: nothing to answer."
     if content["left_out"]:
-        without = counted(len(content["left_out"]), "task")
-        console.print(f"{without} without an answer, counted as wrong: results.json says why.")
-    files = "submission.json, results.json, solved.csv"
-    console.print(f"{duration(content['seconds'])}. {folder}: {files}", soft_wrap=True)
+        wrong = ", counted as wrong" if content["outputs"] else ""
+        yield f"{counted(len(content['left_out']), 'task')} without an answer{wrong}:"
+
+
+def _print(folder: Path, content: Mapping[str, Any]) -> None:
+    console = Console(highlight=False, markup=False, emoji=False)
+    if content["outputs"]:
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("solved", no_wrap=True)
+        for name in ("at 1", "at 2", "oracle", "pass@1", "pass@2", "95 % of pass@2"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for group in score_rows(content):
+            for name, score in group:
+                low, high = score["interval_at_2"]
+                table.add_row(
+                    name,
+                    *(f"{score[key]:,}" for key in ("solved_at_1", "solved_at_2", "oracle")),
+                    *(percent(score[key]) for key in ("pass_at_1", "pass_at_2")),
+                    f"{hundredths(low)} – {percent(high)}",
+                    style="bold" if score is content else "",
+                )
+            table.add_section()
+        console.print(summary(content))
+        console.print(table)
+        console.print()
+    for note in notes(content):
+        console.print(note)
+    for name, why in list(content["left_out"].items())[:_NAMED]:
+        console.print(f"  {name}: {why}", soft_wrap=True)
+    if len(content["left_out"]) > _NAMED:
+        console.print(f"  and {len(content['left_out']) - _NAMED:,} more: results.json says why.")
+    console.print(f"{duration(content['seconds'])} of computing. In {folder}:", soft_wrap=True)
+    console.print(f"{', '.join(FILES)}.", soft_wrap=True)
+
+
+def page(content: Mapping[str, Any], outputs: Sequence[Output]) -> str:
+    """The page as HTML that needs no other file: protocol and scores, then the test outputs with their pictures.
+
+    Solved ones are first, then those with most cells right.
+    """
+    ordered = sorted(outputs, key=_closeness)
+    protocol = content["protocol"]
+    facts = {name: value for name, value in protocol.items() if not isinstance(value, dict)}
+    facts |= {f"solve.{name}": value for name, value in protocol["solve"].items()} | protocol["changed"]
+    return render(
+        "answers.html",
+        {
+            "title": f"Answers to {protocol['scored']}",
+            "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            "summary": summary(content) if content["outputs"] else f"{protocol['scored']}: nothing can be scored.",
+            "content": content,
+            "facts": facts,
+            "groups": [group for group in score_rows(content) if group] if content["outputs"] else [],
+            "notes": list(notes(content)),
+            "total": len(outputs),
+            "shown": [_shown(output) for output in ordered[:_SHOWN]],
+            "percent": percent,
+            "hundredths": hundredths,
+            "duration": duration,
+        },
+    )
+
+
+def _closeness(output: Output) -> tuple[bool, bool, float]:
+    """How near its attempts are to the target, for sorting: the nearest first."""
+    target = output.pair.output
+    if target is None:
+        return True, True, 1.0
+    solved = output.solved(output.attempts)
+    shares = (right_cells(np.array(grid), target) / target.size for grid in output.attempts)
+    return not solved.at_1, not solved.at_2, -max(shares, default=0.0)
+
+
+def _shown(output: Output) -> tuple[str, str, str, list[tuple[str, Markup]]]:
+    """Name, verdict and remark of a test output, and its pictures under their captions."""
+    target = output.pair.output
+    grids = [("input", output.pair.input)]
+    grids += [(f"attempt {number}", np.array(grid)) for number, grid in enumerate(output.attempts, start=1)]
+    longest = max(max(grid.shape) for _, grid in (*grids, *([("", target)] if target is not None else [])))
+    name = f"{output.task.id}, test {output.index}"
+    panels = [
+        (
+            f"{caption}, {grid.shape[0]} × {grid.shape[1]}"
+            + (f": {verdict(grid, target)}" if target is not None and caption != "input" else ""),
+            image(grid_picture(grid, None if caption == "input" else target), f"{caption} of {name}", longest),
+        )
+        for caption, grid in grids
+    ]
+    if target is None:
+        return name, "not known", "", panels
+    panels.append(
+        (f"target, {target.shape[0]} × {target.shape[1]}", image(grid_picture(target), f"target of {name}", longest))
+    )
+    solved = output.solved(output.attempts)
+    if output.attempts and not solved.at_2:
+        difference = difference_picture(np.array(output.attempts[0]), target)
+        panels.append(("difference to attempt 1", image(difference, f"difference of {name}", longest)))
+    right = [number for number, each in enumerate(output.ranked, start=1) if each.grid == as_grid(target)]
+    remark = f"the right grid had rank {right[0]} of {len(output.ranked)}" if right and not solved.at_2 else ""
+    said = "solved" if solved.at_1 else "solved at the second attempt" if solved.at_2 else "not solved"
+    return name, said if output.attempts else "no answer", remark, panels

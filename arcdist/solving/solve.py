@@ -9,8 +9,11 @@ from rich.text import Text
 
 from arcdist.config import LoadedConfig
 from arcdist.data import Pair, Task, read_task_sets, read_tasks
+from arcdist.distributed import is_main
+from arcdist.distributed.collectives import shutdown
 from arcdist.engine.platform import start_platform
-from arcdist.errors import ConfigError
+from arcdist.errors import ConfigError, DataError
+from arcdist.evaluation.benchmark import as_grid
 from arcdist.evaluation.predict import Candidate, Grid
 from arcdist.evaluation.vote import ATTEMPTS, Ranked, vote
 from arcdist.files import expanded
@@ -18,6 +21,7 @@ from arcdist.formatting import counted
 from arcdist.solving.evaluate import Solver
 from arcdist.solving.results import WEIGHTS
 from arcdist.solving.trained import Trained, read_trained
+from arcdist.tracking import no_log, open_log
 from arcdist.tracking.grids import grid_text, has_colors, verdict
 
 _BETWEEN = 3
@@ -28,32 +32,45 @@ def solve(loaded: LoadedConfig) -> None:
 
     Raises:
         ConfigError: no puzzle is named, or one is neither a file nor a task of the run.
-        DataError: a file holds no task.
+        DataError: a file holds no task, or one with a grid that is too large.
     """
     run, *names = loaded.arguments
     if not names:
-        raise ConfigError("solve.py needs a puzzle: after the run, give a file of task JSON or a task's id.")
-    platform = start_platform(loaded.config)
-    trained = read_trained(expanded(run), loaded.config, platform.accelerator.device)
-    tasks = [_find(name, trained) for name in names]
-    solver = Solver.of(trained, loaded, tasks)
-    console = Console(highlight=False, markup=False, emoji=False)
-    for task in tasks:
-        for part in _shown(task, solver.answer(task), loaded.config.solve.views, console):
-            console.print(part)
+        raise ConfigError("No puzzle is named: after the run, give a file of task JSON or a task's id.")
+    with open_log(None) if is_main() else no_log():
+        platform = start_platform(loaded.config)
+        trained = read_trained(expanded(run), loaded.config, platform.accelerator.device)
+        tasks = [task for name in names for task in _find(name, trained)]
+        solver = Solver.of(trained, loaded, tasks)
+        console = Console(highlight=False, markup=False, emoji=False)
+        for task in tasks:
+            for part in _shown(task, solver.answer(task), loaded.config.solve.views, console):
+                console.print(part)
+    shutdown()
 
 
-def _find(name: str, trained: Trained) -> Task:
-    """The task in a file, or of the run's own by its id."""
-    path = expanded(name)
+def _find(name: str, trained: Trained) -> Sequence[Task]:
+    """The tasks in a file, or the one of the run's own that has this id."""
+    path, side = expanded(name), trained.longest_side
     if path.is_file():
-        return read_tasks(str(path))[0]
+        tasks = read_tasks(str(path))
+        for task in tasks:
+            if task.longest_side > side:
+                raise DataError(
+                    f"{task.source}: task {task.id} has a side of {task.longest_side}, and {side} is the longest that "
+                    f"this run's agent can be given: cut its grids, or leave it out."
+                )
+        return tasks
+    if path.is_dir():
+        raise ConfigError(
+            f"{name} is a folder: give files in it, or answer all of them with evaluate.py and --data.source {name}."
+        )
     sets = read_task_sets(trained.config.data)
-    found = next((task for tasks in sets.distinct for task in tasks.tasks if task.id == name), None)
-    if found is None:
+    found = [task for tasks in sets.distinct for task in tasks.tasks if task.id == name and task.longest_side <= side]
+    if not found:
         origins = " and ".join(str(tasks.origin) for tasks in sets.distinct)
         raise ConfigError(f"{name} is neither a file nor a task of {origins}: give a file of task JSON, or such an id.")
-    return found
+    return found[:1]
 
 
 def _shown(
@@ -80,28 +97,28 @@ def _shown(
 def _panels(
     pair: Pair, ranked: Sequence[Ranked], views: int, candidates: Sequence[Candidate]
 ) -> list[tuple[str, Grid]]:
-    """The input, the attempts with how many views agree, and the answer if it is known."""
-    panels = [("input", _tuples(pair.input))]
+    """The input, the attempts with how many views agree, and the target if it is known."""
+    panels = [("input", as_grid(pair.input))]
     for number, each in enumerate(ranked[:ATTEMPTS], start=1):
         agree = len({c.view for c in candidates if c.grid == each.grid and c.origin == "agent"})
-        said = f"attempt {number}: {agree} of {counted(views, 'view')}"
+        said = f"attempt {number}\n{agree} of {counted(views, 'view')}"
         if pair.output is not None:
-            said += f", {verdict(np.array(each.grid), pair.output)}"
+            said += f"\n{verdict(np.array(each.grid), pair.output)}"
         panels.append((said, each.grid))
     if pair.output is not None:
-        panels.append(("answer", _tuples(pair.output)))
+        panels.append(("target", as_grid(pair.output)))
     return panels
-
-
-def _tuples(grid: np.ndarray) -> Grid:
-    return tuple(map(tuple, grid.tolist()))
 
 
 def _row(panels: Sequence[tuple[str, Grid]], console: Console) -> Columns:
     colored = has_colors(console)
+    lines = max(caption.count("\n") for caption, _ in panels)
     return Columns(
         [
-            Group(Text(caption, style="dim"), grid_text(np.array(grid), wide=len(grid[0]) <= 15, colored=colored))
+            Group(
+                Text(caption + "\n" * (lines - caption.count("\n")), style="dim"),
+                grid_text(np.array(grid), wide=len(grid[0]) <= 15, colored=colored),
+            )
             for caption, grid in panels
         ],
         padding=(0, _BETWEEN, 0, 0),

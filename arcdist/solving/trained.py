@@ -1,27 +1,36 @@
 """A trained solver, read back from a run, a checkpoint or an export."""
 
 import json
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from arcdist.checkpoint.export import TASKS, best_whole, config_of
-from arcdist.checkpoint.state import tensors_of
+from arcdist.checkpoint.export import TRAINED, best_whole, config_of, trained_tasks
+from arcdist.checkpoint.inspect import moved_message
+from arcdist.checkpoint.state import base_identity, tensors_of
 from arcdist.config import Config, load_config
-from arcdist.data import read_task_sets, tasks_digest
+from arcdist.config.keys import flatten
+from arcdist.data.text import has_random_weights
 from arcdist.engine import Precision
-from arcdist.errors import ConfigError, DataError
+from arcdist.errors import ConfigError, DataError, reason
 from arcdist.evaluation import Predictor
+from arcdist.models import QwenHybridPrompt
 from arcdist.training.models import build_models
 
-_STATE = {"config": dict, "data": dict}
+_logger = logging.getLogger(__name__)
+
+_STATE = {"config": dict, "data": dict, "base": dict, "step": int}
+_EXPORTED = {"step": int, "base": dict, "tasks": list}
+_OF_ANSWERS = ("qwen.", "agent.", "solver.", "refiner.", "train.precision", "data.max_context_pairs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +48,12 @@ class Trained:
     origin: str
     """Where they were read from, in words."""
     digest: str
-    """Checksum of the weights."""
+    """Checksum of the weights, the same for a run and its export."""
+
+    @property
+    def longest_side(self) -> int:
+        """Of a grid that the agent can be given."""
+        return self.predictor.agent.size_head.max_grid_size
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of forward passes."""
@@ -57,74 +71,97 @@ def read_trained(path: Path, config: Config, device: torch.device) -> Trained:
     Raises:
         ConfigError: there is nothing of the kind, or the weights are of another architecture.
         DataError: the files are broken.
+        PlatformError: Qwen's base cannot be had.
     """
     if (path / "agent.safetensors").is_file():
-        weights, tasks, trained_with = _read_export(path)
-        origin = str(path)
+        weights, state, trained_with = _read_export(path)
+        origin = path
     else:
-        folder, _, snapshot, _ = best_whole(path, _STATE)
-        weights, trained_with = dict(snapshot.weights), config_of(snapshot.state)
-        tasks = tuple(snapshot.state.get("tasks") or _tasks_of(trained_with, snapshot.state["data"]["training"]))
-        origin = f"{folder}, step {snapshot.state.get('step', '?')}"
-    models = build_models(config, len(tasks), device)
-    agent = tensors_of("averaged_agent", weights) or tensors_of("grid.agent", weights)
-    _load(models.qwen, tensors_of("qwen", weights), frozen_base=True)
-    _load(models.agent, agent)
-    _load(models.solver, tensors_of("grid.solver", weights))
-    _load(models.refiner, tensors_of("refiner", weights))
-    for module in (models.qwen, models.agent, models.solver, models.refiner):
+        origin, place, snapshot, broken = best_whole(path, _STATE)
+        for flaw in broken:
+            _logger.warning("Passed over: %s", flaw)
+        if place != origin:
+            _logger.warning(moved_message(origin, place))
+        weights, state, trained_with = dict(snapshot.weights), dict(snapshot.state), config_of(snapshot.state)
+        state["tasks"] = trained_tasks(snapshot.state, trained_with)
+    # A base with random weights is drawn by the seed of its run; `train.seed` here is that of the answers.
+    built_with = replace(config, train=replace(config.train, seed=trained_with.train.seed))
+    models = build_models(built_with, len(state["tasks"]), device)
+    then = flatten(trained_with)
+    changed = ", ".join(f"{key} is {now}, not {then[key]}" for key, now in changed_keys(config, trained_with).items())
+    used = {
+        "qwen": tensors_of("qwen", weights),
+        "agent": tensors_of("averaged_agent", weights) or tensors_of("grid.agent", weights),
+        "solver": tensors_of("grid.solver", weights),
+        "refiner": tensors_of("refiner", weights),
+    }
+    for name, tensors in used.items():
+        module: nn.Module = getattr(models, name)
+        _load(module, tensors, changed, frozen_base=name == "qwen")
         module.to(device).eval()
+    _check_base(models.qwen, built_with, state["base"])
     return Trained(
         predictor=Predictor(
             read=models.qwen, qwen=models.qwen, agent=models.agent, solver=models.solver, refiner=models.refiner
         ),
         config=trained_with,
-        tasks=tasks,
+        tasks=tuple(state["tasks"]),
         device=device,
         precision=Precision(config.train.precision, device),
-        origin=origin,
-        digest=_digest(weights),
+        origin=f"{origin}, step {state['step']}",
+        digest=_digest({f"{part}.{name}": value for part, of in used.items() for name, value in of.items()}),
     )
 
 
-def _load(module: nn.Module, weights: Mapping[str, Tensor], *, frozen_base: bool = False) -> None:
+def changed_keys(config: Config, before: Config) -> dict[str, Any]:
+    """Values that answers depend on and that differ from those in training."""
+    now, then = flatten(config), flatten(before)
+    return {name: now[name] for name in now if name.startswith(_OF_ANSWERS) and now[name] != then[name]}
+
+
+def _load(module: nn.Module, weights: Mapping[str, Tensor], changed: str, *, frozen_base: bool) -> None:
     needed = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     try:
         found = module.load_state_dict(dict(weights), strict=False)
         absent = [name for name in found.missing_keys if name in needed or not frozen_base]
-        if absent or found.unexpected_keys:
-            raise ConfigError(
-                f"The weights are of another architecture: {', '.join([*absent, *found.unexpected_keys][:3])}, … "
-                f"belong to one of them only. Leave out the flags that change the models."
-            )
+        problem = ", ".join([*absent, *found.unexpected_keys][:3])
     except RuntimeError as error:
+        problem = str(error).splitlines()[-1].strip()
+    if not problem:
+        return
+    if changed:
+        raise ConfigError(f"The weights are of another architecture: {changed}. Leave out what changes the models.")
+    raise ConfigError(
+        f"The weights are of another architecture ({problem}): take the version of arcdist that trained them, and the "
+        f"config.yaml that the run was trained with."
+    )
+
+
+def _check_base(qwen: QwenHybridPrompt, config: Config, trained_on: Mapping[str, str]) -> None:
+    """Refuse another frozen base than the adapters belong to, which nothing else would show."""
+    model, random = config.qwen.model, has_random_weights(config.qwen.model, config.qwen.init)
+    base = base_identity(qwen.body.config, model, random=random, seed=config.train.seed)
+    if base["sha256"] != trained_on["sha256"]:
         raise ConfigError(
-            f"The weights are of another architecture ({str(error).splitlines()[-1].strip()}): leave out the flags "
-            f"that change the models."
-        ) from error
-
-
-def _tasks_of(config: Config, digest: str) -> tuple[str, ...]:
-    """The tasks of a run whose checkpoint does not name them, read from its data source again."""
-    used = read_task_sets(config.data).training.used
-    if tasks_digest(used) != digest:
-        raise DataError(
-            f"The checkpoint does not name the tasks that it was trained on, and {config.data.source} has changed "
-            f"since: resume the run for a step, which writes a checkpoint that names them."
+            f"Qwen's frozen base is {model} (SHA-256 {base['sha256'][:12]}), and the run was trained on "
+            f"{trained_on['model']} ({trained_on['sha256'][:12]}): give that one, or where it lies here, with "
+            f"--qwen.model."
         )
-    return tuple(task.id for task in used)
 
 
-def _read_export(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...], Config]:
+def _read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], Config]:
+    """Its weights by their names in a checkpoint, what `trained.json` says, and the run's configuration."""
     try:
         adapter, agent, rest = (
             load_file(folder / name)
             for name in ("adapter/adapter_model.safetensors", "agent.safetensors", "rest.safetensors")
         )
-        tasks = json.loads((folder / TASKS).read_text(encoding="utf-8"))["tasks"]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        state = json.loads((folder / TRAINED).read_text(encoding="utf-8"))
+        if not (_EXPORTED.keys() <= state.keys() and all(isinstance(state[k], kind) for k, kind in _EXPORTED.items())):
+            raise ValueError(f"{TRAINED} lacks one of {', '.join(_EXPORTED)}")
+    except (AttributeError, OSError, ValueError, SafetensorError) as error:
         raise DataError(
-            f"{folder} is no export that can be read ({type(error).__name__}: {error}): export the run again with "
+            f"{folder} is no export that puzzles can be solved with ({reason(error)}): export the run again with "
             f"`launch/checkpoint.py export`."
         ) from error
     weights: dict[str, Tensor] = {}
@@ -136,7 +173,7 @@ def _read_export(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...], Conf
         part = name.partition(".")[0]
         place = {"solver": "grid.", "efe": "grid.", "refiner": ""}.get(part, "qwen.")
         weights[place + name] = value
-    return weights, tuple(tasks), load_config(["--config", str(folder / "config.yaml")]).config
+    return weights, state, load_config(["--config", str(folder / "config.yaml")]).config
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:

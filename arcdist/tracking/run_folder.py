@@ -60,8 +60,10 @@ def make_run_folder(directory: str | Path | None) -> Path:
     return folder
 
 
-def own(folder: Path) -> BaseFileLock:
-    """Keep other runs out of a folder, until the lock is released or this process ends in any way.
+def own(folder: Path, doing: str = "training") -> BaseFileLock:
+    """Keep other processes out of a folder, until the lock is released or this process ends in any way.
+
+    `doing` is what they do there, for the message.
 
     Raises:
         ConfigError: another process has it, or it cannot be written.
@@ -70,9 +72,9 @@ def own(folder: Path) -> BaseFileLock:
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
-        raise ConfigError(f"Another process is training in {folder}: wait until it ends, or {_ELSEWHERE}.") from error
+        raise ConfigError(f"Another process is {doing} in {folder}: wait until it ends, or {_ELSEWHERE}.") from error
     except OSError as error:
-        raise ConfigError(f"The run folder {folder} cannot be written ({reason(error)}): {_ELSEWHERE}.") from error
+        raise ConfigError(f"The output folder {folder} cannot be written ({reason(error)}): {_ELSEWHERE}.") from error
     return lock
 
 

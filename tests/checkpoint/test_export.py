@@ -82,7 +82,7 @@ asks_by_an_old_name = pytest.mark.filterwarnings("ignore:`is_gradient_checkpoint
 FILES = {
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
-    *("agent.safetensors", "agent.json", "rest.safetensors", "config.yaml", "README.md"),
+    *("agent.safetensors", "agent.json", "trained.json", "rest.safetensors", "config.yaml", "README.md"),
 }
 PROGRESS = {
     "step": 6,
@@ -377,7 +377,7 @@ def test_a_run_means_its_best_checkpoint_or_else_its_newest_whole_one(tmp_path, 
     assert printed(run) == [passed_over, f"Exported {second}, step 6,:"]
     cut(first)
     cut(second)
-    with pytest.raises(DataError, match=rf"^{third / WEIGHTS} has 0 bytes .*{first / WEIGHTS} has .* Export another"):
+    with pytest.raises(DataError, match=rf"^{third / WEIGHTS} has 0 bytes .*{first / WEIGHTS} has .* Take another"):
         export(run, tmp_path / "export")
 
 

@@ -88,13 +88,13 @@ def test_export_makes_a_folder_once(start, cwd):
     made = start(cwd, "export", "run", "models/mine")
     assert (made.returncode, made.stderr) == (0, "")
     folder = cwd / "models" / "mine"
-    listed = r"(  \S+, [\d.,]+ (bytes|kB|MB)\n){7}"
+    listed = r"(  \S+, [\d.,]+ (bytes|kB|MB)\n){8}"
     assert re.fullmatch(rf"Exported run/best, step 3, to models/mine:\n{listed}", made.stdout)
     assert [path.name for path in (cwd / "models").iterdir()] == ["mine"]
     written = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.*")}
     assert set(written) == {
         *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
-        *("agent.safetensors", "agent.json", "rest.safetensors", "config.yaml", "README.md"),
+        *("agent.safetensors", "agent.json", "trained.json", "rest.safetensors", "config.yaml", "README.md"),
     }
     again = start(cwd, "export", "run", "models/mine")
     assert again.returncode == 2

@@ -42,6 +42,7 @@ def wait_for_runs(connection: Connection) -> dict | None:
 
 
 with quick_imports():
+    import arcdist.solving.evaluate
     import arcdist.training.run
 
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":

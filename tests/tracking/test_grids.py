@@ -19,7 +19,9 @@ from rich.console import Console
 from arcdist.analysis.page import picture
 from arcdist.tracking.grids import (
     ARC_COLORS,
+    difference_picture,
     draw_grids,
+    grid_picture,
     grid_text,
     has_colors,
     on_one_canvas,
@@ -296,3 +298,19 @@ def test_what_is_wrong_is_marked_and_what_neither_grid_has_is_paper():
     assert difference(((1, 2), (3, 4)), ((1, 2), (3, 5))) == [[RIGHT, RIGHT], [RIGHT, WRONG]]
     # A row more in the one, a column more in the other.
     assert difference(((1,), (3,)), ((1, 2),)) == [[RIGHT, WRONG], [WRONG, PAPER]]
+
+
+def test_a_grid_by_itself_has_its_wrong_cells_crossed():
+    def cells(picture):
+        """The middles of its cells."""
+        return np.array(picture.convert("RGB"))[4::8, 4::8]
+
+    black, blue, white = (0, 0, 0), (0, 116, 217), (255, 255, 255)
+    grid, target = np.array([[0, 1, 1]]), np.array([[0, 1], [1, 1]])
+    assert cells(grid_picture(grid)).tolist() == [list(map(list, (black, blue, blue)))]
+    # The third cell is none of the target's.
+    assert cells(grid_picture(grid, target)).tolist() == [list(map(list, (black, blue, white)))]
+    pale, wrong = (238, 238, 238), (213, 94, 0)
+    difference = cells(difference_picture(grid, target)).tolist()
+    assert difference == [list(map(list, row)) for row in ((pale, pale, wrong), (wrong, wrong, white))]
+    assert grid_picture(grid).size == (25, 9)
