@@ -61,6 +61,16 @@ class SaveError(ArcdistError):
     exit_code = 7
 
 
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+"""Of the CPU's allocator, the CUDA driver and cuBLAS, which have no own error type."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library's error says that the host or a device has no memory left."""
+    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+    return told or isinstance(error, MemoryError)
+
+
 def headline(error: BaseException) -> str:
     """Kind and first line of an error."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")

@@ -38,7 +38,7 @@ _PEFT = "base_model.model."
 """What PEFT calls the model that it wraps; the adapter's own name, `default`, is left out of its files."""
 
 _REST = {
-    **{f"qwen.{name}": name for name in ("prompt_projection", "control_mlp")},
+    **{f"qwen.{name}": name for name in ("prompt_projection", "control_mlp", "lm_head")},
     **{f"grid.{name}": name for name in ("solver", "efe")},
     "refiner": "refiner",
 }
@@ -257,6 +257,8 @@ def model_card(config: Config, state: Mapping[str, Any], base: Base, *, averaged
     agent = "the average of its last weights, which validation uses" if averaged else "its last weights"
     control = "`control_mlp`, " if control_mlp else ""
     rest = f"`prompt_projection`, {control}`solver` with its memory, `efe`, `refiner`, by these prefixes"
+    if qwen.lm_weight > 0 and base.kind == "random":
+        rest = rest.replace("`solver`", "`lm_head`, `solver`")
     if not control_mlp:
         rest += "; not the control MLP, which `qwen.control_weight` 0 leaves as the seed drew it"
     tasks = f"`{data.source}`, {data.split} split, grids with sides up to {data.max_side}"

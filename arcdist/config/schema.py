@@ -134,6 +134,8 @@ class QwenConfig(_Section):
     """Names of the linear layers that get an adapter; `all-linear` means every one."""
     every: Count = 1
     """A query's prompt is computed again after this many batches; 1 trains Qwen on every batch."""
+    lm_weight: NonNegative = 0.0
+    """Weight of the next-token loss on the held-out output; above 0 Qwen also learns to write grids."""
     gradient_checkpointing: bool = False
     """Recompute Qwen's activations in the backward pass: less memory, about a third more time."""
 
@@ -333,6 +335,8 @@ class SolveConfig(_Section):
     """Whether the agent's earlier planning steps propose answers too."""
     memory: bool = False
     """Whether the memory of solved problems proposes answers of its own too."""
+    qwen: bool = True
+    """Whether Qwen writes answers, and judges those of the others, if it has learned to (`qwen.lm_weight` above 0)."""
     draws: Natural = 0
     """Refinements that the policy draws beside its mean; the best on the task's own demonstrations counts extra."""
     adapt_steps: Natural = 0

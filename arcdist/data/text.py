@@ -15,7 +15,7 @@ This is one context pair, the query's input, and the mark after which its output
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -24,8 +24,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from jaxtyping import Int, UInt8
 
-from arcdist.data.tasks import Pair
-from arcdist.errors import ConfigError, DataError
+from arcdist.data.tasks import MAX_SIDE, Pair
+from arcdist.errors import ConfigError, DataError, headline
 from arcdist.files import expanded
 
 # L tokens, H W grid, S symbols.
@@ -38,13 +38,16 @@ Init: TypeAlias = Literal["pretrained", "random"]
 
 TINY = "embedded:tiny"
 """A Qwen2 small enough to train beside the agent on a laptop's CPU, with a vocabulary of grids only."""
-EMBEDDED_MODELS = (TINY, "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B")
+EMBEDDED_MODELS = (TINY, "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B")
 """Names whose configuration is in the package."""
 
-EMBEDDED_POSITIONS = 32_768
-"""Tokens that these read at most."""
 
-_LARGE = " or ".join(EMBEDDED_MODELS[1:])
+def embedded_positions(model: str) -> int:
+    """How many tokens one of `EMBEDDED_MODELS` reads at most."""
+    return 40_960 if model.startswith("Qwen/Qwen3-") else 32_768
+
+
+_LARGE = f"{', '.join(EMBEDDED_MODELS[1:-1])} or {EMBEDDED_MODELS[-1]}"
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
@@ -61,7 +64,7 @@ class GridTokenizer:
     name: str
     """Whose tokens these are, in words."""
     max_tokens: int | None = None
-    """Positions of the model that reads them; None if it has any number."""
+    """Tokens that a prompt may have: positions of the model that reads it; None if it has any number."""
 
     def encode(self, context: Sequence[Pair], query: UInt8[np.ndarray, "H W"]) -> Int[np.ndarray, " L"]:
         """Token ids of the context pairs, the query's input and the mark that its output would follow.
@@ -86,6 +89,20 @@ class GridTokenizer:
         symbols[start] = OUTPUT
         return self.symbol_ids[symbols]
 
+    def encode_output(self, output: UInt8[np.ndarray, "H W"]) -> Int[np.ndarray, " L"]:
+        """Token ids of an output that follows `encode`'s, and of the mark that ends it: a next pair's input begins.
+
+        L = height · (width + 1) + 1.
+        """
+        rows = np.full((output.shape[0], output.shape[1] + 1), NEWLINE, dtype=np.uint8)
+        rows[:, :-1] = output
+        return self.symbol_ids[np.append(rows, np.uint8(INPUT))]
+
+    def leaving_room(self) -> "GridTokenizer":
+        """The same for a model that also writes an output after each prompt: the largest must find positions."""
+        longest = MAX_SIDE * (MAX_SIDE + 1) + 1
+        return replace(self, max_tokens=None if self.max_tokens is None else self.max_tokens - longest)
+
     def decode(self, ids: Int[np.ndarray, " L"]) -> str:
         """The text of token ids, without padding.
 
@@ -99,9 +116,7 @@ class GridTokenizer:
         return "".join(text_of[token] for token in ids.tolist())
 
 
-def embedded_tokenizer(
-    reason: str = "the model is its own", max_tokens: int | None = EMBEDDED_POSITIONS
-) -> GridTokenizer:
+def embedded_tokenizer(reason: str = "the model is its own", max_tokens: int | None = 32_768) -> GridTokenizer:
     """The tokenizer of the models that arcdist builds itself: the 13 symbols and a padding token."""
     return GridTokenizer(
         symbol_ids=np.arange(len(SYMBOLS)),
@@ -180,9 +195,10 @@ def locate_qwen(model: str, init: Init) -> QwenSource:
         return QwenSource(model=model, init=init, kind="embedded")
     folder = expanded(model)
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"qwen.model {model!r}: {folder} has no config.json, so it is not a folder of a model.")
+        require_model(model, folder)
         return QwenSource(model=model, init=init, kind="folder", folder=folder)
+    if folder.is_file():
+        raise ConfigError(f"qwen.model {model!r} is a file: give the folder with config.json and *.safetensors.")
     if init == "random" or model.startswith("embedded:"):
         raise ConfigError(
             f"qwen.model is {model!r}, which has no configuration in the package and is no local folder: "
@@ -197,6 +213,26 @@ def locate_qwen(model: str, init: Init) -> QwenSource:
     except LocalEntryNotFoundError:
         cached = None
     return QwenSource(model=model, init=init, kind="hub", folder=cached)
+
+
+def require_model(model: str, folder: Path) -> None:
+    """Check that a folder is one of a model and not of an adapter, which transformers would put on another base.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    where = f"qwen.model {model!r}: {folder}"
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{where} holds an adapter (adapter_config.json), which is not read: give the model that it belongs to, or "
+            f"one that it was merged into, without that file."
+        )
+    if not (folder / "config.json").is_file():
+        gguf = min((path.name for path in folder.glob("*.gguf")), default=None)
+        found = "so it is not a folder of a model"
+        if gguf is not None:
+            found = f"but GGUF ({gguf}), which is not read: take the model's safetensors, with config.json"
+        raise ConfigError(f"{where} has no config.json, {found}.")
 
 
 def ways_out(model: str, *files: str) -> str:
@@ -217,7 +253,8 @@ def read_tokenizer(source: QwenSource) -> GridTokenizer:
     """
     folder = source.folder
     if folder is None:
-        return embedded_tokenizer(f"qwen.model is {TINY}" if source.model == TINY else "qwen.init is random")
+        reason = f"qwen.model is {TINY}" if source.model == TINY else "qwen.init is random"
+        return embedded_tokenizer(reason, embedded_positions(source.model))
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         if has_random_weights(source.model, source.init):
             return embedded_tokenizer(f"{folder} has none", _positions(folder))
@@ -229,8 +266,11 @@ def read_tokenizer(source: QwenSource) -> GridTokenizer:
 
     try:
         pretrained = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"qwen.model {source.model!r}: the tokenizer in {folder} cannot be read: {error}") from error
+    except Exception as error:  # of transformers, of tokenizers, of what reads a vocabulary: each has its own
+        raise ConfigError(
+            f"qwen.model {source.model!r}: the tokenizer in {folder} cannot be read: copy the model's there again. "
+            f"{headline(error)}"
+        ) from error
     return from_pretrained_tokenizer(pretrained, source.model, _positions(folder))
 
 

@@ -16,12 +16,11 @@ import datasets
 import psutil  # type: ignore[import-untyped]
 import torch
 from huggingface_hub import HfApi, constants
-from safetensors import SafetensorError, safe_open
 
 from arcdist.config import Config, DataConfig, OutputConfig, QwenConfig, TrainConfig
 from arcdist.config.loader import DEFAULT_ROOT
 from arcdist.data import read_task_sets
-from arcdist.data.text import QwenSource, has_random_weights, locate_qwen, read_tokenizer, ways_out
+from arcdist.data.text import QwenSource, has_random_weights, locate_qwen, ways_out
 from arcdist.distributed import is_main, local_rank, local_world_size, world_size
 from arcdist.distributed.collectives import shutdown
 from arcdist.doctor.examination import (
@@ -44,7 +43,13 @@ from arcdist.errors import ArcdistError, ConfigError, DataError, NotFiniteError,
 from arcdist.files import expanded
 from arcdist.formatting import counted
 from arcdist.host import available_cores, memory_left, usable_cores
-from arcdist.models.qwen_source import HUB_SECONDS, read_config
+from arcdist.models.qwen_source import (
+    HUB_SECONDS,
+    read_config,
+    read_parts,
+    require_unquantised,
+    weight_files,
+)
 from arcdist.tracking import no_log
 from arcdist.tracking.run_folder import taken_by
 from arcdist.training.health import LOSS_NOT_FINITE
@@ -268,7 +273,8 @@ def check_weights(qwen: QwenConfig) -> Finding:
     """Look for the model where a run would: in the package, in a local folder, in the cache and on the Hub.
 
     Raises:
-        ConfigError: there is no such model, or its tokenizer cannot write grids.
+        ConfigError: there is no such model, it is quantised or does not read text, or its tokenizer cannot write grids.
+        PlatformError: the weights of a folder are not whole.
     """
     source = locate_qwen(qwen.model, qwen.init)
     if source.kind == "embedded":
@@ -279,6 +285,8 @@ def check_weights(qwen: QwenConfig) -> Finding:
         cached = try_check(lambda: _check_files(source))
         if cached.verdict is Verdict.OK:
             return cached
+        if (source.folder / "config.json").is_file():
+            read_config(source)  # What that says of the model is not mended by a download.
     # What is there of an unfinished download is completed by the next.
     return _check_hub(qwen.model)
 
@@ -286,38 +294,24 @@ def check_weights(qwen: QwenConfig) -> Finding:
 def _check_files(source: QwenSource) -> Finding:
     folder = source.folder
     assert folder is not None
-    read_config(source)
-    read_tokenizer(source)
+    read_parts(source)
     if has_random_weights(source.model, source.init):
         return Finding(found=f"the model of {folder} is built with random weights")
-    index = folder / "model.safetensors.index.json"
-    files = sorted(folder.glob("*.safetensors"))
-    if index.is_file():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        files = [folder / name for name in sorted(set(names))]
-    advice = "Download them again, give another folder (--qwen.model PATH), or train without (--qwen.init random)."
-    for file in files:
-        try:
-            # A file that was cut short, or that git-lfs put in its place, has no header that fits it.
-            with safe_open(file, framework="pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            return failure(f"{file} cannot be read: {headline(error)}", advice)
-    if not files:
-        return failure(f"{folder} holds no weights as safetensors", advice)
-    return Finding(found=f"{sum(file.stat().st_size for file in files) / GIB:.2f} GiB in {folder}")
+    size = sum(file.stat().st_size for file in weight_files(source))
+    return Finding(found=f"{size / GIB:.2f} GiB in {folder}")
 
 
 def _check_hub(model: str) -> Finding:
     try:
-        files = HfApi().model_info(model, files_metadata=True, timeout=HUB_SECONDS).siblings or []
+        about = HfApi().model_info(model, files_metadata=True, timeout=HUB_SECONDS)
     except Exception as error:  # names, routes, proxies, certificates, rights: each of a class of its own
         return failure(
             f"{model} is no local folder and not whole in the cache, and the Hugging Face Hub does not give it "
             f"({headline(error)})",
             ways_out(model),
         )
-    size = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
+    require_unquantised(model, about.config or {})
+    size = sum(file.size or 0 for file in about.siblings or [] if file.rfilename.endswith(".safetensors"))
     found = f"{model} is on the Hugging Face Hub, not whole in the cache: a run downloads {size / GIB:.1f} GiB first"
     cache = Path(constants.HF_HUB_CACHE)
     room = shutil.disk_usage(_existing(cache)).free

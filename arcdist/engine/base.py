@@ -101,7 +101,9 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
     """Every trained parameter and persistent buffer by name, where it is; a frozen base has no part in it."""
-    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    # An LM head may share its weight with the embedding: under both names it is frozen.
+    named = module.named_parameters(remove_duplicate=False)
+    frozen = {name for name, parameter in named if not parameter.requires_grad}
     return {name: value for name, value in module.state_dict(keep_vars=True).items() if name not in frozen}
 
 

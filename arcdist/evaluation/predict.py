@@ -29,10 +29,11 @@ from arcdist.rng import stream
 # C colours, T planning steps.
 
 Grid: TypeAlias = tuple[tuple[int, ...], ...]
-Origin = Literal["agent", "steps", "memory", "refiner", "demonstrations"]
+Origin = Literal["agent", "steps", "memory", "refiner", "demonstrations", "qwen", "judge"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 """Who proposes grids: the agent as in validation, its earlier planning steps, the memory alone, refinements that the
-policy draws, and the one of these that does best on the task's own demonstrations."""
+policy draws, the one of these that does best on the task's own demonstrations, and Qwen, which writes them. The judge
+is Qwen as well: it proposes nothing, and says how probable each of the others' grids is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,9 @@ class Candidate:
     grid: Grid
     origin: Origin
     view: int
-    """Number of the view that it was proposed for."""
+    """Number of the view that it was proposed for; 0 if it is the judge's, which sees all."""
     log_prob: float
-    """Of its size and colours, in nats, as whoever proposed it puts it."""
+    """Of its size and colours, in nats, as whoever proposed it puts it; the judge's is the sum over all views."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +125,8 @@ class Proposing:
     """Whether earlier planning steps propose."""
     memory: bool = False
     """Whether the memory alone proposes."""
+    qwen: bool = False
+    """Whether Qwen writes grids and judges those of the others; it has to have a trained LM head."""
     batch_size: int = 32
     """Views that are answered at once."""
     seed: int = 0
@@ -171,7 +174,36 @@ def propose(
                 back = augmentation.invert(grid)
                 candidate = Candidate(tuple(map(tuple, back.tolist())), origin, number, log_prob)
                 candidates[place].append(candidate)
+    if settings.qwen:
+        for of_query, judged in zip(
+            candidates, _judge(models, collator, queries, candidates, seen, settings, device), strict=True
+        ):
+            of_query += judged
     return [sorted(of_query, key=lambda candidate: candidate.view) for of_query in candidates]
+
+
+def _judge(
+    models: Predictor,
+    collator: Collator,
+    queries: Sequence[Query],
+    candidates: Sequence[Sequence[Candidate]],
+    seen: Sequence[tuple[int, int, Augmentation]],
+    settings: Proposing,
+    device: torch.device,
+) -> list[list[Candidate]]:
+    """How probable Qwen finds each grid that was proposed, over all views: a product of experts."""
+    writer = models.qwen.writer()
+    grids = [list(dict.fromkeys(candidate.grid for candidate in of_query)) for of_query in candidates]
+    totals = [dict.fromkeys(of_query, 0.0) for of_query in grids]
+    for start in range(0, len(seen), settings.batch_size):
+        some = seen[start : start + settings.batch_size]
+        batch = collator.collate([queries[place] for place, _, _ in some], [each for _, _, each in some]).to(device)
+        asked = [[view.apply(np.array(grid, np.uint8)) for grid in grids[place]] for place, _, view in some]
+        log_probs = writer.log_prob(batch.inputs.tokens, batch.inputs.token_mask, asked)
+        for (place, _, _), of_view in zip(some, log_probs, strict=True):
+            for grid, log_prob in zip(grids[place], of_view, strict=True):
+                totals[place][grid] += log_prob
+    return [[Candidate(grid, "judge", 0, total) for grid, total in of_query.items()] for of_query in totals]
 
 
 Proposed: TypeAlias = list[tuple[np.ndarray, float]]
@@ -201,7 +233,11 @@ def _proposals(
         kinds.append("refiner" if number != best else "demonstrations")
         logits.append(response.proposal.weigh(drawn.final_logits))
         sizes.append(drawn.size_logits)
-    return list(zip(kinds, _grids(torch.stack(logits), torch.stack(sizes), batch), strict=True))
+    proposed = list(zip(kinds, _grids(torch.stack(logits), torch.stack(sizes), batch), strict=True))
+    if settings.qwen:
+        written = models.qwen.writer().greedy(batch.inputs.tokens, batch.inputs.token_mask)
+        proposed.append(("qwen", [(each.grid, each.log_prob) for each in written]))
+    return proposed
 
 
 def _grids(

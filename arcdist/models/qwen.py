@@ -14,9 +14,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from arcdist.errors import ConfigError
-from arcdist.models.qwen_source import UNSHARDED, Sharding, load_body
+from arcdist.models.qwen_source import UNSHARDED, Sharding, load_language_model, shape_of
+from arcdist.models.qwen_writer import GridWriter, SymbolHead, lm_loss, with_outputs
 
-# B queries, M of them without a prompt in the cache, L tokens, D width of Qwen, F features, P prompt.
+# B queries, M of them without a prompt in the cache, L tokens, D width of Qwen, F features, P prompt, h w targets.
 
 Fuse = Literal["mean", "concat-linear"]
 
@@ -28,6 +29,19 @@ class PromptOutput(NamedTuple):
     """Components of mean 0 and variance 1 for each query."""
     control: Float[Tensor, "B P"]
     """The part that comes from the features, likewise normalised."""
+
+
+_CHANGES_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Keys of models whose logits are not what their head gives."""
+
+
+class LessonOutput(NamedTuple):
+    """What Qwen gives for B queries whose outputs it is shown."""
+
+    prompt: Float[Tensor, "B P"]
+    control: Float[Tensor, "B P"]
+    lm_loss: Float[Tensor, " B"]
+    """Next-token loss of each output, see `arcdist.models.qwen_writer.lm_loss`."""
 
 
 def mean_pool(hidden: Float[Tensor, "B L D"], token_mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:
@@ -69,6 +83,9 @@ class QwenHybridPrompt(nn.Module):
     The base model is frozen; LoRA adapters on its linear layers, the projection and the control MLP are trained, in
     float32. Padding must be on the right: the model is causal, so real tokens never see it and no mask is needed.
 
+    With `lm_weight` > 0 it also learns to write outputs. A pretrained model has its own LM head, which stays as it is;
+    one of random weights gets a `SymbolHead`, which is trained.
+
     Args:
         model: a Hub name, a local folder, or `embedded:tiny`.
         prompt_dim: width P of prompt and control vector.
@@ -79,17 +96,20 @@ class QwenHybridPrompt(nn.Module):
         lora_alpha: the adapters' output is multiplied by `lora_alpha / lora_r`.
         lora_dropout: dropout before the adapters.
         every: batches that a query's prompt serves; kept for the training step, see `PromptCache`.
+        lm_weight: weight of the next-token loss in the training step; at 0 there is no LM head.
         init: `random` builds the model from its configuration, without weights and without a download.
         dtype: precision of the frozen base, `bfloat16` or `float32`.
-        lora_targets: names of linear layers, or `all-linear` alone.
+        lora_targets: names of linear layers, or `all-linear` alone; in a mixture of experts not those of the experts.
         gradient_checkpointing: recompute the base's activations in the backward pass.
         seed: seed of all random weights; PyTorch's global random state is left as it was.
         sharding: how the frozen base is partitioned over processes.
 
     Raises:
-        ConfigError: no such model or LoRA target.
+        ConfigError: no such model or LoRA target, or a model that cannot be taught to write.
         PlatformError: the model's weights are not available.
     """
+
+    symbol_ids: Tensor
 
     def __init__(
         self,
@@ -102,6 +122,7 @@ class QwenHybridPrompt(nn.Module):
         lora_alpha: int = 32,
         lora_dropout: float = 0.0,
         every: int = 1,
+        lm_weight: float = 0.0,
         *,
         init: Literal["pretrained", "random"] = "pretrained",
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
@@ -113,7 +134,8 @@ class QwenHybridPrompt(nn.Module):
         super().__init__()
         self.every = every
         with _seeded(seed):
-            self.body, self.tokenizer = load_body(model, init, getattr(torch, dtype), seed=seed, sharding=sharding)
+            source = load_language_model(model, init, getattr(torch, dtype), seed=seed, sharding=sharding)
+        self.body, self.tokenizer = source.body, source.tokenizer
         # Seeded again: how much was drawn for the base depends on where it came from.
         with _seeded(seed):
             lora = LoraConfig(
@@ -122,7 +144,10 @@ class QwenHybridPrompt(nn.Module):
                 lora_dropout=lora_dropout,
                 target_modules=_checked_targets(self.body, lora_targets, model),
             )
-            inject_adapter_in_model(lora, self.body)
+            try:
+                inject_adapter_in_model(lora, self.body)
+            except ValueError as error:  # a kind of layer, or of model, that PEFT knows to go wrong
+                raise ConfigError(f"PEFT puts no adapters on the qwen.lora_targets of {model!r}: {error}") from error
             self.prompt_projection = PromptProjection(self.body.config.hidden_size, prompt_dim, fuse, control_weight)
             self.control_mlp = nn.Sequential(
                 nn.Linear(numeric_in_dim, prompt_dim),
@@ -130,6 +155,7 @@ class QwenHybridPrompt(nn.Module):
                 nn.Linear(prompt_dim, prompt_dim),
                 nn.LayerNorm(prompt_dim, elementwise_affine=False),
             )
+            self.lm_head = self._lm_head(source.head, model) if lm_weight > 0 else None
         self.control_mlp.requires_grad_(control_weight > 0)
         for parameter in self.trainable_parameters()["lora"]:
             parameter.data = parameter.data.float()  # PEFT gives them the base's precision
@@ -141,40 +167,91 @@ class QwenHybridPrompt(nn.Module):
             enable({"use_reentrant": False})
         self.train()
 
+    def _lm_head(self, pretrained: nn.Module | None, model: str) -> nn.Module:
+        self.tokenizer = self.tokenizer.leaving_room()
+        symbol_ids, config = torch.from_numpy(self.tokenizer.symbol_ids), self.body.config
+        self.register_buffer("symbol_ids", symbol_ids, persistent=False)
+        if pretrained is not None:
+            for name in _CHANGES_LOGITS:
+                if getattr(config, name, None) not in (None, 1):
+                    raise ConfigError(
+                        f"qwen.lm_weight is more than 0, but {model!r} changes the logits of its head ({name} in "
+                        f"config.json), which is not supported: choose another model, or --qwen.lm_weight 0."
+                    )
+            return pretrained.requires_grad_(False)
+        return SymbolHead(config.hidden_size, symbol_ids, getattr(config, "initializer_range", 0.02))
+
     def forward(
-        self, tokens: Int[Tensor, "B L"], token_mask: Bool[Tensor, "B L"], features: Float[Tensor, "B F"]
-    ) -> PromptOutput:
+        self,
+        tokens: Int[Tensor, "B L"],
+        token_mask: Bool[Tensor, "B L"],
+        features: Float[Tensor, "B F"],
+        target: Int[Tensor, "B h w"] | None = None,
+        target_size: Int[Tensor, "B 2"] | None = None,
+    ) -> PromptOutput | LessonOutput:
         """Prompt and control vector of B queries, in float32 under any autocast.
+
+        With targets, which takes an LM head, also the next-token loss of each as the output that follows the prompt.
+        The prompt does not depend on them: no token sees a later one, and only the prompt's own tokens are averaged.
 
         Args:
             tokens: ids of `tokenizer`, padded on the right.
             token_mask: True for real tokens, at least one a query.
             features: transformation features averaged over the context pairs.
+            target: top left on a canvas, as in `QueryTargets`.
+            target_size: height and width of each; zeros if it is not known.
         """
-        hidden = self.body(input_ids=tokens, use_cache=False).last_hidden_state
+        texts, output_mask = tokens, torch.zeros_like(token_mask)
+        if target is not None and target_size is not None:
+            texts, output_mask = with_outputs(tokens, token_mask, target, target_size, self.symbol_ids)
+        hidden = self.body(input_ids=texts, use_cache=False).last_hidden_state
         with torch.autocast(tokens.device.type, enabled=False):
             control = self.control_mlp(features)
-            prompt = self.prompt_projection(mean_pool(hidden, token_mask), control)
-        return PromptOutput(prompt, control)
+            prompt = self.prompt_projection(mean_pool(hidden[:, : tokens.shape[1]], token_mask), control)
+        if target is None:
+            return PromptOutput(prompt, control)
+        assert self.lm_head is not None
+        return LessonOutput(prompt, control, lm_loss(self.lm_head, hidden, texts, output_mask))
+
+    def writer(self, *, rows: int = 64) -> GridWriter:
+        """What writes and scores outputs; there must be an LM head (`lm_weight` > 0).
+
+        Args:
+            rows: most texts whose keys and values are held at once.
+        """
+        assert self.lm_head is not None
+        return GridWriter(self.body, self.lm_head, self.tokenizer, rows=rows)
 
     def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """Trained parameters by group: `lora`, `prompt_projection` and, unless its weight is 0, `control_mlp`."""
+        """Trained parameters by group: `lora`, `prompt_projection`, and `control_mlp` and `lm_head` if they are."""
         parts = {"lora": self.body, "prompt_projection": self.prompt_projection, "control_mlp": self.control_mlp}
+        if self.lm_head is not None:
+            parts["lm_head"] = self.lm_head
         groups = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}
         return {name: parameters for name, parameters in groups.items() if parameters}
 
 
+_OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "shared_expert_gate", "w1", "w2", "w3")
+"""Layers of a mixture of experts, by their last names. PEFT takes most of them for the experts themselves."""
+_IN_EXPERTS = ".experts."
+"""Part of the names of an expert's weights, which a token meets only if it is sent to that expert."""
+
+
 def _checked_targets(body: PreTrainedModel, targets: tuple[str, ...], model: str) -> str | list[str]:
     """The targets as PEFT takes them; it would silently ignore a misspelt one if another is right."""
-    if targets == ("all-linear",):
-        return "all-linear"
     layers = [name for name, module in body.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    note = ""
+    if any(_IN_EXPERTS in name for name, _ in body.named_parameters()):
+        layers = [name for name in layers if name.rpartition(".")[2] not in _OF_EXPERTS]
+        note = " Experts and their routers get no adapters."
+    choices = sorted({name.rpartition(".")[2] for name in layers})
+    if targets == ("all-linear",):
+        return choices if note else "all-linear"
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
-            choices = sorted({name.rpartition(".")[2] for name in layers})
             raise ConfigError(
                 f"qwen.lora_targets names {target!r}, which is no linear layer of {model!r}: "
-                f"choose among {', '.join(choices)}, or all-linear alone."
+                f"choose among {', '.join(choices)}, or all-linear alone.{note}"
             )
     return list(targets)
 
@@ -251,27 +328,59 @@ class PromptCache:
         return query_id in self._rows and batch_number - self._rows[query_id][0] < self._every
 
 
-def layer_weights(config: PretrainedConfig) -> int:
-    """Weights of the linear maps of one layer: attention's four and the gated MLP's three."""
-    width, heads = config.hidden_size, config.num_attention_heads
-    key_width = width * (getattr(config, "num_key_value_heads", None) or heads) // heads
-    inner = getattr(config, "intermediate_size", None) or 4 * width
-    return 2 * width * (width + key_width) + 3 * width * inner
+class Work(NamedTuple):
+    """What a model does with a token of a text."""
+
+    weights: int
+    """Weights that it is multiplied with: of all linear maps, of its share of the experts, of routers, convolutions."""
+    states: int
+    """Numbers in the states of linear attention, over all layers."""
+    width: int
+    """Width of the queries of softmax attention, over all layers."""
+
+
+def work_of(config: PretrainedConfig) -> Work:
+    """What a model of that configuration does with a token, counted on the model itself, without its numbers."""
+    body = shape_of(config)
+    counts = ("num_experts", "num_local_experts", "n_routed_experts")
+    experts = next(filter(None, (getattr(config, name, None) for name in counts)), 1)
+    chosen = getattr(config, "num_experts_per_tok", None) or 1
+    embeddings = {id(module.weight) for module in body.modules() if isinstance(module, nn.Embedding)}
+    weights = 0
+    for name, parameter in body.named_parameters():
+        if _IN_EXPERTS in name:
+            weights += parameter.numel() * chosen // experts
+        elif parameter.ndim > 1 and id(parameter) not in embeddings:
+            weights += parameter.numel()
+    heads = getattr(config, "num_attention_heads", 0)
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // (heads or 1)
+    linear = (getattr(config, "layer_types", None) or []).count("linear_attention")
+    state = 0
+    if linear:
+        state = config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim
+    return Work(weights, linear * state, (config.num_hidden_layers - linear) * heads * head_width)
+
+
+def _token_and_position(work: Work) -> tuple[float, float]:
+    """Operations of the frozen model for a token, and for a token and a position of its text."""
+    return 4.0 * work.weights + 18.0 * work.states, 6.0 * work.width
 
 
 def attention_share(config: PretrainedConfig) -> float:
-    """Operations of attention for a token and position over those of the linear maps for a token: 6 d / (4 N / L)."""
-    return 6.0 * config.hidden_size / (4.0 * layer_weights(config))
+    """Operations of attention for a token and a position over all others for a token; see `training_flops`."""
+    token, position = _token_and_position(work_of(config))
+    return position / token
 
 
 def training_flops(config: PretrainedConfig, adapter_weights: int, lengths: Iterable[int]) -> float:
     """Operations of reading texts of these lengths (in tokens) and training the adapters on them.
 
-    With d the width, L the layers, N the weights of their linear maps and P those of the adapters, a token of a text
-    of s tokens takes 4 N + 6 P + 6 s d L: frozen weights have a forward pass and the gradient of their inputs, 2 N
-    each; adapters also have a gradient themselves; attention looks back on half of the text on average. What is
-    computed twice to save memory counts once, and neither embeddings nor an LM head count.
+    With N the weights that a token is multiplied with, P those of the adapters, d the width of the queries and S the
+    numbers of the states of linear attention, d and S over all layers that have them, a token of a text of s tokens
+    takes 4 N + 6 P + 6 s d + 18 S: frozen weights have a forward pass and the gradient of their inputs, 2 N each;
+    adapters also have a gradient themselves; attention looks back on half of the text on average; a state is decayed
+    and read, corrected and read, 6 S, and each product has two gradients. What is computed twice to save memory counts
+    once, and neither embeddings nor an LM head count.
     """
-    linear = 4.0 * config.num_hidden_layers * layer_weights(config) + 6.0 * adapter_weights
-    attention = 6.0 * config.hidden_size * config.num_hidden_layers
-    return sum(length * (linear + attention * length) for length in lengths)
+    token, position = _token_and_position(work_of(config))
+    return sum(length * (token + 6.0 * adapter_weights + position * length) for length in lengths)

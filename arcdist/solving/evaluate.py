@@ -186,6 +186,7 @@ class Solver:
                 draws=solve.draws,
                 steps=solve.steps,
                 memory=solve.memory,
+                qwen=solve.qwen and trained.predictor.qwen.lm_head is not None,
                 batch_size=solve.batch_size,
                 seed=seed,
                 tell_symmetry=augment.dihedral,

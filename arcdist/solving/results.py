@@ -24,8 +24,16 @@ from arcdist.files import replacing
 from arcdist.formatting import counted, duration, hundredths, percent
 from arcdist.tracking.grids import difference_picture, grid_picture, right_cells, verdict
 
-WEIGHTS: dict[Origin, float] = {"agent": 1.0, "steps": 0.3, "memory": 0.3, "refiner": 0.3, "demonstrations": 1.0}
-"""Of the candidates' votes, by where they come from."""
+WEIGHTS: dict[Origin, float] = {
+    "agent": 1.0,
+    "steps": 0.3,
+    "memory": 0.3,
+    "refiner": 0.3,
+    "demonstrations": 1.0,
+    "qwen": 1.0,
+    "judge": 4.0,
+}
+"""Of the candidates' votes, by where they come from; the judge's is shared out over the grids."""
 NO_ANSWER: Grid = ((0,),)
 """What a submission holds where there is none: the format knows no empty attempt."""
 PROTOCOLS = {

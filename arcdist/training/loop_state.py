@@ -49,8 +49,10 @@ class Interval:
     queries: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    written: int = 0
+    """Queries whose output Qwen was taught to write."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Of each metric over the queries."""
+    """Of each metric over the queries; of `lm_loss` over those written."""
     norm_sums: dict[str, float] = field(default_factory=dict)
     """Of `grad_norm/<group>` over the steps."""
     largest_norms: dict[str, float] = field(default_factory=dict)
@@ -61,10 +63,12 @@ class Interval:
         self.steps += 1
         self.queries += report.queries
         self.tokens += report.tokens
+        self.written += report.written
         self.seconds += seconds
         for name, value in report.metrics.items():
             # By queries: the last batch of an epoch may be smaller.
-            self.sums[name] = self.sums.get(name, 0.0) + value * report.queries
+            queries = report.written if name == "lm_loss" else report.queries
+            self.sums[name] = self.sums.get(name, 0.0) + value * queries
         for group, norm in report.group_norms.items():
             name = f"grad_norm/{group}"
             self.norm_sums[name] = self.norm_sums.get(name, 0.0) + norm
@@ -74,7 +78,9 @@ class Interval:
         """Every metric of the steps, `pairs_per_s` and `tokens_per_s`; only the pace if nothing was added."""
         seconds = max(self.seconds, 1e-9)
         return {
-            **{name: total / self.queries for name, total in self.sums.items()},
+            **{
+                name: total / (self.written if name == "lm_loss" else self.queries) for name, total in self.sums.items()
+            },
             "pairs_per_s": self.queries / seconds,
             "tokens_per_s": self.tokens / seconds,
         }

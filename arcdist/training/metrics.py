@@ -13,7 +13,10 @@ from arcdist.training.session import Session
 
 _logger = logging.getLogger(__name__)
 
-_PART_OF_GROUP = {"lora": "qwen", "prompt_projection": "qwen", "control_mlp": "qwen", "task_vectors": "agent"}
+_PART_OF_GROUP = {
+    **dict.fromkeys(("lora", "prompt_projection", "control_mlp", "lm_head"), "qwen"),
+    "task_vectors": "agent",
+}
 _SUMMARY = ("train/loss", "train/exact", "val/exact", "val/cell", "val/size", "val/accuracy_delta")
 
 

@@ -124,20 +124,40 @@ class PromptReading:
     queries: QueryBatch
     rows: Int[Tensor, " M"]
     """The queries that were read; the prompts of the others were kept from an earlier batch."""
+    lm_loss: Float[Tensor, " M"] | None
+    """Next-token loss of each of their outputs, without a graph; None if Qwen does not learn to write."""
     counts: bool
     """False if what was read has no part in the step: it is read because the other processes are reading."""
-    graph: PromptOutput | None
-    """What was read, with its graph where that was kept."""
+    graph: tuple[Tensor, ...] | None
+    """Prompts, control vectors and perhaps losses of what was read, with their graph where that was kept."""
     dropout_seed: int
 
-    def backward(self, qwen: Engine, gradient: Float[Tensor, "B P"], *, is_last: bool) -> None:
-        """Send a gradient back through what was read; without its graph, it is read once more."""
+    def backward(
+        self,
+        qwen: Engine,
+        gradient: Float[Tensor, "B P"],
+        lm_gradient: Float[Tensor, " B"] | None = None,
+        *,
+        is_last: bool,
+    ) -> None:
+        """Send gradients back through what was read, in one backward pass; without its graph, it is read once more.
+
+        Args:
+            qwen: engine of Qwen.
+            gradient: of the prompts.
+            lm_gradient: of the next-token losses, if there are any.
+            is_last: whether it is the step's last pass.
+        """
         if not len(self.rows):
             return
-        read = self.graph or _read(qwen, self.queries, self.rows, self.dropout_seed)
-        gradient = gradient[self.rows]
+        writes = self.lm_loss is not None
+        read = self.graph or _read(qwen, self.queries, self.rows, self.dropout_seed, writes=writes)
+        (tensor, _, *losses), gradient = read, gradient[self.rows]
+        if losses and lm_gradient is not None:
+            tensor = torch.cat([tensor.flatten(), *losses])
+            gradient = torch.cat([gradient.flatten(), lm_gradient[self.rows]])
         with region("Qwen backward"):
-            qwen.backward(read.prompt, gradient if self.counts else torch.zeros_like(gradient), is_last=is_last)
+            qwen.backward(tensor, gradient if self.counts else torch.zeros_like(gradient), is_last=is_last)
 
 
 def read_prompts(
@@ -156,19 +176,25 @@ def read_prompts(
     if qwen.in_lockstep and not counts:
         rows = every_row[:1]
     dropout_seed = _dropout_seed(seed, step, queries.ids)
-    read = None
+    writes = models.qwen.lm_head is not None
+    read, output = None, None if cached is None else cached.output
+    lm_loss = torch.zeros(0, device=rows.device) if writes else None
     if len(rows):
         with torch.set_grad_enabled(keep_graph):
-            read = _read(qwen, queries, rows, dropout_seed)
-    output = read
-    if cached is not None:
-        output = cached.fill(read) if read is not None and counts else cached.output
+            read = _read(qwen, queries, rows, dropout_seed, writes=writes)
+        computed = PromptOutput(*read[:2])
+        if cached is None:
+            output = computed
+        elif counts:
+            output = cached.fill(computed)
+        lm_loss = read[2].detach() if writes else None
     assert output is not None  # Either everything was read or something was cached.
     return PromptReading(
         prompt=output.prompt.detach().requires_grad_(),
         control=output.control.detach(),
         queries=queries,
         rows=rows,
+        lm_loss=lm_loss,
         counts=counts,
         graph=read if keep_graph else None,
         dropout_seed=dropout_seed,
@@ -192,10 +218,14 @@ def keep_prompts(models: Models, batch: DistributedBatch, readings: Sequence[Pro
     models.prompts.store(ids, PromptOutput(*prompts.unbind(1)), step)
 
 
-def _read(qwen: Engine, queries: QueryBatch, rows: Int[Tensor, " M"], dropout_seed: int) -> PromptOutput:
-    inputs = queries.inputs
+def _read(
+    qwen: Engine, queries: QueryBatch, rows: Int[Tensor, " M"], dropout_seed: int, *, writes: bool
+) -> tuple[Tensor, ...]:
+    """Read queries, followed by their outputs if Qwen learns to write: no prompt depends on what comes after it."""
+    inputs, targets = queries.inputs, queries.targets
+    outputs = (targets.target[rows], targets.target_size[rows]) if writes else ()
     with region("Qwen forward"), _dropout_drawn_from(dropout_seed, inputs.tokens.device):
-        return qwen(inputs.tokens[rows], inputs.token_mask[rows], inputs.features[rows])
+        return qwen(inputs.tokens[rows], inputs.token_mask[rows], inputs.features[rows], *outputs)
 
 
 def _dropout_seed(seed: int, step: int, ids: Sequence[str]) -> int:

@@ -9,10 +9,7 @@ import torch
 
 from arcdist.config import Config
 from arcdist.distributed import rank, world_size
-from arcdist.errors import OutOfMemoryError, reason
-
-_SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
-"""Of the CPU's allocator, the CUDA driver and cuBLAS, which have no own error type."""
+from arcdist.errors import OutOfMemoryError, is_out_of_memory, reason
 
 
 @contextmanager
@@ -29,8 +26,7 @@ def explained_out_of_memory(config: Config, folder: Path | None = None) -> Itera
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not is_typed and not any(sign in str(error) for sign in _SIGNS):
+        if not (isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error)):
             raise
         settings = "; ".join(f"{n}. {each}" for n, each in enumerate(islice(_settings(config), 3), 1))
         held = _write_snapshot(folder) if folder is not None and recorded else ""

@@ -74,11 +74,13 @@ class StepReport:
     """Gradient norm of each parameter group, before clipping."""
     queries: int
     tokens: int
-    """Real tokens of the batch."""
+    """Real tokens of the batch's prompts."""
     finite: bool
     """False if the step was skipped: no parameter has moved."""
     signals: tuple[Signals, ...]
     """Of each process."""
+    written: int = 0
+    """Queries whose output Qwen was taught to write; `lm_loss`, if there are any, is the mean over these."""
 
     @property
     def stop(self) -> bool:
@@ -135,7 +137,8 @@ def train_step(
         by_reward = policy_gradient(each.score, advantage, each.weight, weights.reward_weight)
         # Both are times the loss scale, as the engine's backward pass expects.
         gradient = each.energy_gradient + engines.precision.loss_scale * by_reward
-        each.reading.backward(engines.qwen, gradient, is_last=each.is_last)
+        by_writing = engines.precision.loss_scale * settings.config.qwen.lm_weight * each.weight
+        each.reading.backward(engines.qwen, gradient, by_writing, is_last=each.is_last)
         with region("refiner"):
             losses = models.refiner.rl_loss(each.transition, advantage, query_weight=each.weight)
             engines.refiner.backward(losses["total"], is_last=each.is_last)
@@ -166,6 +169,8 @@ class Sums(NamedTuple):
     reward: Float[Tensor, ""]
     squared_reward: Float[Tensor, ""]
     tokens: Float[Tensor, ""]
+    lm_loss: Float[Tensor, ""]
+    written: Float[Tensor, ""]
     metrics: Float[Tensor, " M"]
     target_colors: Float[Tensor, " C"]
     signals: Float[Tensor, "W 5"]
@@ -256,7 +261,10 @@ def _run_pass(
     }
     admitted = admits(scores.cell, settings.memory_threshold) & (counted > 0)
     total_energy, squared_reward = total(energy), total(rewards.reward.square())
-    broken = ~(total_energy + squared_reward).isfinite()
+    written = torch.zeros(0, device=energy.device) if forward.reading.lm_loss is None else forward.reading.lm_loss
+    if share.is_padding or not forward.reading.counts:
+        written = written[:0]
+    broken = ~(total_energy + squared_reward + written.sum()).isfinite()
     return Pass(
         is_last=is_last,
         reading=forward.reading,
@@ -280,6 +288,8 @@ def _run_pass(
             reward=total(rewards.reward),
             squared_reward=squared_reward,
             tokens=total(queries.inputs.token_mask.sum(1).float()),
+            lm_loss=written.sum(),
+            written=energy.new_tensor(float(len(written))),
             metrics=torch.stack([total(values) for values in metrics.values()]),
             target_colors=(counted[:, None] * color_shares(target, mask)).sum(0),
             signals=_signals(batch, settings, broken, admitted.sum()),
@@ -398,17 +408,23 @@ def _report(
         **dict(zip(metrics, totals.metrics / totals.queries, strict=True)),
         "reward/mean": rewards.mean,
         "reward/std": rewards.variance.sqrt(),
+        "lm_loss": totals.lm_loss / totals.written.clamp_min(1.0),
     }
-    scalars = torch.stack([value.float() for value in (*means.values(), *norms.values(), totals.tokens)])
+    counts = (totals.tokens, totals.written)
+    scalars = torch.stack([value.float() for value in (*means.values(), *norms.values(), *counts)])
     with region("results to the host"):
         host = torch.cat([scalars, totals.signals.flatten()]).tolist()
     numbers = iter(host)
     host_means, host_norms = ({name: next(numbers) for name in named} for named in (means, norms))
+    tokens, written = round(next(numbers)), round(next(numbers))
+    if not written:
+        del host_means["lm_loss"]
     return StepReport(
         metrics=host_means | {"imbalance": batch.partition.imbalance},
         group_norms=host_norms,
         queries=len(batch),
-        tokens=round(next(numbers)),
+        tokens=tokens,
+        written=written,
         finite=all(map(math.isfinite, (host_means["loss"], *host_norms.values()))),
         # The numbers that are left, five for each process.
         signals=tuple(

@@ -321,6 +321,14 @@ def test_a_checkpoint_of_an_older_version_names_a_folder_that_can_be_nothing_els
     assert f'AutoModel.from_pretrained("{tmp_path}/models/qwen"' in card_of_export(snapshot)
 
 
+def test_a_trained_lm_head_is_exported_and_told(tmp_path, build_tiny):
+    session = stirred(build_tiny("--qwen.lm_weight=0.5"))
+    folder = exported(session, tmp_path / "export")
+    rest = load_file(folder / "rest.safetensors")
+    assert torch.equal(rest["lm_head.rows.weight"], session.models.qwen.lm_head.rows.weight)
+    assert "`prompt_projection`, `control_mlp`, `lm_head`, `solver`" in (folder / "README.md").read_text()
+
+
 def test_a_control_mlp_that_was_never_trained_is_told(build_tiny):
     files = contents(snapshot_of(build_tiny("--qwen.control_weight=0")))
     assert (

@@ -200,7 +200,7 @@ def test_a_file_alone_overrides_the_defaults(tmp_path: Path) -> None:
     assert loaded.config.data.max_side == Config().data.max_side
 
 
-@pytest.mark.parametrize("name", ["overfit16", "quickstart", "qwen2.5-0.5b", "qwen2.5-1.5b"])
+@pytest.mark.parametrize("name", ["overfit16", "quickstart", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen3-0.6b", "qwen3-4b"])
 def test_every_recipe_loads(name: str) -> None:
     assert name in recipe_names()
     loaded = load_config(["--recipe", name])
@@ -208,9 +208,10 @@ def test_every_recipe_loads(name: str) -> None:
     assert f"recipe {name}" in loaded.sources.values()
 
 
-def test_the_large_recipe_is_the_defaults_on_a_gpu() -> None:
-    config = load_config(["--recipe", "qwen2.5-1.5b"]).config
-    assert config.qwen.model == "Qwen/Qwen2.5-1.5B"
+@pytest.mark.parametrize("model", ["Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen3-0.6B", "Qwen3-4B"])
+def test_the_large_recipes_are_the_defaults_on_a_gpu(model: str) -> None:
+    config = load_config(["--recipe", model.lower()]).config
+    assert config.qwen.model == f"Qwen/{model}"
     assert config.qwen.gradient_checkpointing
     assert (config.train.precision, config.train.device, config.train.batch_size) == ("bf16", "cuda", 8)
     assert (config.agent, config.efe, config.refiner) == (Config().agent, Config().efe, Config().refiner)

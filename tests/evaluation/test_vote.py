@@ -1,5 +1,9 @@
 """Which candidates become the two attempts."""
 
+import math
+
+import pytest
+
 from arcdist.evaluation.predict import Candidate
 from arcdist.evaluation.vote import vote
 
@@ -37,3 +41,19 @@ def test_among_equals_the_likelier_cell_is_first_and_then_the_earlier_candidate(
     assert grids([Candidate(ONE, "agent", 0, -2.0), Candidate(WIDE, "agent", 1, -3.0)]) == [WIDE, ONE]
     assert grids([Candidate(ONE, "agent", 0, -2.0), Candidate(TWO, "agent", 1, -2.0)]) == [ONE, TWO]
     assert grids([Candidate(TWO, "agent", 1, -2.0), Candidate(ONE, "agent", 0, -2.0)]) == [TWO, ONE]
+
+
+def test_the_judge_shares_its_weight_out_by_probability():
+    candidates = [
+        Candidate(ONE, "agent", 0, -1.0),
+        Candidate(TWO, "steps", 0, -1.0),
+        Candidate(ONE, "judge", 0, math.log(0.2) - 1000.0),
+        Candidate(TWO, "judge", 0, math.log(0.8) - 1000.0),
+    ]
+    weights = {"agent": 1.0, "steps": 0.5, "judge": 1.0}
+    first, second = vote(candidates, weights)
+    assert (first.grid, second.grid) == (TWO, ONE)
+    assert (first.score, second.score) == (pytest.approx(1.3), pytest.approx(1.2))
+    assert grids(candidates, {"judge": 1.0}) == [TWO, ONE]
+    # It proposes nothing where others do.
+    assert grids(candidates, {"agent": 1.0, "judge": 5.0}) == [ONE]

@@ -70,8 +70,13 @@ def padded(session, batch, position=0):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
-    [(), ("--qwen.every=3",), ("--qwen.gradient_checkpointing=true", "--qwen.every=2")],
-    ids=["plain", "kept prompts", "checkpointing"],
+    [
+        (),
+        ("--qwen.every=3",),
+        ("--qwen.gradient_checkpointing=true", "--qwen.every=2"),
+        ("--qwen.lm_weight=0.5", "--qwen.every=3"),
+    ],
+    ids=["plain", "kept prompts", "checkpointing", "writing"],
 )
 def test_passes_change_no_number(build_tiny, flags):
     def run(accumulation):
@@ -88,7 +93,8 @@ def test_passes_change_no_number(build_tiny, flags):
     for accumulation in (2, 4, 8):
         reports, others = run(accumulation)
         for one, other in zip(expected, reports, strict=True):
-            assert (one.queries, one.tokens) == (other.queries, other.tokens)
+            assert (one.queries, one.tokens, one.written) == (other.queries, other.tokens, other.written)
+            assert one.metrics.keys() == other.metrics.keys()
             for name, value in (one.metrics | one.group_norms).items():
                 if name != "imbalance":
                     found = (other.metrics | other.group_norms)[name]
@@ -107,8 +113,9 @@ def test_passes_change_no_number(build_tiny, flags):
         ("--qwen.lora_dropout=0.3", "--qwen.every=3"),
         ("--train.accumulation=2",),
         ("--train.accumulation=2", "--qwen.lora_dropout=0.3", "--qwen.gradient_checkpointing=true"),
+        ("--qwen.lora_dropout=0.3", "--qwen.every=3", "--qwen.lm_weight=0.5"),
     ],
-    ids=["one pass", "one pass, dropout", "two passes", "two passes, dropout"],
+    ids=["one pass", "one pass, dropout", "two passes", "two passes, dropout", "one pass, dropout, writing"],
 )
 def test_a_pass_of_padding_changes_not_a_bit(build_tiny, flags):
     """Where it makes two passes of one, Qwen reads twice what it read once: with the same units dropped."""
@@ -119,10 +126,11 @@ def test_a_pass_of_padding_changes_not_a_bit(build_tiny, flags):
     assert_equal(others, weights)
 
 
+@pytest.mark.parametrize("lm_weight", [0.0, 0.5])
 @pytest.mark.parametrize("passes", [1, 2])
-def test_reading_for_the_others_changes_not_a_bit(build_tiny, passes):
+def test_reading_for_the_others_changes_not_a_bit(build_tiny, passes, lm_weight):
     """Engines that meet in each forward pass have every process read, also where all its prompts are kept."""
-    flags = ("--qwen.every=4", f"--train.accumulation={passes}")
+    flags = ("--qwen.every=4", f"--train.accumulation={passes}", f"--qwen.lm_weight={lm_weight}")
     plain, in_lockstep = build_tiny(*flags), build_tiny(*flags)
     in_lockstep.engines.qwen.in_lockstep = True
     read = []
@@ -147,11 +155,14 @@ def test_a_pass_of_bf16_leaves_no_matrix_without_a_gradient(build_tiny):
     assert [name for name in trained if not largest.get(name, 0.0) > 0.0] == []
 
 
-def test_the_gradient_is_that_of_the_whole_batch(build_tiny):
+@pytest.mark.parametrize("lm_weight", [0.0, 0.5])
+def test_the_gradient_is_that_of_the_whole_batch(build_tiny, lm_weight):
     """Before any optimizer: the sum over passes is the gradient of the mean over all queries."""
 
+    flags = ("--batch_size=8", f"--qwen.lm_weight={lm_weight}")
+
     def gradients(accumulation):
-        session = with_rewards(build_tiny("--batch_size=8", f"--train.accumulation={accumulation}"))
+        session = with_rewards(build_tiny(*flags, f"--train.accumulation={accumulation}"))
         found = {}
 
         def read(*_):

@@ -58,7 +58,7 @@ def batches(build_tiny):
     return first
 
 
-VARIANTS = [(), ("--agent.kind=conv",), ("--qwen.fuse=concat-linear",)]
+VARIANTS = [(), ("--agent.kind=conv",), ("--qwen.fuse=concat-linear",), ("--qwen.lm_weight=0.5",)]
 
 
 @pytest.mark.parametrize("flags", VARIANTS)
@@ -71,6 +71,7 @@ def test_every_group_has_a_gradient_from_step_1_and_the_frozen_base_none(build_t
 
     expected = {"lora", "prompt_projection", "control_mlp", "agent", "solver", "efe", "refiner"}
     expected |= {"task_vectors"} if session.models.agent.task_vectors is not None else set()
+    expected |= {"lm_head"} if session.config.qwen.lm_weight else set()
     assert set(report.group_norms) == expected
     assert all(norm > 0.0 for norm in report.group_norms.values()), report.group_norms
 
@@ -112,6 +113,12 @@ def joint_losses(session, batch, noise):
     (queries,) = batch.queries
     inputs, targets = queries.inputs, queries.targets
     prompt, control = models.qwen(inputs.tokens, inputs.token_mask, inputs.features)
+    writing = 0.0
+    if weight := session.config.qwen.lm_weight:
+        lesson = models.qwen(
+            inputs.tokens, inputs.token_mask, inputs.features, targets.target, targets.target_size
+        ).lm_loss
+        writing = weight * lesson.mean()
     with torch.no_grad():
         before = models.agent(inputs, prompt)
     refinement = models.refiner.refine_prompt(prompt, control.detach(), inputs.summary, noise=noise)
@@ -135,7 +142,7 @@ def joint_losses(session, batch, noise):
     value = combined_loss(query_mean(energy), gain.mean(), reward.efe_weight, reward.reward_weight).detach()
     # The mean reward is a number; what stands for it has the gradient of the expected one.
     log_likelihood = query_mean(advantage.detach() * refinement.log_prob)
-    surrogate = reward.efe_weight * query_mean(energy) - reward.reward_weight * log_likelihood
+    surrogate = reward.efe_weight * query_mean(energy) - reward.reward_weight * log_likelihood + writing
     return surrogate, value, refinement.transition, advantage
 
 

@@ -71,6 +71,19 @@ def step(session, batch, number=0):
     return train_step(batch, session.models, session.engines, noise, settings)
 
 
+@pytest.mark.parametrize("change", CHANGES)
+def test_prompts_that_are_read_before_an_output_know_nothing_of_it(worlds, change):
+    """Qwen is shown the output behind the prompt, to learn to write it. Texts of another length may round otherwise."""
+    one, other = worlds("--qwen.lm_weight=0.5", of_training=change)
+    readings = []
+    for session in (one, other):
+        (queries,) = batch_of(session, ASKED).queries
+        readings.append(read_prompts(session.models, session.engines.qwen, queries, 0, seed=0, keep_graph=True))
+    torch.testing.assert_close(readings[0].prompt, readings[1].prompt, rtol=0, atol=1e-5)
+    torch.testing.assert_close(readings[0].control, readings[1].control, rtol=0, atol=0)
+    assert (readings[0].lm_loss - readings[1].lm_loss).abs().min() > 1e-4
+
+
 def validate(session, batches):
     return score(predictor_of(session), ((batch.queries[0], True) for batch in batches))
 

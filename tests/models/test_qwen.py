@@ -1,17 +1,32 @@
 """Qwen's prompt, the cache that keeps it for `every` batches, and the operations that reading takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Qwen2Config, Qwen2Model
+from transformers import (
+    AutoModelForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    MambaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Model,
+)
 
 from arcdist.config.schema import QwenConfig
+from arcdist.engine.base import trained_state
 from arcdist.errors import ConfigError
 from arcdist.models import attention_share, training_flops
-from arcdist.models.qwen import PromptCache, PromptOutput, PromptProjection, QwenHybridPrompt, layer_weights, mean_pool
+from arcdist.models.qwen import PromptCache, PromptOutput, PromptProjection, QwenHybridPrompt, mean_pool, work_of
 from arcdist.models.qwen_source import TINY, embedded_config
 
 CONFIG = Qwen2Config(
@@ -24,22 +39,22 @@ CONFIG = Qwen2Config(
 )
 
 
-def test_weights_of_a_layer_are_those_of_its_linear_maps():
-    layer = Qwen2Model(CONFIG).layers[0]
-    counted = sum(module.weight.numel() for module in layer.modules() if isinstance(module, nn.Linear))
-    assert layer_weights(CONFIG) == counted == 2 * 12 * (12 + 4) + 3 * 12 * 20
+def test_weights_are_those_of_the_linear_maps():
+    counted = sum(module.weight.numel() for module in Qwen2Model(CONFIG).modules() if isinstance(module, nn.Linear))
+    assert work_of(CONFIG) == (counted, 0, 3 * 12)
+    assert counted == 3 * (2 * 12 * (12 + 4) + 3 * 12 * 20)
 
 
 def test_operations_by_hand():
-    weights = layer_weights(CONFIG)
-    token = 4 * 3 * weights + 6 * 7
+    weights = work_of(CONFIG).weights
+    token = 4 * weights + 6 * 7
     assert training_flops(CONFIG, 7, [2, 5]) == 7 * token + 6 * 12 * 3 * (4 + 25)
-    assert attention_share(CONFIG) == pytest.approx(72 / (4 * weights))
+    assert attention_share(CONFIG) == pytest.approx(6 * 12 * 3 / (4 * weights))
 
 
 def test_the_published_numbers_of_qwen_1_5b():
     config = embedded_config("Qwen/Qwen2.5-1.5B")
-    assert 28 * layer_weights(config) == pytest.approx(1.310e9, rel=1e-3)
+    assert work_of(config).weights == pytest.approx(1.310e9, rel=1e-3)
     # 5.7 GFLOP a token at 1.5 k tokens, adapters of rank 16 included.
     assert training_flops(config, 18_464_768, [1500]) / 1500 == pytest.approx(5.7e9, rel=0.02)
 
@@ -130,6 +145,12 @@ def test_target_that_does_not_exist(targets: tuple[str, ...]) -> None:
     choices = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, or all-linear alone"
     with pytest.raises(ConfigError, match=f"'query'.*'embedded:tiny': choose among {choices}"):
         build(lora_targets=targets)
+
+
+def test_layers_that_peft_gives_no_adapters(tmp_path: Path) -> None:
+    MambaConfig(vocab_size=14, hidden_size=8, num_hidden_layers=1, state_size=4).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=f"PEFT puts no adapters on the qwen.lora_targets of '{tmp_path}'.*out_proj"):
+        QwenHybridPrompt(str(tmp_path), init="random")
 
 
 def test_prompt_does_not_depend_on_padding() -> None:
@@ -274,6 +295,125 @@ def test_random_qwen_of_a_real_size_reads_grid_tokens() -> None:
     total, trained = parameter_counts(module)
     assert total - trained == 1_543_714_304
     assert module.tokenizer.vocab_size == 14
+
+
+TARGET = torch.tensor([[[3, 1, 4], [1, 5, 9]], [[2, -1, -1], [6, -1, -1]]])
+SIZES = torch.tensor([[2, 3], [2, 1]])
+LONGEST_OUTPUT = 30 * 31 + 1
+
+
+def pretrained_folder(folder: Path, *, tied: bool) -> str:
+    """A model with its LM head, and a tokenizer whose symbols have other numbers than arcdist's own."""
+    config = Qwen2Config(**embedded_config(TINY).to_dict() | {"tie_word_embeddings": tied, "initializer_range": 0.3})
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    words = ["<|endoftext|>", "O", "I", "Ċ", *"9876543210"]
+    tokenizer = Tokenizer(BPE({word: index for index, word in enumerate(words)}, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>").save_pretrained(folder)
+    return str(folder)
+
+
+def test_without_a_weight_there_is_no_lm_head() -> None:
+    module = build()
+    assert module.lm_head is None
+    assert "lm_head" not in module.trainable_parameters()
+    with pytest.raises(AssertionError):
+        module.writer()
+
+
+def test_random_weights_learn_a_head_and_are_otherwise_the_same() -> None:
+    plain, writing = shake(build()), shake(build(lm_weight=0.5))
+    assert list(writing.trainable_parameters()) == ["lora", "prompt_projection", "control_mlp", "lm_head"]
+    assert [parameter.shape for parameter in writing.trainable_parameters()["lm_head"]] == [(12, 32)]
+    known = dict(writing.named_parameters())
+    assert {*known} - {name for name, _ in plain.named_parameters()} == {"lm_head.rows.weight"}
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, known[name]), name
+    for ours, theirs in zip(writing(*batch(9, 5)), plain(*batch(9, 5)), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(
+        known["lm_head.rows.weight"], dict(build(lm_weight=2.0).named_parameters())["lm_head.rows.weight"]
+    )
+    assert (plain.tokenizer.max_tokens, writing.tokenizer.max_tokens) == (32_768, 32_768 - LONGEST_OUTPUT)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_pretrained_head_stays_as_it_is(tmp_path: Path, tied: bool) -> None:
+    folder = pretrained_folder(tmp_path / "model", tied=tied)
+    module = QwenHybridPrompt(folder, prompt_dim=P, dtype="float32", lm_weight=1.0)
+    causal_lm = AutoModelForCausalLM.from_pretrained(folder)
+    assert list(module.trainable_parameters()) == ["lora", "prompt_projection", "control_mlp"]
+    assert torch.equal(module.lm_head.weight, causal_lm.lm_head.weight)
+    assert (module.lm_head.weight is module.body.embed_tokens.weight) == tied
+    # Neither under its own name nor under the embedding's is it part of a checkpoint.
+    kept = trained_state(module)
+    assert not [name for name in kept if "lora_" not in name and not name.startswith(("prompt_", "control_"))]
+
+    tokens, mask, features = batch(9, 5)
+    loss = module(tokens, mask, features, TARGET, SIZES).lm_loss
+    ids = module.tokenizer.symbol_ids
+    for query, (length, output) in enumerate([(9, [3, 1, 4, 10, 1, 5, 9, 10, 11]), (5, [2, 10, 6, 10, 11])]):
+        text = torch.cat([tokens[query, :length], torch.from_numpy(ids[output])])
+        logits = causal_lm(text[None], use_cache=False).logits[0, length - 1 : -1]
+        assert loss[query].item() == pytest.approx(F.cross_entropy(logits, text[length:]).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{"logits_scaling": 2.0}, {"logits_scaling": 1.0}])
+def test_a_model_that_changes_its_logits_is_not_taught(tmp_path: Path, fields: dict[str, float]) -> None:
+    folder = pretrained_folder(tmp_path / "model", tied=True)
+    known = embedded_config(TINY).to_dict()
+    sizes = {name: known[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")}
+    GraniteForCausalLM(GraniteConfig(**sizes, num_attention_heads=2, **fields)).save_pretrained(folder)
+    if fields["logits_scaling"] == 1:
+        assert QwenHybridPrompt(folder, dtype="float32", lm_weight=1.0).lm_head is not None
+        return
+    with pytest.raises(ConfigError) as raised:
+        QwenHybridPrompt(folder, dtype="float32", lm_weight=1.0)
+    assert str(raised.value) == (
+        f"qwen.lm_weight is more than 0, but {folder!r} changes the logits of its head (logits_scaling in "
+        f"config.json), which is not supported: choose another model, or --qwen.lm_weight 0."
+    )
+    assert QwenHybridPrompt(folder, dtype="float32").lm_head is None
+
+
+def test_the_prompt_does_not_depend_on_the_output() -> None:
+    module = shake(build(lm_weight=1.0))
+    inputs = batch(9, 5)
+    alone = module(*inputs)
+    lesson = module(*inputs, TARGET, SIZES)
+    other = module(*inputs, (TARGET + 1) % 10, SIZES)
+    for candidate in (lesson, other):
+        torch.testing.assert_close(candidate.prompt, alone.prompt, rtol=0, atol=1e-5)
+        torch.testing.assert_close(candidate.control, alone.control, rtol=0, atol=1e-5)
+    assert (lesson.lm_loss - other.lm_loss).abs().min() > 1e-3
+    # Neither the outputs' padding nor the rest of the batch has a part in a query's loss.
+    wider = F.pad(TARGET, (0, 4, 0, 2), value=-1)
+    torch.testing.assert_close(module(*inputs, wider, SIZES).lm_loss, lesson.lm_loss, rtol=0, atol=1e-5)
+    second = [part[1:] for part in (*inputs, TARGET, SIZES)]
+    torch.testing.assert_close(module(*second).lm_loss, lesson.lm_loss[1:], rtol=0, atol=1e-5)
+
+
+def test_the_loss_teaches_adapters_and_head() -> None:
+    module = shake(build(lm_weight=1.0))
+    module(*batch(9, 5), TARGET, SIZES).lm_loss.mean().backward()
+    norms = {name: sum(p.grad.norm() for p in group if p.grad is not None) for name, group in groups_of(module)}
+    assert norms["lora"] > 0
+    assert norms["lm_head"] > 0
+    assert (norms["prompt_projection"], norms["control_mlp"]) == (0, 0)
+
+
+def groups_of(module: QwenHybridPrompt) -> Iterable[tuple[str, list[nn.Parameter]]]:
+    return module.trainable_parameters().items()
+
+
+def test_what_was_taught_is_what_is_scored() -> None:
+    module = shake(build(lm_weight=1.0, lora_dropout=0.5)).eval()
+    tokens, mask, features = batch(9, 5)
+    loss = module(tokens, mask, features, TARGET, SIZES).lm_loss
+    grids = [[TARGET[0].numpy().astype(np.uint8)], [TARGET[1, :, :1].numpy().astype(np.uint8)]]
+    found = module.train().writer().log_prob(tokens, mask, grids)
+    assert [-found[0][0] / 9, -found[1][0] / 5] == pytest.approx(loss.tolist(), abs=1e-5)
 
 
 CPU = torch.device("cpu")

@@ -1,23 +1,34 @@
 """Where the body comes from: trained weights are the ones on disk, and whatever cannot be had is told plainly."""
 
+import json
+import re
 import shutil
 import socket
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from shared.families import FAMILIES
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertLMHeadModel,
+    PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    ViTConfig,
+    ViTModel,
 )
 
 from arcdist.errors import ArcdistError, ConfigError, PlatformError
@@ -27,7 +38,12 @@ from arcdist.models.qwen_source import TINY, UNSHARDED, Sharding, embedded_confi
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("Qwen/Qwen2.5-0.5B", 494_032_768), ("Qwen/Qwen2.5-1.5B", 1_543_714_304)],
+    [
+        ("Qwen/Qwen2.5-0.5B", 494_032_768),
+        ("Qwen/Qwen2.5-1.5B", 1_543_714_304),
+        ("Qwen/Qwen3-0.6B", 596_049_920),
+        ("Qwen/Qwen3-4B", 4_022_468_096),
+    ],
 )
 def test_parameters_without_lm_head(name: str, parameters: int) -> None:
     with torch.device("meta"):
@@ -225,12 +241,40 @@ def remove_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
+def leave_gguf(folder: Path) -> None:
+    remove_config(folder)
+    (folder / "model-q4.gguf").write_bytes(b"GGUF")
+
+
+def leave_an_adapter(folder: Path) -> None:
+    remove_config(folder)
+    add_an_adapter(folder)
+
+
+def add_an_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "some/base"}')
+
+
+def change_config(**values: object) -> Callable[[Path], None]:
+    """Set keys of config.json."""
+
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return change
+
+
 def break_config(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": "none-such"}')
+    (folder / "config.json").write_text("{")
 
 
 def remove_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
+
+
+def empty_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
 
 
 def leave_a_pickle(folder: Path) -> None:
@@ -238,8 +282,37 @@ def leave_a_pickle(folder: Path) -> None:
     torch.save({}, folder / "pytorch_model.bin")
 
 
+def rename_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+
+
 def break_weights(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"not safetensors")
+
+
+def cut_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def shard(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    Qwen2ForCausalLM(embedded_config(TINY)).save_pretrained(folder, max_shard_size="20KB")
+
+
+def lose_a_shard(folder: Path) -> None:
+    shard(folder)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+
+
+def empty_the_index(folder: Path) -> None:
+    shard(folder)
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+def round_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    save_file({name: (100 * value).to(torch.int8) for name, value in load_file(file).items()}, file)
 
 
 def widen(folder: Path) -> None:
@@ -258,33 +331,112 @@ def extend_tokenizer(folder: Path) -> None:
     save_tokenizer(folder, "a", "b")
 
 
-def look_both_ways(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    config = BertConfig(vocab_size=14, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    BertLMHeadModel(config).save_pretrained(folder)
+SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+
+
+def replace_by(kind: type[PreTrainedModel], config: PretrainedConfig) -> Callable[[Path], None]:
+    """Put another model in its place."""
+
+    def replace(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        kind(config).save_pretrained(folder)
+
+    return replace
+
+
+TAKE_THE_OTHER = "which is not supported: take the unquantised model."
+NO_CAUSAL = "is no causal language model: choose one that is"
 
 
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (remove_config, ConfigError, "has no config.json"),
-        (break_config, ConfigError, "none-such"),
+        (remove_config, ConfigError, "has no config.json, so it is not a folder of a model."),
+        (leave_gguf, ConfigError, "has no config.json, but GGUF (model-q4.gguf), which is not read"),
+        (leave_an_adapter, ConfigError, "holds an adapter (adapter_config.json), which is not read"),
+        (add_an_adapter, ConfigError, "holds an adapter (adapter_config.json), which is not read"),
+        (break_config, ConfigError, "OSError: It looks like the config file at"),
+        (change_config(model_type="none-such"), ConfigError, "none-such"),
+        (
+            change_config(model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}),
+            ConfigError,
+            "no code of a model's own folder is run. ValueError: The repository",
+        ),
+        (change_config(hidden_size="wide"), ConfigError, "Field 'hidden_size' expected int, got str (value: 'wide')"),
+        (change_config(dtype="float12"), ConfigError, "AttributeError: module 'torch' has no attribute 'float12'"),
+        (change_config(num_attention_heads=0), ConfigError, "no model can be built from config.json"),
+        (change_config(hidden_act="none"), ConfigError, "KeyError: 'none'"),
+        *(
+            (change_config(quantization_config={"quant_method": method}), ConfigError, f"({method}), {TAKE_THE_OTHER}")
+            for method in ("gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors", "not-yet-known")
+        ),
+        (
+            change_config(quantization_config={"load_in_8bit": True}),
+            ConfigError,
+            f"is quantised (quantization_config in config.json), {TAKE_THE_OTHER}",
+        ),
+        (round_weights, ConfigError, f"is quantised (model.safetensors holds weights as I8), {TAKE_THE_OTHER}"),
         (remove_tokenizer, ConfigError, "has no tokenizer"),
-        (leave_a_pickle, PlatformError, "no weights as safetensors"),
-        (break_weights, PlatformError, "cannot be read"),
+        (empty_tokenizer, ConfigError, "cannot be read: copy the model's there again. "),
+        (leave_a_pickle, PlatformError, "no weights as safetensors, the only format that is read"),
+        (leave_a_pickle, PlatformError, "(it has pytorch_model.bin). Download or convert them"),
+        (rename_weights, PlatformError, "(it has weights.safetensors). Download or convert them"),
+        (break_weights, PlatformError, "model.safetensors is broken: download the model again"),
+        (cut_weights, PlatformError, "model.safetensors is broken: download the model again"),
+        (lose_a_shard, PlatformError, "lacks 1 of 3 files of the weights (model-00002-of-00003.safetensors): download"),
+        (empty_the_index, PlatformError, "cannot be read (KeyError: 'weight_map'): download the model again"),
         (widen, PlatformError, "lack or misshape 3 parameters"),
         (lengthen, PlatformError, "lack or misshape 12 parameters"),
         (extend_tokenizer, ConfigError, "knows 16 tokens, but the model embeds only 14"),
-        (look_both_ways, ConfigError, "no causal language model"),
+        (
+            replace_by(BertLMHeadModel, BertConfig(vocab_size=14, **SMALL)),
+            ConfigError,
+            f"(model type bert) {NO_CAUSAL}",
+        ),
+        (
+            replace_by(ViTModel, ViTConfig(image_size=8, patch_size=4, **SMALL)),
+            ConfigError,
+            f"(model type vit) {NO_CAUSAL}",
+        ),
     ],
 )
 def test_folder_that_cannot_serve(
     model_folder: Path, damage: Callable[[Path], None], error: type[ArcdistError], message: str
 ) -> None:
     damage(model_folder)
-    with pytest.raises(error, match=message) as raised:
+    with pytest.raises(error, match=re.escape(message)) as raised:
         load_body(str(model_folder), "pretrained", torch.float32)
     assert str(model_folder) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_weights_in_several_files(model_folder: Path) -> None:
+    shard(model_folder)
+    assert len(list(model_folder.glob("model-*.safetensors"))) == 3
+    body, _ = load_body(str(model_folder), "pretrained", torch.float32)
+    causal_lm = AutoModelForCausalLM.from_pretrained(model_folder)
+    assert torch.equal(body(TOKENS).last_hidden_state, causal_lm.base_model(TOKENS).last_hidden_state)
+
+
+def test_random_weights_of_a_quantised_model(model_folder: Path) -> None:
+    plain, _ = load_body(str(model_folder), "random", torch.float32)
+    change_config(quantization_config={"quant_method": "gptq", "bits": 4})(model_folder)
+    body, _ = load_body(str(model_folder), "random", torch.float32)
+    assert torch.equal(body(TOKENS).last_hidden_state, plain(TOKENS).last_hidden_state)
+
+
+def test_a_file_is_no_folder(model_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is a file: give the folder with config\.json"):
+        load_body(str(model_folder / "model.safetensors"), "pretrained", torch.float32)
+
+
+def test_memory_that_runs_out_is_no_broken_model(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load_body(str(model_folder), "pretrained", torch.float32)
 
 
 THREE_WAYS = ("--qwen.model PATH", "--qwen.model embedded:tiny", "--qwen.init random", "HF_HUB_OFFLINE")
@@ -307,6 +459,35 @@ def test_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(PlatformError, match="ReadTimeout") as raised:
             load_body("Qwen/Qwen2.5-1.5B", "pretrained", torch.float32)
     assert all(way in str(raised.value) for way in THREE_WAYS)
+
+
+@pytest.mark.usefixtures("empty_hub_cache")
+def test_a_quantised_hub_model_is_refused_before_its_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = SimpleNamespace(config={"quantization_config": {"quant_method": "fp8"}})
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: about)
+    monkeypatch.setattr(qwen_source, "snapshot_download", lambda *_, **__: pytest.fail("downloaded"))
+    with pytest.raises(ConfigError, match=r"'Qwen/Qwen3-4B-FP8' is quantised \(fp8\)"):
+        load_body("Qwen/Qwen3-4B-FP8", "pretrained", torch.float32)
+
+
+VISION = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": 32}
+
+
+def test_of_a_model_that_also_sees_the_language_part_is_read(tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 2, 2]}
+    text = FAMILIES["qwen3_5"].to_dict() | {"rope_parameters": rope}
+    config = Qwen3_5Config(text_config=text, vision_config=VISION | {"num_position_embeddings": 4})
+    whole = Qwen3_5ForConditionalGeneration(config)
+    whole.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    body, _ = load_body(str(tmp_path), "pretrained", torch.float32)
+    with torch.no_grad():
+        expected = whole(input_ids=TOKENS, output_hidden_states=True, use_cache=False).hidden_states[-1]
+        torch.testing.assert_close(body(TOKENS, use_cache=False).last_hidden_state, expected, rtol=0, atol=1e-6)
+    drawn, _ = load_body(str(tmp_path), "random", torch.float32)
+    names = [name for name, _ in body.named_parameters()]
+    assert [name for name, _ in drawn.named_parameters()] == names
+    assert not any("visual" in name for name in names)
 
 
 def test_cached_hub_model_is_read_offline(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import json
 import time
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
@@ -43,6 +43,20 @@ def report(loss, queries=1, tokens=1, cell=0.0, **norms):
         finite=True,
         signals=(),
     )
+
+
+def test_the_loss_of_writing_is_a_mean_over_what_was_written():
+    interval, first = Interval(), report(1.0, queries=4)
+    for lm_loss, written in ((2.0, 3), (None, 0), (5.0, 1)):
+        own = {} if lm_loss is None else {"lm_loss": lm_loss}
+        interval.add(replace(first, metrics=first.metrics | own, written=written), seconds=1.0)
+    assert interval.means()["lm_loss"] == (3 * 2.0 + 5.0) / 4
+    assert interval.means()["loss"] == 1.0
+    whole = Interval(**json.loads(json.dumps(asdict(interval))))
+    assert whole.means() == interval.means()
+    never = Interval()
+    never.add(first, seconds=1.0)
+    assert "lm_loss" not in never.means()
 
 
 def test_means_maxima_and_pace_by_hand():
@@ -110,6 +124,7 @@ def test_a_state_is_no_part_of_what_it_was_taken_of():
         "queries": 1,
         "tokens": 1,
         "seconds": 0.5,
+        "written": 0,
         "sums": {"loss": 1.0, "train/cell": 0.0},
         "norm_sums": {"grad_norm/agent": 2.0},
         "largest_norms": {"agent": 2.0},

@@ -74,8 +74,9 @@ def test_groups_and_their_rates(build_tiny):
     assert (group["weight_decay"], group["betas"]) == (0.0, (0.9, 0.999))
 
 
-def test_every_trainable_parameter_is_in_one_group_and_no_frozen_one_is(build_tiny):
-    session = build_tiny()
+@pytest.mark.parametrize("flags", [(), ("--qwen.lm_weight=0.5",)])
+def test_every_trainable_parameter_is_in_one_group_and_no_frozen_one_is(build_tiny, flags):
+    session = build_tiny(*flags)
     models, engines = session.models, session.engines
     optimized = [
         parameter for engine in engines.by_name().values() for group in engine.groups for parameter in group.parameters

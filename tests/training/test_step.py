@@ -1,5 +1,6 @@
 """"""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -68,6 +69,43 @@ def test_the_report_has_the_documented_numbers(build_tiny):
     assert metrics["efe/step"] == session.config.agent.max_steps
     assert metrics["mask_ratio"] == pytest.approx(1.0 - metrics["train/cell"])
     assert all(0.0 <= metrics[name] <= 1.0 for name in ("train/exact", "train/cell", "solver/confidence"))
+
+
+def test_teaching_qwen_to_write_adds_a_number_and_leaves_the_others(build_tiny):
+    plain, session = build_tiny(), build_tiny("--qwen.lm_weight=0.5")
+    (queries,) = first_batch(session).queries
+    inputs, targets = queries.inputs, queries.targets
+    with torch.no_grad():
+        lesson = session.models.qwen(
+            inputs.tokens, inputs.token_mask, inputs.features, targets.target, targets.target_size
+        )
+    expected, report = step(plain, first_batch(plain)), step(session, first_batch(session))
+    assert report.metrics.keys() - expected.metrics.keys() == {"lm_loss"}
+    assert report.metrics["lm_loss"] == pytest.approx(lesson.lm_loss.mean().item(), rel=1e-5)
+    assert (report.written, expected.written) == (4, 0)
+    assert report.tokens == expected.tokens
+    for name, value in expected.metrics.items():
+        assert report.metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+def test_an_output_is_taught_when_its_prompt_is_read(build_tiny):
+    session = build_tiny("--qwen.lm_weight=0.5", "--qwen.every=2")
+    reports = [step(session, first_batch(session), number=number) for number in range(3)]
+    assert [report.written for report in reports] == [4, 0, 4]
+    assert ["lm_loss" in report.metrics for report in reports] == [True, False, True]
+
+
+def test_a_next_token_loss_that_is_not_finite_skips_the_step(build_tiny):
+    session = build_tiny("--qwen.lm_weight=0.5")
+    with torch.no_grad():
+        session.models.qwen.lm_head.rows.weight.mul_(math.nan)
+    before = weights(session)
+    report = step(session, first_batch(session))
+    assert not report.finite
+    assert report.not_finite_on == (0,)
+    after = weights(session)
+    # Not a number is equal to nothing.
+    assert [n for n, value in before.items() if "lm_head" not in n and not torch.equal(value, after[n])] == []
 
 
 def test_a_parameter_group_may_be_named_like_a_metric(build_tiny, monkeypatch):

@@ -94,9 +94,13 @@ def test_deepspeed_s_whole_configuration_is_printed_and_saved(launched, config):
 
 @pytest.mark.parametrize(("config", "processes"), [("cpu_2proc", 2), ("zero2", 3)])
 def test_kept_prompts_are_those_of_a_single_process(launched, assert_same_trajectory, config, processes):
-    flags = ("--qwen.every=3", "--data.max_tasks=4", "--epochs=7", "--output.validate_every=7")
+    flags = (
+        *("--qwen.every=3", "--qwen.lm_weight=0.5"),
+        *("--data.max_tasks=4", "--epochs=7", "--output.validate_every=7"),
+    )
     single, several = (launched(*launch, *flags, program="noting") for launch in (SINGLE, (config, processes)))
-    assert_same_trajectory(several, single)
+    # What is taught adds to what is rounded.
+    assert_same_trajectory(several, single, tolerance=2e-5)
     read = [[note["read"] for note in ranks] for ranks in zip(*several.noted(), strict=True)]
     assert [sum(counts) for counts in read] == [note["read"] for note in single.noted()[0]]
     # Some steps read all, some none; and in some a process has nothing to read while the other has.
@@ -124,7 +128,7 @@ def model_folder(shared_folder):
 def test_under_zero_3_no_process_holds_a_pretrained_matrix_whole(
     launched, model_folder, assert_same_trajectory, config
 ):
-    flags = ("--qwen.model", str(model_folder), "--max_batches=3", "--epochs=2")
+    flags = ("--qwen.model", str(model_folder), "--qwen.lm_weight=0.5", "--max_batches=3", "--epochs=2")
     single = launched("cpu", 1, *flags)
     run = launched(config, 2, *flags, program="sharded", environment=(("MODEL", str(model_folder)),))
     assert_same_trajectory(run, single)
@@ -142,7 +146,7 @@ def test_under_zero_3_no_process_holds_a_pretrained_matrix_whole(
 
 
 # 29 queries make batches of 8 and of 7: in some steps a process has a pass without a query of its own.
-BATCHES_OF_8 = ("--batch_size=8", "--epochs=2")
+BATCHES_OF_8 = ("--batch_size=8", "--epochs=2", "--qwen.lm_weight=0.5")
 
 
 @pytest.mark.parametrize(
@@ -161,6 +165,8 @@ def test_passes_add_up_to_the_batch(launched, assert_same_trajectory, config, pr
     whole = launched("cpu", 1, *BATCHES_OF_8)
     parts = launched(config, processes, *BATCHES_OF_8, f"--train.accumulation={passes}")
     assert [record["step"] for record in whole.steps()] == list(range(1, 9))
+    losses = [record["lm_loss"] for record in whole.steps()]
+    assert losses[-1] < losses[0] - 0.01
     assert_same_trajectory(parts, whole)
 
 
