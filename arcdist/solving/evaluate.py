@@ -258,7 +258,8 @@ class Queue:
         if is_main() and len(self._left) < len(self._tasks):
             _logger.info("%s already.", self.progress())
         # One of middle size first, which shows how long all will take; then the longest, so that none is left over.
-        own.insert(0, own.pop(len(own) // 2)) if own else None
+        if own:
+            own.insert(0, own.pop(len(own) // 2))
         done = len(self._tasks) - len(self._left)
         bar = ProgressBar(len(self._tasks), done=done, quiet=not is_main() or not self._left)
         waiting = self._left

@@ -40,7 +40,7 @@ PROTOCOLS = {
     "seen": "the demonstrations of these tasks were trained on",
     "transductive": "the demonstrations of these tasks were added to those that were trained on",
     "unseen": "nothing of these tasks was trained on",
-    "overlapping": "some of these tasks were trained on, answers included",
+    "overlapping": "some of these tasks were trained on",
 }
 FILES = ("submission.json", "results.json", "solved.csv", "answers.html")
 _KEPT = 10
@@ -239,7 +239,11 @@ def _left_out(tasks: TaskSet, answers: Mapping[str, Answers], max_side: int) -> 
 def score_rows(content: Mapping[str, Any]) -> Iterator[list[tuple[str, Mapping[str, Any]]]]:
     """The lines of the table of scores, in groups."""
     yield [("all votes", content), *content["parts"].items()]
-    yield [(f"sides {name}", score) for name, score in content["sizes"].items() if score["outputs"]]
+    yield [
+        (f"sides {name}, of {score['outputs']:,}", score)
+        for name, score in content["sizes"].items()
+        if score["outputs"]
+    ]
     yield list(content["floors"].items())
 
 

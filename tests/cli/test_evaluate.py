@@ -9,6 +9,7 @@ import signal
 import time
 
 import pytest
+from shared.ranks import CHECKOUT
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +35,9 @@ def test_the_runs_own_queries_are_scored_as_its_validation_scores_them(uninterru
     assert sorted(path.name for path in uninterrupted.iterdir()) == FILES
     content, best = read(uninterrupted), read(trained_run, "metrics.json")["best"]
     assert (content["tasks"], content["outputs"]) == (12, 17)
+    page = (CHECKOUT / "docs" / "solving.md").read_text().partition("## `results.json`")[2].partition("## ")[0]
+    rows = re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE)
+    assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == content.keys()
     assert content["parts"]["agent, one view"]["solved_at_1"] == round(best["val/exact"] * 17)
     protocol = content["protocol"]
     assert protocol["run"] == f"{trained_run}/best, step {best['step']}"
