@@ -67,8 +67,8 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory",
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a library's error says that the host or a device has no memory left."""
-    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
-    return told or isinstance(error, MemoryError)
+    says_so = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+    return says_so or isinstance(error, MemoryError)
 
 
 def headline(error: BaseException) -> str:

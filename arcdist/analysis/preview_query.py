@@ -39,10 +39,11 @@ def find_task(sets: TaskSets, task_id: str, kind: Kind) -> tuple[Task, str]:
         ConfigError: it is in neither; the message names the nearest ids.
     """
     for tasks in sets.distinct if kind == "train" else reversed(sets.distinct):
-        for task in tasks.tasks:
+        for task in (*tasks.used, *tasks.tasks):
             if task.id == task_id:
-                return task, str(tasks.origin)
-    ids = sorted({task.id for tasks in sets.distinct for task in tasks.tasks})
+                # Demonstrations that join the training are of another origin.
+                return task, str(tasks.origin) if task in tasks.tasks else task.source
+    ids = sorted({task.id for tasks in sets.distinct for task in (*tasks.used, *tasks.tasks)})
     near = get_close_matches(task_id, ids, n=3)
     hint = f"The nearest: {', '.join(near)}." if near else f"Its ids are like {ids[0]}."
     raise ConfigError(
@@ -54,9 +55,9 @@ def find_task(sets: TaskSets, task_id: str, kind: Kind) -> tuple[Task, str]:
 def exclusion(sets: TaskSets, data: DataConfig, task: Task, kind: Kind) -> str | None:
     """Why a run does not ask a task's queries of a kind, in a sentence; None if it does."""
     tasks = sets.training if kind == "train" else sets.validation
-    if any(used is task for used in tasks.used):
+    if task in tasks.used:
         return None
-    if not any(held is task for held in tasks.tasks):
+    if task not in tasks.tasks:
         reason = f"it is not in {tasks.origin}"
     elif task.longest_side > data.max_side:
         reason = f"its longest side is {task.longest_side}, data.max_side is {data.max_side}"

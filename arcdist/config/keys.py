@@ -83,7 +83,7 @@ def _tree(part: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
     """Dotted name, type and docstring of every field, a section before what it holds."""
     sentences = {meta.args[1]: meta.description or "" for meta in docstring_parser.parse_from_object(part).params}
     for name, kind in get_type_hints(part).items():
-        yield prefix + name, kind, sentences.get(name, "")
+        yield prefix + name, kind, " ".join(sentences.get(name, "").split())
         if is_dataclass(kind):
             yield from _tree(kind, f"{prefix}{name}.")
 

@@ -48,7 +48,7 @@ SHORT_FLAGS = {
 }
 """The keys that have a short flag beside the dotted one."""
 
-VARIABLES = {"tracking.wandb_project": "WANDB_PROJECT", "tracking.wandb_entity": "WANDB_ENTITY"}
+KEY_VARIABLES = {"tracking.wandb_project": "WANDB_PROJECT", "tracking.wandb_entity": "WANDB_ENTITY"}
 """The keys that a variable of the environment gives a value if neither recipe, file nor flag does."""
 _MODE_VARIABLES = ("WANDB_DISABLED", "WANDB_MODE")
 """What decides at each start, and not for a run, if `tracking.wandb` is null."""
@@ -159,15 +159,15 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
     """Merge the defaults, variables of the environment, a recipe, a file and flags, each over the one before it.
 
     Without `--recipe` and `--config` the recipe is `quickstart` or, for a run that is resumed, its own configuration;
-    with both, the file is applied over the recipe. Removed keys in a file are ignored, which process 0 says on
-    standard error.
+    with both, the file is applied over the recipe. A program that takes a run applies all over that run's
+    configuration. Removed keys in a file are ignored, which process 0 says on standard error.
 
     Args:
         argv: The command line without the program's name. `--help` prints every key and exits.
         program: Whose command line it is.
 
     Raises:
-        ConfigError: An unknown key, recipe or file, a value of a wrong type, or values that contradict each other.
+        ConfigError: An unknown key, recipe, file or run, a value of a wrong type, or values that contradict each other.
     """
     given = _read_words(argv, program)
     arguments = tuple(given.pop("arguments", ()))
@@ -180,33 +180,22 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
     _check_resume(options.get("resume"))
     _check_local_rank(given.pop("local_rank", None))
 
-    is_resumed = False
+    run_file = None
     if program.of_run:
-        if not arguments:
-            raise ConfigError(f"{program.name} needs a run: give its folder, such as runs/NAME.")
-        if recipe is not None:
-            raise ConfigError(f"{program.name} takes the configuration of the run: leave out --recipe.")
-        run_file = run_of(expanded(arguments[0])) / "config.yaml"
-        if not run_file.is_file():
-            raise ConfigError(
-                f"{arguments[0]} is neither a run folder, nor a checkpoint in one, nor an export: none of them has a "
-                f"config.yaml. Give the folder that training wrote, such as runs/NAME."
-            )
-        layers_of_run = {f"file {run_file}": _read_file(run_file, program)}
-        layers_of_run[f"file {run_file}"].pop("output.dir", None)
+        run_file = _config_of_named_run(arguments, recipe, program)
     elif recipe is None and file is None:
         if options.get("resume") == NEWEST and "output.dir" not in given and (run := newest_run()):
             options["resume"] = str(run)  # Another run may save before this one is resumed.
-        file = _config_of_run(options.get("resume"), given.get("output.dir"))
-        is_resumed = file is not None
-        recipe = None if is_resumed else DEFAULT_RECIPE
-    layers: dict[str, dict[str, RawValue]] = layers_of_run if program.of_run else {}
+        run_file = _config_of_run(options.get("resume"), given.get("output.dir"))
+        recipe = DEFAULT_RECIPE if run_file is None else None
+    layers: dict[str, dict[str, RawValue]] = {}
+    if run_file is not None:
+        layers[f"file {run_file}"] = _read_file(run_file, program)
+        layers[f"file {run_file}"].pop("output.dir", None)  # It says where that run was started, seen from there.
     if recipe is not None:
         layers[f"recipe {recipe}"] = _read_recipe(recipe)
     if file is not None:
         layers[f"file {file}"] = _read_file(file, program)
-        if is_resumed:
-            layers[f"file {file}"].pop("output.dir", None)  # It says where that run was started, seen from there.
     layers["flag"] = {name: RawValue(text=text, where="the command line") for name, text in given.items()}
 
     keys = config_keys()
@@ -217,7 +206,7 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
         for name, raw in layer.items():
             values[name] = _converted(types, keys[name], raw)
             sources[name] = source
-    for name, variable in VARIABLES.items():
+    for name, variable in KEY_VARIABLES.items():
         # W&B puts the runs of a sweep where the sweep is.
         has_precedence = bool(os.environ.get("WANDB_SWEEP_ID")) or sources[name] == "default" or values[name] is None
         if has_precedence and (text := os.environ.get(variable)):
@@ -296,6 +285,21 @@ def _config_of_run(resume: str | None, directory: str | None) -> Path | None:
     else:
         return None
     return run / "config.yaml" if (run / "config.yaml").is_file() else None
+
+
+def _config_of_named_run(arguments: Sequence[str], recipe: str | None, program: Program) -> Path:
+    """The `config.yaml` of the run that is the first word of a command line."""
+    if not arguments:
+        raise ConfigError(f"{program.name} needs a run: give its folder, such as runs/NAME.")
+    if recipe is not None:
+        raise ConfigError(f"{program.name} takes the configuration of the run: leave out --recipe.")
+    file = run_of(expanded(arguments[0])) / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(
+            f"{arguments[0]} is neither a run folder, nor a checkpoint in one, nor an export: none of them has a "
+            f"config.yaml. Give the folder that training wrote, such as runs/NAME."
+        )
+    return file
 
 
 def recipe_names() -> list[str]:

@@ -16,7 +16,7 @@ from arcdist.data.tasks import Pair, Task, tasks_digest
 from arcdist.errors import DataError, PlatformError
 from arcdist.rng import stream
 
-# Q queries, R pairs of all tasks, T tasks, q queries of one task, D its demonstrations.
+# Q queries, R pairs of all tasks, q queries of one task, D its demonstrations.
 
 
 @contextmanager
@@ -33,7 +33,8 @@ def no_progress_bars() -> Iterator[None]:
 
 Kind = Literal["train", "test"]
 
-_LAYOUT = 3  # Increase it if a row changes for the same tasks: it is part of the cached file's name.
+_LAYOUT = 3
+"""Part of the cached file's name, to be increased if a row changes for the same tasks."""
 _COLUMNS = datasets.Features(
     {"sides": datasets.List(datasets.Value("uint8")), "cells": datasets.List(datasets.Value("uint8"))}
 )
@@ -90,8 +91,11 @@ class Queries:
     input_tokens: Int[np.ndarray, " Q"]
     """Tokens of each query's input and of the mark that its output would follow."""
     max_pairs: int | None = None
+    """Most context pairs of a query, at least 1; None if all are shown."""
     max_tokens: int | None = None
+    """Most tokens of a query with its context; None if any number."""
     seed: int = 0
+    """Of the draws of contexts."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -119,9 +123,9 @@ class Queries:
             if (worst := int(least.max())) > max_tokens:
                 query_id = self.ids[task.queries.start + int(least.argmax())]
                 raise DataError(
-                    f"Query {query_id} has {worst:,} tokens with its shortest context pair alone, and "
-                    f"qwen.model has {max_tokens:,} positions: lower data.max_side, which leaves out tasks with large "
-                    f"grids, or choose a model with more positions."
+                    f"Query {query_id} has {worst:,} tokens with its shortest context pair alone, and qwen.model has "
+                    f"positions for {max_tokens:,}: lower data.max_side, which leaves out tasks with large grids, or "
+                    f"choose a model with more positions."
                 )
         return limited
 

@@ -35,15 +35,21 @@ class TaskSet:
     tasks: tuple[Task, ...]
     """All of them, sorted by id."""
     used: tuple[Task, ...]
-    """Those that `MAX_SIDE`, `data.max_side` and `data.max_tasks` leave."""
+    """Those that `MAX_SIDE`, `data.max_side` and `data.max_tasks` leave, and those that join them."""
 
     def counts(self, data: DataConfig) -> dict[str, int]:
-        """How many of its tasks a run uses, and how many each limit leaves out."""
+        """How many tasks a run uses, how many of its own each limit leaves out, and how many have joined it."""
         sides = [task.longest_side for task in self.tasks]
         too_large, over = (sum(side > limit for side in sides) for limit in (MAX_SIDE, data.max_side))
-        used = len(self.used)
-        rest = len(sides) - over - used
-        return {"used": used, "too_large": too_large, "over_max_side": over - too_large, "over_max_tasks": rest}
+        within = len(sides) - over
+        own = within if data.max_tasks is None else min(within, data.max_tasks)
+        return {
+            "used": len(self.used),
+            "too_large": too_large,
+            "over_max_side": over - too_large,
+            "over_max_tasks": within - own,
+            "joined": len(self.used) - own,
+        }
 
     def left_out(self, data: DataConfig) -> dict[str, int]:
         """How many of its tasks each limit leaves out, by the limit in words; without one that is not configured."""
@@ -56,8 +62,12 @@ class TaskSet:
 
     def summary(self, data: DataConfig) -> str:
         """Where it is from, how many of its tasks are used, and what leaves out the others, in words."""
+        joined = self.counts(data)["joined"]
         left_out = ", ".join(f"{count:,} by {what}" for what, count in self.left_out(data).items() if count)
-        return f"{self.origin}: {counted(len(self.used), 'task')}" + (f" (left out: {left_out})" if left_out else "")
+        notes = [f"{joined:,} of data.also_demonstrations_of"] if joined else []
+        if left_out:
+            notes.append(f"left out: {left_out}")
+        return f"{self.origin}: {counted(len(self.used), 'task')}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,16 +123,17 @@ class TaskSets:
         by_id: set[str] = set()
         by_content: set[str] = set()
         if origin in self.joined:
-            # Of another task: a test pair that repeats a demonstration of its own is counted below.
+            # A test pair that repeats a demonstration of its own task is counted below. The trained task of the same id
+            # may have others, if its source has it too.
             demonstrated_by: dict[bytes, set[str]] = {}
             for task in trained:
                 for pair in task.demonstrations:
                     demonstrated_by.setdefault(pair.digest(), set()).add(task.id)
-            by_content = {
-                task.id
-                for task in scored
-                if any(demonstrated_by.get(pair.digest(), set()) - {task.id} for pair in task.tests)
-            }
+            for task in scored:
+                own = {pair.digest() for pair in task.demonstrations}
+                answers = [pair.digest() for pair in task.tests]
+                if any(demonstrated_by.get(pair, set()) - ({task.id} if pair in own else set()) for pair in answers):
+                    by_content.add(task.id)
         elif self.training.origin != origin:
             by_id = {task.id for task in trained} & {task.id for task in scored}
             contents = {pair.digest() for task in trained for pair in task.known_pairs}
@@ -173,11 +184,6 @@ def read_task_sets(data: DataConfig) -> TaskSets:
         origin, more = _demonstrations_of(named, data.max_side)
         joined.append(origin)
         training = replace(training, used=_joined(training.used, more))
-    if (data.validation_source or "").lower() == "none" and not expanded("None").exists():
-        raise DataError(
-            f"data.validation_source is {data.validation_source!r}, which is no source: write null "
-            f"(--data.validation_source null) to score the test pairs of the training tasks."
-        )
     scored = training if data.validation_source is None else read(data.validation_source, data.validation_split)
     return TaskSets(training=training, validation=scored, joined=tuple(joined))
 

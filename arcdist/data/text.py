@@ -13,7 +13,6 @@ This is one context pair, the query's input, and the mark after which its output
 `arcdist.models`, whose import takes longer than a preview.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,7 +115,9 @@ class GridTokenizer:
         return "".join(text_of[token] for token in ids.tolist())
 
 
-def embedded_tokenizer(reason: str = "the model is its own", max_tokens: int | None = 32_768) -> GridTokenizer:
+def embedded_tokenizer(
+    reason: str = "the model is its own", max_tokens: int | None = embedded_positions(TINY)
+) -> GridTokenizer:
     """The tokenizer of the models that arcdist builds itself: the 13 symbols and a padding token."""
     return GridTokenizer(
         symbol_ids=np.arange(len(SYMBOLS)),
@@ -275,10 +276,11 @@ def read_tokenizer(source: QwenSource) -> GridTokenizer:
 
 
 def _positions(folder: Path) -> int | None:
-    """How many positions the configuration of a model names; None if it names none, or cannot be read."""
+    """How many positions a model has, however its configuration calls them; None if any number, or it is unreadable."""
+    from transformers import AutoConfig  # takes a second too
+
     try:
-        config = json.loads((folder / "config.json").read_bytes())
-        positions = config.get("text_config", config).get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
-        return None  # `read_config` says what is wrong with it
-    return positions if isinstance(positions, int) else None
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:  # of transformers and of what it builds on; `read_config` says what is wrong with it
+        return None
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -35,9 +35,9 @@ def check_environment() -> None:
     for name, sizes in (("RANK", ("WORLD_SIZE",)), ("LOCAL_RANK", ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE"))):
         size = next((size for size in sizes if size in given), "WORLD_SIZE")
         if given.get(name, 0) >= given.get(size, 1):
-            told = f"{given[size]}, and ranks begin with 0" if size in given else "not set"
+            size_words = f"{given[size]}, and ranks begin with 0" if size in given else "not set"
             raise ConfigError(
-                f"{name} is {given[name]}, but {size} is {told}: {_LAUNCH}, or unset {name} for one process."
+                f"{name} is {given[name]}, but {size} is {size_words}: {_LAUNCH}, or unset {name} for one process."
             )
     missing = [name for name in _OF_SEVERAL if name not in os.environ]
     if processes > 1 and missing:

@@ -21,6 +21,9 @@ from arcdist.models.qwen_writer import GridWriter, SymbolHead, lm_loss, with_out
 
 Fuse = Literal["mean", "concat-linear"]
 
+_CHANGES_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Keys of models whose logits are not what their head gives."""
+
 
 class PromptOutput(NamedTuple):
     """What the grid modules get from Qwen for B queries; a tuple, so that every engine finds its tensors."""
@@ -31,12 +34,8 @@ class PromptOutput(NamedTuple):
     """The part that comes from the features, likewise normalised."""
 
 
-_CHANGES_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Keys of models whose logits are not what their head gives."""
-
-
-class LessonOutput(NamedTuple):
-    """What Qwen gives for B queries whose outputs it is shown."""
+class TeacherForcedOutput(NamedTuple):
+    """What Qwen gives for B queries that it reads together with their outputs."""
 
     prompt: Float[Tensor, "B P"]
     control: Float[Tensor, "B P"]
@@ -188,7 +187,7 @@ class QwenHybridPrompt(nn.Module):
         features: Float[Tensor, "B F"],
         target: Int[Tensor, "B h w"] | None = None,
         target_size: Int[Tensor, "B 2"] | None = None,
-    ) -> PromptOutput | LessonOutput:
+    ) -> PromptOutput | TeacherForcedOutput:
         """Prompt and control vector of B queries, in float32 under any autocast.
 
         With targets, which takes an LM head, also the next-token loss of each as the output that follows the prompt.
@@ -211,7 +210,7 @@ class QwenHybridPrompt(nn.Module):
         if target is None:
             return PromptOutput(prompt, control)
         assert self.lm_head is not None
-        return LessonOutput(prompt, control, lm_loss(self.lm_head, hidden, texts, output_mask))
+        return TeacherForcedOutput(prompt, control, lm_loss(self.lm_head, hidden, texts, output_mask))
 
     def writer(self, *, rows: int = 64) -> GridWriter:
         """What writes and scores outputs; there must be an LM head (`lm_weight` > 0).

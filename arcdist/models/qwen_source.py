@@ -405,10 +405,9 @@ def _hub_snapshot(model: str) -> Path:
             model, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"], local_files_only=unreachable is not None
         )
     except Exception as error:
-        reason = str(unreachable or error).strip().partition("\n")[0]
         raise PlatformError(
             f"qwen.model {model!r} is no local folder, is not in the local cache, and the Hugging Face Hub does not "
-            f"give it ({type(unreachable or error).__name__}: {reason}). {ways_out(model)}"
+            f"give it ({headline(unreachable or error)}). {ways_out(model)}"
         ) from error
     if unreachable is not None:
         _log.info("The Hub was not reached (%s): %s is read from %s.", type(unreachable).__name__, model, folder)

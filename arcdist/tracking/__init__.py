@@ -62,7 +62,7 @@ def open_mirrors(folder: Path, identity: Identity, config: Config, *, best_metri
         _logger.info("The run is not kept in W&B: %s.", where)
     if mode != "disabled":
         if identity.wandb:
-            told = ", ".join(f"{name} = {value!r}" for name, value in identity.wandb.items())
-            _logger.info("W&B is told by the environment, as run.json has it: %s.", told)
+            given = ", ".join(f"{name} = {value!r}" for name, value in identity.wandb.items())
+            _logger.info("W&B is told by the environment, as run.json has it: %s.", given)
         mirrors.append(WandbMirror(folder, identity, config, mode, best_metric=best_metric))
     return Mirrors(mirrors)

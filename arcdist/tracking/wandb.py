@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from arcdist.config import Config, LoadedConfig
 from arcdist.config.keys import config_keys, dotted, flatten
-from arcdist.config.loader import VARIABLES as KEY_VARIABLES
+from arcdist.config.loader import KEY_VARIABLES
 from arcdist.errors import ArcdistError, ConfigError, DataError, PlatformError, reason
 from arcdist.files import expanded
 from arcdist.tracking.metrics import Validation, best_epoch, parse_validation, read_numbers, read_validations
@@ -124,7 +124,7 @@ def wandb_variables(loaded: LoadedConfig, before: Mapping[str, str] | None = Non
 
     Args:
         loaded: its configuration, which has precedence.
-        before: what a resumed run was told earlier, which stays unless something else is said now.
+        before: what a resumed run was given earlier, which stays unless something else is said now.
         own_id: that of a resumed run, which stays in any case.
 
     Raises:
@@ -133,30 +133,30 @@ def wandb_variables(loaded: LoadedConfig, before: Mapping[str, str] | None = Non
     own = {name: value for name, value in (before or {}).items() if name not in _OF_ONE_START}
     if wandb_mode(loaded.config)[0] == "disabled":
         return own
-    told = {name: value for name in VARIABLES if (value := os.environ.get(name))}
-    told |= {name: os.environ[name] for key, name in KEY_VARIABLES.items() if loaded.sources[key] == name}
+    given = {name: value for name in VARIABLES if (value := os.environ.get(name))}
+    given |= {name: os.environ[name] for key, name in KEY_VARIABLES.items() if loaded.sources[key] == name}
     if loaded.config.tracking.wandb is None and (mode := os.environ.get("WANDB_MODE")):
-        told["WANDB_MODE"] = mode
+        given["WANDB_MODE"] = mode
     for key, name in KEY_VARIABLES.items():
         text, kept, where = os.environ.get(name, ""), flatten(loaded.config)[key], loaded.sources[key]
         if text not in ("", kept):
             _logger.info("%s is %s, but %s is %s (%s), which counts.", name, text, key, kept, where)
-    if "WANDB_DIR" in told:
-        told["WANDB_DIR"] = str(expanded(told["WANDB_DIR"]).absolute())  # The run may be resumed from another folder.
+    if "WANDB_DIR" in given:
+        given["WANDB_DIR"] = str(expanded(given["WANDB_DIR"]).absolute())  # The run may be resumed from another folder.
     if own_id:
-        told.pop("WANDB_RESUME", None)
-        if (named := told.pop("WANDB_RUN_ID", own_id)) != own_id:
+        given.pop("WANDB_RESUME", None)
+        if (named := given.pop("WANDB_RUN_ID", own_id)) != own_id:
             _logger.info("WANDB_RUN_ID is %s, but this run is resumed and keeps its own id, %s.", named, own_id)
         # W&B has to find there what it has of the run.
         place = own.get("WANDB_DIR", "in the run folder")
-        if (named := told.pop("WANDB_DIR", place)) != place:
+        if (named := given.pop("WANDB_DIR", place)) != place:
             _logger.info("WANDB_DIR is %s, but this run is resumed and its files for W&B stay %s.", named, place)
-    _check_variables(told)
-    return own | told
+    _check_variables(given)
+    return own | given
 
 
-def _check_variables(told: Mapping[str, str]) -> None:
-    id, resume = told.get("WANDB_RUN_ID", "id"), told.get("WANDB_RESUME", "allow")
+def _check_variables(given: Mapping[str, str]) -> None:
+    id, resume = given.get("WANDB_RUN_ID", "id"), given.get("WANDB_RESUME", "allow")
     if id != id.strip() or not id.isprintable() or set(id) & set(_NOT_IN_AN_ID) or len(id) > _LONGEST_NAME:
         raise ConfigError(
             f"WANDB_RUN_ID is {id!r}: choose up to {_LONGEST_NAME} characters without {_NOT_IN_AN_ID} and without "
@@ -164,14 +164,14 @@ def _check_variables(told: Mapping[str, str]) -> None:
         )
     if resume not in _RESUME:
         raise ConfigError(f"WANDB_RESUME is {resume}: choose {', '.join(_RESUME[:-1])} or {_RESUME[-1]}, or unset it.")
-    for tag in tags_in(told):
+    for tag in tags_in(given):
         if len(tag) > _LONGEST_TAG:
             raise ConfigError(
                 f"WANDB_TAGS has a tag of {len(tag)} characters, {tag[:20]}...: give tags of at most {_LONGEST_TAG}, "
                 f"separated by commas."
             )
-    if "WANDB_DIR" in told:
-        place = Path(told["WANDB_DIR"])
+    if "WANDB_DIR" in given:
+        place = Path(given["WANDB_DIR"])
         there = next(path for path in (place, *place.parents) if path.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise ConfigError(f"WANDB_DIR is {place}, and {there} is no folder that can be written: choose another.")

@@ -60,6 +60,18 @@ def test_a_query_is_looked_for_where_its_kind_comes_from(configure, tmp_path):
     assert exclusion(sets, data, find_task(sets, "z", "test")[0], "test") is None
 
 
+def test_demonstrations_that_join_the_training_are_trained_on(configure, tmp_path):
+    joined = tmp_path / "joined"
+    joined.mkdir()
+    (joined / "z.json").write_text((tmp_path / "tasks" / "c.json").read_text())
+    for flags in ((), ("--data.validation_source", str(joined), "--data.validation_split", "training")):
+        data = configure("--data.also_demonstrations_of", str(joined), *flags).data
+        sets = read_task_sets(data)
+        task, origin = find_task(sets, "z", "train")
+        assert (task.tests, origin) == ((), str(joined / "z.json"))
+        assert exclusion(sets, data, task, "train") is None
+
+
 def test_an_unknown_task_is_reported_with_the_nearest(configure, folder):
     sets = read_task_sets(configure().data)
     with pytest.raises(ConfigError) as error:

@@ -168,8 +168,8 @@ def test_a_query_that_has_no_room_for_any_pair_is_refused():
     assert queries.limited(10, 20).lengths().max() == 20
     with pytest.raises(
         DataError,
-        match=r"Query a:train:2 has 20 tokens with its shortest context pair alone, and qwen\.model has 19 positions: "
-        r"lower data\.max_side, .* or choose a model with more positions",
+        match=r"Query a:train:2 has 20 tokens with its shortest context pair alone, and qwen\.model has positions for "
+        r"19: lower data\.max_side, .* or choose a model with more positions",
     ):
         queries.limited(10, 19)
     with pytest.raises(DataError, match="Query a:test:0 has 23 tokens"):

