@@ -109,7 +109,7 @@ def find_scored(loaded: LoadedConfig, trained: Trained) -> Scored:
         sets = read_task_sets(ours)
         # As the run validates them: what it leaves out there is not asked here either.
         own = replace(sets.validation, tasks=sets.validation.used)
-        transductive = sets.validation.origin in sets.joined
+        transductive = sets.joins(sets.validation)
         seen = "seen" if sets.validation is sets.training else "transductive" if transductive else "unseen"
         return Scored(tasks=own, protocol=seen, max_side=ours.max_side)
     wanted = replace(
@@ -142,7 +142,7 @@ def find_scored(loaded: LoadedConfig, trained: Trained) -> Scored:
         return Scored(tasks=asked, protocol="seen", max_side=wanted.max_side)
     leaks = replace(sets, validation=asked).check_leaks(data.allow_overlap)
     overlaps = leaks.shared_ids or leaks.shared_contents
-    transductive = asked.origin in sets.joined
+    transductive = sets.joins(asked)
     protocol = "overlapping" if overlaps else "transductive" if transductive else "unseen"
     return Scored(tasks=asked, protocol=protocol, max_side=wanted.max_side)
 

