@@ -290,6 +290,6 @@ def test_a_task_that_is_too_long_for_qwen_is_left_out_and_the_others_are_answere
         queue.run()
     answers = queue.answers()
     assert [bool(answers[name].outputs[0]) for name in ("long", "short")] == [False, True]
-    told = "Query long:test:0 has 28 tokens with its shortest context pair alone, and qwen.model has 20 positions"
+    told = "Query long:test:0 has 28 tokens with its shortest context pair alone, and qwen.model has positions for 20"
     assert answers["long"].failed.startswith(told)
     assert caplog.messages == [f"Task long is not answered: {answers['long'].failed}"]
