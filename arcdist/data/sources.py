@@ -107,6 +107,11 @@ def _read(source: str, split: Split) -> tuple[Task, ...]:
     for task_id, content, where in _raw_tasks(source, split):
         if task_id in tasks:
             raise DataError(f"{where}: task {task_id} is there more than once: {_UNIQUE}.")
+        try:
+            task_id.encode()
+        except UnicodeEncodeError as error:
+            found = f"the id {task_id!a} of a task has half a character ({error.reason})"
+            raise DataError(f"{where.encode(errors='backslashreplace').decode()}: {found}: rename it.") from error
         tasks[task_id] = parse_task(task_id, content, where)
     if not tasks:
         raise DataError(f"{source} holds no tasks: give {_ACCEPTED}.")
@@ -204,7 +209,11 @@ def _split_home(folder: Path, place: Path) -> Path | None:
 def _task_folders(folder: Path, depth: int) -> Iterator[Path]:
     """The folders at most so far below one of whose files is a task, in the order of their names."""
     for entry in _entries(folder) if depth else ():
-        if entry.is_dir() and entry.name != "__MACOSX":
+        try:
+            is_folder = entry.is_dir()
+        except OSError as error:
+            raise DataError(f"{entry} cannot be read ({reason(error)}): see who may read there.") from error
+        if is_folder and entry.name != "__MACOSX":
             if _holds_task(_json_files(entry)):
                 yield entry
             yield from _task_folders(entry, depth - 1)

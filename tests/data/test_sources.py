@@ -350,6 +350,27 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     assert "a.json is not JSON that a task can have" in refusal(tmp_path)
 
 
+def test_an_id_that_is_no_text_is_refused(tmp_path):
+    source = write(tmp_path / "my_challenges.json", f'{{"x\\ud800": {json.dumps(raw_task())}}}')
+    told = "the id 'x\\ud800' of a task has half a character (surrogates not allowed): rename it."
+    assert refusal(source) == f"{source}: {told}"
+
+
+def test_a_folder_below_that_cannot_be_asked_for_is_named(tmp_path, monkeypatch):
+    """Such as a link to another user's folder."""
+    (tmp_path / "theirs").mkdir()
+    is_dir = Path.is_dir
+
+    def denied(path):
+        if path.name == "theirs":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+    told = f"{tmp_path}/theirs cannot be read (Permission denied): see who may read there."
+    assert refusal(tmp_path) == told
+
+
 def test_a_task_twice_in_one_file_is_refused(tmp_path):
     one = json.dumps(raw_task())
     source = write(tmp_path / "my_challenges.json", f'{{"a": {one}, "a": {one}}}')
