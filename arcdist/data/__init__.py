@@ -7,7 +7,7 @@ from arcdist.data.features import FEATURE_NAMES
 from arcdist.data.queries import Queries, Query, build_queries
 from arcdist.data.sampler import BucketedBatches, Partitioner
 from arcdist.data.sources import Origin, read_tasks
-from arcdist.data.task_sets import LeakReport, TaskSet, TaskSets, read_task_sets
+from arcdist.data.task_sets import LeakReport, TaskSet, TaskSets, read_asked, read_task_sets
 from arcdist.data.tasks import MAX_SIDE, NUM_COLORS, Pair, Task, parse_task, tasks_digest
 from arcdist.data.text import GridTokenizer, embedded_tokenizer
 
@@ -38,6 +38,7 @@ __all__ = [
     "embedded_tokenizer",
     "fit_canvas",
     "parse_task",
+    "read_asked",
     "read_task_sets",
     "read_tasks",
     "tasks_digest",

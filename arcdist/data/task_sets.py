@@ -177,19 +177,7 @@ def read_task_sets(data: DataConfig) -> TaskSets:
 
     def read(source: str, split: Split) -> TaskSet:
         tasks = read_tasks(source, split)
-        used = tuple(task for task in tasks if task.longest_side <= data.max_side)[: data.max_tasks]
-        if not used:
-            shortest = min(task.longest_side for task in tasks)
-            remedy = (
-                f"give tasks with sides up to {MAX_SIDE}, the longest that a model is given"
-                if shortest > MAX_SIDE
-                else f"raise data.max_side to {shortest} or more ({MAX_SIDE} is the largest)"
-            )
-            raise DataError(
-                f"{source}: each of its {len(tasks)} tasks has a side longer than data.max_side = {data.max_side} (the "
-                f"smallest, of {shortest}): {remedy}."
-            )
-        return TaskSet(origin=Origin(source, split), tasks=tasks, used=used)
+        return _limited(Origin(source, split), tasks, [task.longest_side for task in tasks], data)
 
     training = read(data.source, data.split)
     joined = tuple(_demonstrations_of(named, data.max_side) for named in data.also_demonstrations_of)
@@ -197,6 +185,34 @@ def read_task_sets(data: DataConfig) -> TaskSets:
         training = replace(training, used=_joined(training.used, more.used))
     scored = training if data.validation_source is None else read(data.validation_source, data.validation_split)
     return TaskSets(training=training, validation=scored, joined=joined)
+
+
+def read_asked(data: DataConfig) -> TaskSet:
+    """Read the tasks of `data.source` to answer them: the sizes of their test outputs leave none of them out.
+
+    Raises:
+        DataError: as `read_task_sets`.
+    """
+    tasks = read_tasks(data.source, data.split)
+    sides = [task.without_answers().longest_side for task in tasks]
+    return _limited(Origin(data.source, data.split), tasks, sides, data)
+
+
+def _limited(origin: Origin, tasks: tuple[Task, ...], sides: Sequence[int], data: DataConfig) -> TaskSet:
+    """The tasks, of which `data.max_side` and `data.max_tasks` leave some; `sides` has the longest of each."""
+    used = tuple(task for task, side in zip(tasks, sides, strict=True) if side <= data.max_side)[: data.max_tasks]
+    if not used:
+        shortest = min(sides)
+        remedy = (
+            f"give tasks with sides up to {MAX_SIDE}, the longest that a model is given"
+            if shortest > MAX_SIDE
+            else f"raise data.max_side to {shortest} or more ({MAX_SIDE} is the largest)"
+        )
+        raise DataError(
+            f"{origin.source}: each of its {len(tasks)} tasks has a side longer than data.max_side = {data.max_side} "
+            f"(the smallest, of {shortest}): {remedy}."
+        )
+    return TaskSet(origin=origin, tasks=tasks, used=used)
 
 
 def _demonstrations_of(named: str, max_side: int) -> TaskSet:

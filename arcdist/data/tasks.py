@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
@@ -64,6 +64,10 @@ class Task:
         """Longest side of all its grids, known test outputs included."""
         longest: int = max(max(grid.shape) for pair in self.demonstrations + self.tests for grid in pair.grids())
         return longest
+
+    def without_answers(self) -> "Task":
+        """The same task as someone sees it who has to answer it: no test output is known."""
+        return replace(self, tests=tuple(Pair(pair.input, None) for pair in self.tests))
 
 
 def tasks_digest(tasks: Iterable[Task]) -> str:

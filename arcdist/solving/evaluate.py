@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,12 +15,12 @@ from typing import Any
 from arcdist.config import LoadedConfig
 from arcdist.config.loader import run_of
 from arcdist.config.schema import section_arguments
-from arcdist.data import Collator, Origin, Task, TaskSet, build_queries, read_task_sets, tasks_digest
+from arcdist.data import Collator, Origin, Task, TaskSet, build_queries, read_asked, read_task_sets, tasks_digest
 from arcdist.data.queries import Kind, Queries
 from arcdist.distributed import is_main, rank, world_size
 from arcdist.distributed.collectives import broadcast_text, shutdown
 from arcdist.engine.platform import start_platform
-from arcdist.errors import ConfigError, DataError, SaveError, kind_and_reason, reason
+from arcdist.errors import ConfigError, DataError, NotFiniteError, SaveError, kind_and_reason, reason
 from arcdist.evaluation.adapt import Adapting, adapted
 from arcdist.evaluation.predict import Candidate, Proposing, propose
 from arcdist.files import expanded, replacing
@@ -114,12 +115,10 @@ def find_scored(loaded: LoadedConfig, trained: Trained) -> Scored:
         return Scored(tasks=own, protocol=seen, max_side=ours.max_side)
     wanted = replace(
         data,
-        validation_source=None,
-        also_demonstrations_of=(),
         max_side=data.max_side if is_given("data.max_side") else trained.longest_side,
         max_tasks=data.max_tasks if is_given("data.max_tasks") else None,
     )
-    asked = read_task_sets(wanted).training
+    asked = read_asked(wanted)
     try:
         sets = read_task_sets(replace(ours, validation_source=None))
     except DataError as error:
@@ -166,6 +165,8 @@ class Solver:
         solve, seed, augment = loaded.config.solve, loaded.config.train.seed, trained.config.data.augment
         tokenizer = trained.predictor.qwen.tokenizer
         refused: dict[str, str] = {}
+        # What the models are not given cannot change an answer.
+        tasks = [task.without_answers() for task in tasks]
 
         def queries(kind: Kind, needed: bool) -> Queries | None:
             if not needed:
@@ -214,6 +215,7 @@ class Solver:
 
         Raises:
             DataError: it is too long for Qwen.
+            NotFiniteError: what the models compute for it is not finite.
         """
         if task.id in self.refused:
             raise DataError(self.refused[task.id])
@@ -226,7 +228,11 @@ class Solver:
             trained.autocast(),
             adapted(trained.predictor, self.collator, task.id, shown, self.adapting, trained.device) as (own, collator),
         ):
-            return propose(own, collator, asked, shown, self.proposing, trained.device)
+            candidates = propose(own, collator, asked, shown, self.proposing, trained.device)
+        if not all(math.isfinite(each.log_prob) for of_query in candidates for each in of_query):
+            remedy = "lower --solve.adapt_lr" if self.adapting.steps else "give --train.precision no"
+            raise NotFiniteError(f"The models' outputs are not finite: {remedy}.")
+        return candidates
 
     def cost(self, task: Task) -> float:
         """How much there is to compute for a task, in any unit."""
@@ -317,7 +323,7 @@ class Queue:
             try:
                 outputs, failed = self._solver.answer(task), None
                 break
-            except DataError as error:
+            except (DataError, NotFiniteError) as error:
                 failed = str(error)
                 _logger.warning("Task %s is not answered: %s", task.id, failed)
                 break

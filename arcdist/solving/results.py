@@ -229,7 +229,7 @@ def _left_out(tasks: TaskSet, answers: Mapping[str, Answers], max_side: int) -> 
     """Why a task has no answers."""
     reasons = {}
     for task in tasks.tasks:
-        given, side = answers.get(task.id), task.longest_side
+        given, side = answers.get(task.id), task.without_answers().longest_side
         if given is not None:
             if given.failed is not None:
                 reasons[task.id] = given.failed

