@@ -96,7 +96,7 @@ def row_of_key(key: Key) -> str:
         case other:
             default = json.dumps(other)
     choices = f" Choose {key.accepted}." if "Literal" in str(key.type) else ""
-    meaning = (key.sentence + choices).replace("|", r"\|").replace("\n", " ")
+    meaning = (key.sentence + choices).replace("|", r"\|")
     return f"| `{key.name}` | {f'`{default}`' if default else 'none'} | {meaning} |"
 
 

@@ -81,7 +81,9 @@ def config_sections() -> dict[str, str]:
 
 def _tree(part: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
     """Dotted name, type and docstring of every field, a section before what it holds."""
-    sentences = {meta.args[1]: meta.description or "" for meta in docstring_parser.parse_from_object(part).params}
+    # A sentence that goes over several lines keeps its indentation there.
+    described = docstring_parser.parse_from_object(part).params
+    sentences = {meta.args[1]: " ".join((meta.description or "").split()) for meta in described}
     for name, kind in get_type_hints(part).items():
         yield prefix + name, kind, " ".join(sentences.get(name, "").split())
         if is_dataclass(kind):

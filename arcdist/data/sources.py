@@ -164,6 +164,8 @@ def _task_files(folder: Path, split: Split) -> list[Path]:
     Raises:
         DataError: there are none, or it is not plain which are meant.
     """
+    if _is_saved(folder):
+        raise DataError(f"{folder} is a data set that `datasets` wrote: give hf:{folder} as the source.")
     chosen = _split_folder(folder, split)
     files = _json_files(chosen)
     if _holds_task(files):
@@ -172,9 +174,11 @@ def _task_files(folder: Path, split: Split) -> list[Path]:
     if not below:
         if not files:
             hints = {".jsonl": "give {0}", ".parquet": "give hf:{1}", ".zip": "unpack {0}"}
-            hint = next(
-                (f", or {hints[e.suffix].format(e, chosen)}" for e in _entries(chosen) if e.suffix in hints), ""
-            )
+            # A data set of the Hub has its tables in a folder below.
+            inner = [entry for place in _entries(chosen) if place.is_dir() for entry in _entries(place)]
+            tables = [entry for entry in inner if entry.suffix == ".parquet"]
+            found = [entry for entry in (*_entries(chosen), *tables) if entry.suffix in hints]
+            hint = f", or {hints[found[0].suffix].format(found[0], chosen)}" if found else ""
             raise DataError(f"{chosen} holds no *.json file: give the folder whose files are the tasks{hint}.")
         return files
     homes = {place: _split_home(folder, place) if chosen == folder else None for place in below}
@@ -397,7 +401,7 @@ def _load_hugging_face(name: str, split: Split) -> tuple[Any, str]:
     path = expanded(name)
     try:
         with no_progress_bars():
-            if any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json")):
+            if _is_saved(path):
                 loaded = datasets.load_from_disk(str(path))
             else:
                 if not path.is_dir():
@@ -418,6 +422,12 @@ def _load_hugging_face(name: str, split: Split) -> tuple[Any, str]:
     raise DataError(
         f"hf:{name} has no split for {split} ({' or '.join(_SPLIT_NAMES[split])}): it has {', '.join(loaded)}."
     )
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote this folder."""
+    marked = [(folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json", "state.json")]
+    return marked[0] or all(marked[1:])
 
 
 def _require_hub(name: str) -> None:

@@ -24,6 +24,7 @@ def test_every_key_has_a_section_a_sentence_and_a_description_of_its_values() ->
     for key in config_keys().values():
         assert key.section in config_sections()
         assert key.sentence.endswith((".", ")")), key.name
+        assert key.sentence == " ".join(key.sentence.split()), key.name
         assert key.accepted
 
 

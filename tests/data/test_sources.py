@@ -390,6 +390,23 @@ def test_what_is_no_set_of_tasks_says_what_it_is(tmp_path):
         assert refusal(tmp_path / "empty").endswith(f" are the tasks, or {hint.format(tmp_path / 'empty')}.")
 
 
+def test_a_data_set_of_the_hub_without_its_prefix_is_recognised(tmp_path):
+    (tmp_path / "data").mkdir()
+    hugging_face_rows().to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    assert refusal(tmp_path) == (
+        f"{tmp_path} holds no *.json file: give the folder whose files are the tasks, or give hf:{tmp_path}."
+    )
+    assert len(read_tasks(f"hf:{tmp_path}")) == 2
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_saved_data_set_without_its_prefix_is_recognised(tmp_path, splits):
+    rows = hugging_face_rows()
+    (datasets.DatasetDict({"train": rows}) if splits else rows).save_to_disk(str(tmp_path / "saved"))
+    folder = tmp_path / "saved"
+    assert refusal(folder) == f"{folder} is a data set that `datasets` wrote: give hf:{folder} as the source."
+
+
 def hugging_face_rows(**columns):
     return datasets.Dataset.from_list([{**raw_task(color), **columns} for color in (1, 2)])
 
