@@ -26,9 +26,12 @@ from arcdist.analysis.preview_arguments import PREVIEW, read_arguments
 from arcdist.checkpoint.store import FILES, MANIFEST
 from arcdist.config import TRAIN, Config, load_config, recipe_names
 from arcdist.config.keys import Key, config_keys, config_sections, dotted
-from arcdist.config.loader import SHORT_FLAGS
+from arcdist.config.loader import EVALUATE, SHORT_FLAGS, SOLVE
 from arcdist.config.schema import EFE_TERMS
 from arcdist.data import FEATURE_NAMES, build_queries, parse_task, read_task_sets
+from arcdist.evaluation.predict import ORIGINS
+from arcdist.solving import results
+from arcdist.solving.evaluate import PROTOCOL
 from arcdist.tracking.run_folder import RUN_CONTENT
 from arcdist.training import health
 
@@ -165,6 +168,12 @@ def check_program(words: list[str]) -> None:
     if program == "launch/preview.py":
         read_arguments(load_config(arguments, PREVIEW))
         return
+    if program in ("launch/evaluate.py", "launch/solve.py"):
+        run = Path("a_run")
+        run.mkdir()
+        (run / "config.yaml").touch()
+        load_config([str(run), *arguments[1:]], EVALUATE if program == "launch/evaluate.py" else SOLVE)
+        return
     if program == "tests/test_docs.py":
         assert arguments == []
         return
@@ -220,10 +229,15 @@ def test_a_command_can_be_typed(command: str) -> None:
     elif program in ("python", "sbatch"):
         check_program(arguments)
     elif program == "hf":
-        assert arguments == ["download", Config().qwen.model]
+        assert arguments[:2] == ["download", Config().qwen.model]
         assert Path(sys.executable).with_name("hf").exists()
     elif program in ("tensorboard", "wandb"):
         assert Path(sys.executable).with_name(program).exists()
+    elif program == "pip":
+        assert arguments[0] in ("download", "install")
+        assert (CHECKOUT / Path(arguments[arguments.index("-r") + 1]).name).is_file()
+    elif words[:2] == ["git", "archive"]:
+        assert arguments[-1] == "HEAD"
     elif program == "source":
         assert arguments == [".venv/bin/activate"]
     else:
@@ -381,6 +395,13 @@ def test_exit_codes() -> None:
     assert codes == {0, 130, 141, 143, *(kind.exit_code for kind in classes)}
 
 
+def test_the_files_and_protocols_of_answers() -> None:
+    assert set(names_in_tables("docs/solving.md", "The files")) == {*results.FILES, PROTOCOL, "tasks/"}
+    assert names_in_tables("docs/solving.md", "Which score it is") == list(results.PROTOCOLS)
+    parts = names_in_tables("docs/solving.md", "How an answer is made")
+    assert sorted(parts) == sorted(ORIGINS)
+
+
 def test_red_flags() -> None:
     documented = {row[0] for row in first_cells(sections("docs/troubleshooting.md")["Red flags"])}
     flags = {value.name for value in vars(health).values() if isinstance(value, health.Flag)}
@@ -393,10 +414,10 @@ def test_the_number_of_features_is_the_documented_one() -> None:
 
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory) -> Path:
-    """The folder of a real run of two steps that logs each."""
+    """The folder of a real run of two steps that logs each, all that a run may log."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     tiny = "--data.max_tasks 4 --data.max_side 5 --agent.hidden_dim 16 --agent.max_steps 2 --batch_size 4"
-    short = "--epochs 1 --max_batches 2 --log_every 1 --train.cpu_threads 1 --output_dir"
+    short = "--qwen.lm_weight 1 --epochs 1 --max_batches 2 --log_every 1 --train.cpu_threads 1 --output_dir"
     run = subprocess.run(
         [sys.executable, str(CHECKOUT / "launch" / "train.py"), *tiny.split(), *short.split(), str(folder)],
         capture_output=True,
@@ -412,7 +433,7 @@ def tiny_run(tmp_path_factory) -> Path:
 def test_a_run_leaves_the_files_that_the_tables_name(tiny_run) -> None:
     of_run = {name.partition("/")[0] for name in names_in_tables("docs/outputs.md", "The run folder")}
     assert of_run == set(RUN_CONTENT)
-    unasked = {"deepspeed.json", "tensorboard", "profile"}
+    unasked = {"deepspeed.json", "tensorboard", "profile", "solve"}
     assert of_run - unasked == {path.name for path in tiny_run.iterdir()}
 
     of_checkpoint = set(names_in_tables("docs/outputs.md", "A checkpoint"))

@@ -143,7 +143,8 @@ def collate_query(
         ),
         "test": make_collator(),
     }
-    most = config.data.max_context_pairs, tokenizer.max_tokens
+    read = tokenizer.leaving_room() if config.qwen.lm_weight > 0 else tokenizer
+    most = config.data.max_context_pairs, read.max_tokens
     made, epochs = {}, {"train": epoch, "test": 0}
     if len(task.demonstrations) > 1:
         made["train"] = build_queries([task], "train").limited(*most, seed=config.train.seed)

@@ -49,7 +49,7 @@ TRAINED = "trained.json"
 
 _NEEDED = {
     **dict.fromkeys(("step", "epoch", "batch", "processes"), int),
-    **dict.fromkeys(("config", "base", "data", "versions"), dict),
+    **dict.fromkeys(("config", "base", "versions"), dict),
     "epochs": list,
 }
 """What an export takes from the state."""
@@ -160,7 +160,7 @@ def trained_tasks(state: Mapping[str, Any], config: Config) -> list[str]:
     if "tasks" in state:
         return list(state["tasks"])
     used = read_task_sets(config.data).training.used
-    if tasks_digest(used) != state["data"]["training"]:
+    if tasks_digest(used) != state.get("data", {}).get("training"):
         raise DataError(
             f"The checkpoint does not name the tasks that it was trained on, and {config.data.source} has changed "
             f"since: give back its tasks, or resume the run for a step, which writes a checkpoint that names them."

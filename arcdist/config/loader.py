@@ -182,7 +182,7 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
 
     run_file = None
     if program.of_run:
-        run_file = _config_of_named_run(arguments, recipe, program)
+        run_file = _config_of_named_run(arguments, recipe)
     elif recipe is None and file is None:
         if options.get("resume") == NEWEST and "output.dir" not in given and (run := newest_run()):
             options["resume"] = str(run)  # Another run may save before this one is resumed.
@@ -287,12 +287,12 @@ def _config_of_run(resume: str | None, directory: str | None) -> Path | None:
     return run / "config.yaml" if (run / "config.yaml").is_file() else None
 
 
-def _config_of_named_run(arguments: Sequence[str], recipe: str | None, program: Program) -> Path:
+def _config_of_named_run(arguments: Sequence[str], recipe: str | None) -> Path:
     """The `config.yaml` of the run that is the first word of a command line."""
     if not arguments:
-        raise ConfigError(f"{program.name} needs a run: give its folder, such as runs/NAME.")
+        raise ConfigError("No run is given: name its folder, such as runs/NAME.")
     if recipe is not None:
-        raise ConfigError(f"{program.name} takes the configuration of the run: leave out --recipe.")
+        raise ConfigError("The configuration is that of the run: leave out --recipe.")
     file = run_of(expanded(arguments[0])) / "config.yaml"
     if not file.is_file():
         raise ConfigError(

@@ -76,8 +76,8 @@ class TaskSets:
 
     training: TaskSet
     validation: TaskSet
-    joined: tuple[Origin, ...] = ()
-    """Sources of which the demonstrations alone are trained on too, so that their test pairs may be scored."""
+    joined: tuple[TaskSet, ...] = ()
+    """Tasks of which the demonstrations alone are trained on too, so that their test pairs may be scored."""
 
     @property
     def distinct(self) -> tuple[TaskSet, ...]:
@@ -88,6 +88,18 @@ class TaskSets:
     def scored_pairs(self) -> int:
         """Test pairs of the validation tasks whose output is known."""
         return sum(pair.output is not None for task in self.validation.used for pair in task.tests)
+
+    def joins(self, scored: TaskSet) -> bool:
+        """Whether the demonstrations of these tasks are trained on without their answers.
+
+        The split of a source that has none is only a word.
+        """
+        ids = {task.id for task in scored.tasks}
+        return any(
+            each.origin == scored.origin
+            or (each.origin.source == scored.origin.source and {task.id for task in each.tasks} == ids)
+            for each in self.joined
+        )
 
     def check_scored(self) -> None:
         """Check that there is an answer to score.
@@ -122,7 +134,7 @@ class TaskSets:
         origin = self.validation.origin
         by_id: set[str] = set()
         by_content: set[str] = set()
-        if origin in self.joined:
+        if self.joins(self.validation):
             # A test pair that repeats a demonstration of its own task is counted below. The trained task of the same id
             # may have others, if its source has it too.
             demonstrated_by: dict[bytes, set[str]] = {}
@@ -179,23 +191,22 @@ def read_task_sets(data: DataConfig) -> TaskSets:
             )
         return TaskSet(origin=Origin(source, split), tasks=tasks, used=used)
 
-    training, joined = read(data.source, data.split), []
-    for named in data.also_demonstrations_of:
-        origin, more = _demonstrations_of(named, data.max_side)
-        joined.append(origin)
-        training = replace(training, used=_joined(training.used, more))
+    training = read(data.source, data.split)
+    joined = tuple(_demonstrations_of(named, data.max_side) for named in data.also_demonstrations_of)
+    for more in joined:
+        training = replace(training, used=_joined(training.used, more.used))
     scored = training if data.validation_source is None else read(data.validation_source, data.validation_split)
-    return TaskSets(training=training, validation=scored, joined=tuple(joined))
+    return TaskSets(training=training, validation=scored, joined=joined)
 
 
-def _demonstrations_of(named: str, max_side: int) -> tuple[Origin, list[Task]]:
+def _demonstrations_of(named: str, max_side: int) -> TaskSet:
     """The tasks of a source without their test pairs; `SOURCE/evaluation` names a split."""
     source, _, split = named.rpartition("/")
     origin = Origin(named, "training")
     if split in ("training", "evaluation") and not expanded(named).exists():
         origin = Origin(source, cast(Split, split))
-    tasks = (replace(task, tests=()) for task in read_tasks(*origin))
-    return origin, [task for task in tasks if task.longest_side <= max_side]
+    tasks = tuple(replace(task, tests=()) for task in read_tasks(*origin))
+    return TaskSet(origin=origin, tasks=tasks, used=tuple(task for task in tasks if task.longest_side <= max_side))
 
 
 def _joined(tasks: Sequence[Task], more: Sequence[Task]) -> tuple[Task, ...]:

@@ -54,9 +54,9 @@ class SymbolHead(nn.Module):
 
     def __init__(self, width: int, symbol_ids: Int[Tensor, " S"], std: float) -> None:
         super().__init__()
-        self.rows = nn.Linear(width, END + 1, bias=False)
+        self.rows = nn.Linear(width, _SYMBOLS, bias=False)
         nn.init.normal_(self.rows.weight, std=std)
-        self.register_buffer("symbol_ids", symbol_ids[: END + 1], persistent=False)
+        self.register_buffer("symbol_ids", symbol_ids[:_SYMBOLS], persistent=False)
         self._vocabulary = int(symbol_ids.max()) + 1
 
     def forward(self, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
@@ -243,15 +243,16 @@ class _Texts:
     def _next(self, hidden: Float[Tensor, "N l D"]) -> Float[Tensor, "N 12"]:
         logits = self._writer.head(hidden[:, -1]).float()
         # Not by log_softmax, whose float32 sum over a large vocabulary is off by 1e-5 on a CPU.
-        return logits[:, self._writer.symbol_ids[: END + 1]] - logits.logsumexp(-1, keepdim=True)
+        return logits[:, self._writer.symbol_ids[:_SYMBOLS]] - logits.logsumexp(-1, keepdim=True)
 
 
 class GridWriter:
     """Writes outputs with a causal language model, and says how probable one is.
 
     Prompts come as in `QueryInputs`, padded on the right; a query's result depends neither on padding nor on the other
-    queries, up to rounding. Dropout is off, nothing has a gradient, and log-probabilities are added up in float64.
-    Where Qwen is sharded over processes, its forward passes wait for those of all of them.
+    queries, up to rounding. Dropout is off, nothing has a gradient, and log-probabilities are added up in float64; the
+    model computes in the caller's precision. Where Qwen is sharded over processes, each of its forward passes waits for
+    all of them.
 
     Args:
         body: of the language model, without its head.
@@ -339,7 +340,8 @@ class GridWriter:
             return chosen
 
         starts = [_Beginning(query) for query in range(len(tokens))]
-        found = sorted(self._write(tokens, token_mask, starts, choose, max_side), key=lambda each: -each.log_prob)
+        found = self._write(tokens, token_mask, starts, choose, max_side)
+        found.sort(key=lambda each: (-each.log_prob, each.symbols))
         return [
             FoundGrids(tuple(each.written() for each in found if each.query == query), complete[query])
             for query in range(len(tokens))
@@ -393,12 +395,12 @@ class GridWriter:
                 level = self._take(levels)
                 texts = self._read(tokens, token_mask, level)
                 while level:
-                    log_probs = np.full((len(level), END + 1), -np.inf)
+                    log_probs = np.full((len(level), _SYMBOLS), -np.inf)
                     for row, (each, known) in enumerate(zip(level, texts.next.tolist(), strict=True)):
                         for symbol in each.allowed(max_side):
                             log_probs[row, symbol] = known[symbol]
                     chosen = choose(level, log_probs)
-                    longer = [(row, level[row].after(symbol, log_probs[row, symbol])) for row, symbol in chosen]
+                    longer = [(row, level[row].after(symbol, float(log_probs[row, symbol]))) for row, symbol in chosen]
                     whole += [each for _, each in longer if each.is_whole]
                     longer = [(row, each) for row, each in longer if not each.is_whole]
                     levels.append([each for _, each in longer])

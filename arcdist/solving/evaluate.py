@@ -109,7 +109,7 @@ def find_scored(loaded: LoadedConfig, trained: Trained) -> Scored:
         sets = read_task_sets(ours)
         # As the run validates them: what it leaves out there is not asked here either.
         own = replace(sets.validation, tasks=sets.validation.used)
-        transductive = sets.validation.origin in sets.joined
+        transductive = sets.joins(sets.validation)
         seen = "seen" if sets.validation is sets.training else "transductive" if transductive else "unseen"
         return Scored(tasks=own, protocol=seen, max_side=ours.max_side)
     wanted = replace(
@@ -142,7 +142,7 @@ def find_scored(loaded: LoadedConfig, trained: Trained) -> Scored:
         return Scored(tasks=asked, protocol="seen", max_side=wanted.max_side)
     leaks = replace(sets, validation=asked).check_leaks(data.allow_overlap)
     overlaps = leaks.shared_ids or leaks.shared_contents
-    transductive = asked.origin in sets.joined
+    transductive = sets.joins(asked)
     protocol = "overlapping" if overlaps else "transductive" if transductive else "unseen"
     return Scored(tasks=asked, protocol=protocol, max_side=wanted.max_side)
 
@@ -258,7 +258,8 @@ class Queue:
         if is_main() and len(self._left) < len(self._tasks):
             _logger.info("%s already.", self.progress())
         # One of middle size first, which shows how long all will take; then the longest, so that none is left over.
-        own.insert(0, own.pop(len(own) // 2)) if own else None
+        if own:
+            own.insert(0, own.pop(len(own) // 2))
         done = len(self._tasks) - len(self._left)
         bar = ProgressBar(len(self._tasks), done=done, quiet=not is_main() or not self._left)
         waiting = self._left
@@ -294,13 +295,7 @@ class Queue:
             with readable(self._file(place), "an answered task", "remove it, and start once more: that task is"
                           " answered again"):  # fmt: skip
                 raw = json.loads(self._file(place).read_text(encoding="utf-8"))
-                outputs = [
-                    [
-                        Candidate(tuple(map(tuple, each["grid"])), each["origin"], each["view"], each["log_prob"])
-                        for each in of_output
-                    ]
-                    for of_output in raw["outputs"]
-                ]
+                outputs = list(map(_unpacked, raw["outputs"]))
                 found[task.id] = Answers(outputs=outputs, failed=raw["failed"], seconds=raw["seconds"])
         return found
 
@@ -334,13 +329,24 @@ class Queue:
             "task": task.id,
             "failed": failed,
             "seconds": time.monotonic() - start,
-            "outputs": [[asdict(candidate) for candidate in of_output] for of_output in outputs],
+            "outputs": list(map(_packed, outputs)),
         }
         with _writable(self._folder.parent), replacing(self._file(place)) as partial:
-            partial.write_text(json.dumps(content), encoding="utf-8")
+            partial.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
 
     def _file(self, place: int) -> Path:
         return self._folder / f"{place:05d}.json"
+
+
+def _packed(candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """Candidates for a file: each different grid is in there once, and hundreds of views may agree."""
+    grids = {grid: number for number, grid in enumerate(dict.fromkeys(each.grid for each in candidates))}
+    return {"grids": list(grids), "candidates": [asdict(each) | {"grid": grids[each.grid]} for each in candidates]}
+
+
+def _unpacked(content: Mapping[str, Any]) -> list[Candidate]:
+    grids = [tuple(map(tuple, grid)) for grid in content["grids"]]
+    return [Candidate(**each | {"grid": grids[each["grid"]]}) for each in content["candidates"]]
 
 
 def _share(costs: Mapping[int, float]) -> list[int]:

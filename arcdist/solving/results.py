@@ -40,7 +40,7 @@ PROTOCOLS = {
     "seen": "the demonstrations of these tasks were trained on",
     "transductive": "the demonstrations of these tasks were added to those that were trained on",
     "unseen": "nothing of these tasks was trained on",
-    "overlapping": "some of these tasks were trained on, answers included",
+    "overlapping": "some of these tasks were trained on",
 }
 FILES = ("submission.json", "results.json", "solved.csv", "answers.html")
 _KEPT = 10
@@ -121,7 +121,7 @@ def write_results(
     content = results(tasks, outputs, answers, protocol, max_side)
     given = submission(tasks, outputs)
     check_submission(given, tasks.tasks)
-    texts = json.dumps(given), json.dumps(content, indent=1), solved_table(outputs), page(content, outputs)
+    texts = json.dumps(given), _json(content), solved_table(outputs), page(content, outputs)
     for name, text in zip(FILES, texts, strict=True):
         with replacing(folder / name) as partial:
             partial.write_text(text + "\n" * (not text.endswith("\n")), encoding="utf-8")
@@ -170,6 +170,13 @@ def results(
             for name, of_task in by_task.items()
         },
     }
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    """`results.json` for people, too: scores that are easy to read, then a line for each task's candidates."""
+    scores = json.dumps({name: value for name, value in content.items() if name != "results"}, indent=1)
+    lines = (f"  {json.dumps(name)}: {json.dumps(of_task)}" for name, of_task in content["results"].items())
+    return scores.removesuffix("\n}") + ',\n "results": {\n' + ",\n".join(lines) + "\n }\n}"
 
 
 def submission(tasks: TaskSet, outputs: Sequence[Output]) -> dict[str, list[dict[str, Grid]]]:
@@ -239,7 +246,11 @@ def _left_out(tasks: TaskSet, answers: Mapping[str, Answers], max_side: int) -> 
 def score_rows(content: Mapping[str, Any]) -> Iterator[list[tuple[str, Mapping[str, Any]]]]:
     """The lines of the table of scores, in groups."""
     yield [("all votes", content), *content["parts"].items()]
-    yield [(f"sides {name}", score) for name, score in content["sizes"].items() if score["outputs"]]
+    yield [
+        (f"sides {name}, of {score['outputs']:,}", score)
+        for name, score in content["sizes"].items()
+        if score["outputs"]
+    ]
     yield list(content["floors"].items())
 
 
@@ -258,9 +269,12 @@ def notes(content: Mapping[str, Any]) -> Iterator[str]:
         yield f"{unknown} not known: {what}; submission.json holds the answers."
     if content["without_tests"]:
         yield f"{counted(len(content['without_tests']), 'task')} without test pairs: nothing to answer."
-    if content["left_out"]:
-        wrong = ", counted as wrong" if content["outputs"] else ""
-        yield f"{counted(len(content['left_out']), 'task')} without an answer{wrong}:"
+
+
+def without_answer(content: Mapping[str, Any]) -> str:
+    """How many tasks have no answer, in words."""
+    wrong = ", counted as wrong" if content["outputs"] else ""
+    return f"{counted(len(content['left_out']), 'task')} without an answer{wrong}"
 
 
 def _print(folder: Path, content: Mapping[str, Any]) -> None:
@@ -286,6 +300,8 @@ def _print(folder: Path, content: Mapping[str, Any]) -> None:
         console.print()
     for note in notes(content):
         console.print(note)
+    if content["left_out"]:
+        console.print(f"{without_answer(content)}:")
     for name, why in list(content["left_out"].items())[:_NAMED]:
         console.print(f"  {name}: {why}", soft_wrap=True)
     if len(content["left_out"]) > _NAMED:
@@ -313,6 +329,7 @@ def page(content: Mapping[str, Any], outputs: Sequence[Output]) -> str:
             "facts": facts,
             "groups": [group for group in score_rows(content) if group] if content["outputs"] else [],
             "notes": list(notes(content)),
+            "without_answer": without_answer(content),
             "total": len(outputs),
             "shown": [_shown(output) for output in ordered[:_SHOWN]],
             "percent": percent,

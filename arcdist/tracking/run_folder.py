@@ -26,7 +26,7 @@ _BEFORE_THE_FIRST_STEP = (
 )
 RUN_CONTENT = (
     *_BEFORE_THE_FIRST_STEP,
-    *("steps.jsonl", "metrics.json", "metrics_plot.png", "validation", "checkpoints", "best"),
+    *("steps.jsonl", "metrics.json", "metrics_plot.png", "validation", "checkpoints", "best", "solve"),
 )
 """What a run writes: a folder that holds any of it belongs to a run."""
 

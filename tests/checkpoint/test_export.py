@@ -384,7 +384,7 @@ def test_a_run_means_its_best_checkpoint_or_else_its_newest_whole_one(tmp_path, 
 def test_a_broken_best_one_is_not_exchanged_for_another_unasked(tmp_path):
     save(step_folder(tmp_path / "checkpoints", 1))
     cut(save(tmp_path / "best"))
-    with pytest.raises(DataError, match=r"best/weights.safetensors has 0 bytes .* Export another checkpoint: "):
+    with pytest.raises(DataError, match=r"best/weights.safetensors has 0 bytes .* Take another checkpoint: "):
         export(tmp_path, tmp_path / "export")
     assert not (tmp_path / "export").exists()
 
@@ -420,7 +420,7 @@ def test_a_state_that_lacks_something_is_told_and_nothing_is_made(tmp_path, stat
     save(tmp_path / "best", **state)
     with pytest.raises(DataError) as raised:
         export(tmp_path, tmp_path / "export")
-    assert str(raised.value).startswith(f"{tmp_path}/best/{STATE} is no state of a run: {told} Export another")
+    assert str(raised.value).startswith(f"{tmp_path}/best/{STATE} is no state of a run: {told} Take another")
     assert not (tmp_path / "export").exists()
 
 

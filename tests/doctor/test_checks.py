@@ -521,11 +521,11 @@ def tried(clean_process, tiny_flags):
 def test_the_longest_batch_is_trained_on_until_qwen_reads_it_with_moments(tried, monkeypatch, every, reads):
     sessions, calls = [], []
 
-    def steps(session, batches):
+    def steps(session, batches, epoch):
         read = []
         hook = session.models.qwen.register_forward_hook(lambda *_: read.append(None))
         has_moments = bool(session.engines.qwen.gather_moments())
-        pace = run_steps(session, batches)
+        pace = run_steps(session, batches, epoch)
         hook.remove()
         calls.append((len(batches), has_moments, len(read)))
         sessions.append(session)
@@ -536,7 +536,8 @@ def test_the_longest_batch_is_trained_on_until_qwen_reads_it_with_moments(tried,
     assert calls == [(1, False, 1), (every + 1, True, reads)]
     lengths = sessions[0].training.queries.lengths()
     assert measured.queries == 4
-    assert measured.tokens == max(lengths) == max(lengths[row] for row in longest_batch(sessions[0]))
+    longest = longest_batch(sessions[0])
+    assert measured.tokens == max(lengths) == max(lengths[row] for row in longest.rows) == longest.tokens
     assert 0.1 * GIB < measured.peak < measured.capacity
 
 
@@ -549,7 +550,7 @@ def test_running_out_of_memory_names_the_knobs(tried):
 def test_steps_that_are_never_finite_are_told(tried, monkeypatch):
     calls = []
 
-    def steps(_session, batches):
+    def steps(_session, batches, _epoch):
         calls.append(batches)
         return Pace(steps=1, queries=4, tokens=9, seconds=1.0, flops=1.0, skipped=1)
 

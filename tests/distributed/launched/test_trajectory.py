@@ -99,7 +99,8 @@ def test_kept_prompts_are_those_of_a_single_process(launched, assert_same_trajec
         *("--data.max_tasks=4", "--epochs=7", "--output.validate_every=7"),
     )
     single, several = (launched(*launch, *flags, program="noting") for launch in (SINGLE, (config, processes)))
-    assert_same_trajectory(several, single)
+    # What is taught adds to what is rounded.
+    assert_same_trajectory(several, single, tolerance=2e-5)
     read = [[note["read"] for note in ranks] for ranks in zip(*several.noted(), strict=True)]
     assert [sum(counts) for counts in read] == [note["read"] for note in single.noted()[0]]
     # Some steps read all, some none; and in some a process has nothing to read while the other has.
