@@ -11,14 +11,14 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from arcdist.tracking.grids import png
+from arcdist.tracking.grids import CELL_PIXELS, png
 
 _PIXELS_PER_INCH = 100
 _SHARPNESS = 2
 """Pixels of a picture for each pixel of the page: screens have two."""
 _COLORS = 256
-_ROOM, _CELL = 200, 8
-"""Pixels of the page for a grid, and of a cell in its picture."""
+_ROOM = 200
+"""Pixels of the page for a grid."""
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
@@ -43,7 +43,7 @@ def picture(figure: Figure, alt: str) -> Markup:
 
 def image(grid: Image.Image, alt: str, longest: int) -> Markup:
     """An `<img>` that contains a small picture of a grid, enlarged as far as one with so long a side has room."""
-    times = max(1, min(3, _ROOM // (longest * _CELL)))
+    times = max(1, min(3, _ROOM // (longest * CELL_PIXELS)))
     return _img(png(grid), alt, times * grid.width, times * grid.height)
 
 

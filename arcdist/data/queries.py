@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from arcdist.data.tasks import Pair, Task, tasks_digest
+from arcdist.data.text import grid_tokens
 from arcdist.errors import DataError, PlatformError
 from arcdist.rng import stream
 
@@ -283,8 +284,8 @@ def build_queries(tasks: Sequence[Task], kind: Kind) -> Queries:
 
 
 def _pair_tokens(pair: Pair) -> tuple[int, int]:
-    """Tokens of its input and of its output: a mark, the cells, and the end of each row."""
-    written, *output = [1 + height * (width + 1) for height, width in (grid.shape for grid in pair.grids())]
+    """Tokens of its input and of its output, which has none if it is not known."""
+    written, *output = [grid_tokens(*grid.shape) for grid in pair.grids()]
     return written, output[0] if output else 0
 
 

@@ -84,6 +84,10 @@ Columns: TypeAlias = str | tuple[str, ...]
 """A column of pairs, or one of inputs and, if they are known, one of outputs."""
 
 
+def _names(columns: Columns) -> tuple[str, ...]:
+    return (columns,) if isinstance(columns, str) else columns
+
+
 class TaskColumns(NamedTuple):
     """Which columns of a table, or keys of an object, hold a task."""
 
@@ -97,7 +101,7 @@ class TaskColumns(NamedTuple):
         return self == ("train", "test")
 
     def __str__(self) -> str:
-        names = (" and ".join([part] if isinstance(part, str) else part) for part in self if part)
+        names = (" and ".join(_names(part)) for part in self if part)
         return ", ".join(f"{role} = {name}" for role, name in zip(("train", "test"), names, strict=False))
 
 
@@ -120,7 +124,7 @@ def find_columns(names: Collection[str]) -> TaskColumns | None:
     train, test = (list(_columns_of(words, names)) for words in (TRAIN_WORDS, TEST_WORDS))
     if len(train) == len(test) == 1:
         return TaskColumns(train[0], test[0])
-    pairs = [part for part in _ONLY_PAIRS if set([part] if isinstance(part, str) else part) <= set(names)]
+    pairs = [part for part in _ONLY_PAIRS if set(_names(part)) <= set(names)]
     if len(pairs) == 1 and not test and train in ([], pairs):
         return TaskColumns(pairs[0], None)
     return None
@@ -145,7 +149,7 @@ def as_arc(row: Mapping[str, Any], columns: TaskColumns, place: str) -> dict[str
     if columns.train == ("input", "output") and _is_grid(decoded(row.get("input"))):
         _refuse(place, "is one pair (input and output)", "make all pairs of a task one row, as two lists of grids")
     parts = {"train": columns.train, **({} if columns.test is None else {"test": columns.test})}
-    present = {role: part for role, part in parts.items() if set([part] if isinstance(part, str) else part) <= set(row)}
+    present = {role: part for role, part in parts.items() if set(_names(part)) <= set(row)}
     content = {role: _pairs(row, part, f"{place}, {role}") for role, part in present.items()}
     return content if columns.test else {**content, "test": []}
 
@@ -218,7 +222,7 @@ def _is_task(value: object) -> bool:
         columns = find_columns(value)
         if columns is None or _is_pair(value):
             return False
-        return isinstance(decoded(value[columns.train if isinstance(columns.train, str) else columns.train[0]]), list)
+        return isinstance(decoded(value[_names(columns.train)[0]]), list)
     return isinstance(value, list) and any(map(_is_pair, value))
 
 

@@ -46,6 +46,11 @@ def embedded_positions(model: str) -> int:
     return 40_960 if model.startswith("Qwen/Qwen3-") else 32_768
 
 
+def grid_tokens(height: int, width: int) -> int:
+    """Tokens of a grid: its letter, the cells, and the end of each row."""
+    return 1 + height * (width + 1)
+
+
 _LARGE = f"{', '.join(EMBEDDED_MODELS[1:-1])} or {EMBEDDED_MODELS[-1]}"
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
@@ -68,7 +73,7 @@ class GridTokenizer:
     def encode(self, context: Sequence[Pair], query: UInt8[np.ndarray, "H W"]) -> Int[np.ndarray, " L"]:
         """Token ids of the context pairs, the query's input and the mark that its output would follow.
 
-        L = Σ (1 + height · (width + 1)) over the grids, and one for the last mark.
+        L is the sum of `grid_tokens` over the grids, and one for the last mark.
 
         Raises:
             DataError: a context pair has no output.
@@ -76,7 +81,7 @@ class GridTokenizer:
         grids = [grid for pair in context for grid in pair.grids()] + [query]
         if len(grids) != 2 * len(context) + 1:
             raise DataError("A context pair has no output: only the query may lack one.")
-        lengths = [1 + height * (width + 1) for height, width in (grid.shape for grid in grids)]
+        lengths = [grid_tokens(*grid.shape) for grid in grids]
         symbols = np.empty(sum(lengths) + 1, dtype=np.uint8)
         start = 0
         for index, (grid, length) in enumerate(zip(grids, lengths, strict=True)):
@@ -91,7 +96,7 @@ class GridTokenizer:
     def encode_output(self, output: UInt8[np.ndarray, "H W"]) -> Int[np.ndarray, " L"]:
         """Token ids of an output that follows `encode`'s, and of the mark that ends it: a next pair's input begins.
 
-        L = height · (width + 1) + 1.
+        L is `grid_tokens` of the output: the mark is at its end here.
         """
         rows = np.full((output.shape[0], output.shape[1] + 1), NEWLINE, dtype=np.uint8)
         rows[:, :-1] = output
@@ -99,7 +104,7 @@ class GridTokenizer:
 
     def leaving_room(self) -> "GridTokenizer":
         """The same for a model that also writes an output after each prompt: the largest must find positions."""
-        longest = MAX_SIDE * (MAX_SIDE + 1) + 1
+        longest = grid_tokens(MAX_SIDE, MAX_SIDE)
         return replace(self, max_tokens=None if self.max_tokens is None else self.max_tokens - longest)
 
     def decode(self, ids: Int[np.ndarray, " L"]) -> str:

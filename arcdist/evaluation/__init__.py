@@ -1,4 +1,4 @@
-"""How right the models are: answers, their grades, scores over a set of queries."""
+"""Answers of the models, from candidates, votes and test-time training, and how right they are."""
 
 from arcdist.evaluation.answers import Grades, Prediction, Predictions, answer, canvas_target, grade
 from arcdist.evaluation.predict import Predictor

@@ -99,12 +99,13 @@ def _ink(number: int) -> str:
 
 _CELLS = tuple(Style(color=_ink(number), bgcolor=color) for number, color in enumerate(ARC_COLORS))
 
-_SIDE = 8
+CELL_PIXELS = 8
 """Pixels of a cell's side, with the line beside it."""
 _BETWEEN = 12
 """Pixels between the grids."""
 _LINE, _RIGHT, _WRONG, _PAPER = 10, 11, 12, 13
-_CROSS = np.logical_or(*(np.pad(turned, 1) for turned in (np.eye(_SIDE - 3, dtype=bool), np.eye(_SIDE - 3)[::-1] > 0)))
+_DIAGONAL = np.pad(np.eye(CELL_PIXELS - 3, dtype=bool), 1)
+_CROSS = _DIAGONAL | _DIAGONAL[::-1]
 """Which pixels of a cell are its cross, and beside that its edge: white and black show on any colour."""
 _CROSS_EDGE = np.roll(_CROSS, 1, axis=1) | np.roll(_CROSS, -1, axis=1)
 _PALETTE = bytes.fromhex("".join((*ARC_COLORS, "#555555", "#EEEEEE", VERMILION, "#FFFFFF")).replace("#", ""))
@@ -128,8 +129,8 @@ def grid_picture(grid: Grid, target: Grid | None = None) -> Image.Image:
     pixels = _with_lines(grid.astype(np.uint8))
     if target is not None:
         differs = np.diff(on_one_canvas(grid, target), axis=0)[0] != 0
-        for row, column in np.argwhere(differs[: grid.shape[0], : grid.shape[1]]):
-            cell = pixels[row * _SIDE + 1 : (row + 1) * _SIDE, column * _SIDE + 1 : (column + 1) * _SIDE]
+        for top, left in np.argwhere(differs[: grid.shape[0], : grid.shape[1]]) * CELL_PIXELS:
+            cell = pixels[top + 1 : top + CELL_PIXELS, left + 1 : left + CELL_PIXELS]
             cell[_CROSS_EDGE] = 0
             cell[_CROSS] = _PAPER
     return _picture(pixels)
@@ -162,9 +163,9 @@ def png(picture: Image.Image) -> bytes:
 
 
 def _with_lines(grid: UInt8[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "height width"]:
-    pixels = np.full((grid.shape[0] * _SIDE + 1, grid.shape[1] * _SIDE + 1), _LINE, dtype=np.uint8)
-    pixels[1:, 1:] = grid.repeat(_SIDE, axis=0).repeat(_SIDE, axis=1)
-    pixels[::_SIDE] = pixels[:, ::_SIDE] = _LINE
+    pixels = np.full((grid.shape[0] * CELL_PIXELS + 1, grid.shape[1] * CELL_PIXELS + 1), _LINE, dtype=np.uint8)
+    pixels[1:, 1:] = grid.repeat(CELL_PIXELS, axis=0).repeat(CELL_PIXELS, axis=1)
+    pixels[::CELL_PIXELS] = pixels[:, ::CELL_PIXELS] = _LINE
     return pixels
 
 
