@@ -164,9 +164,10 @@ def collate_query(
         choices = f"{', '.join(first)} or {last}" if first else last
         raise ConfigError(f"Task {task.id} has no query {kind}:{index}: choose --query {choices}.")
     query, inputs = queries[kind][index], batches[kind].inputs
-    augmentation = collators[kind].draw(query, epochs[kind])
+    augmentation = collators[kind].draw(query, epochs[kind])[0]  # The first view, if it is seen from several sides.
+    row = index * inputs.views
     ids = inputs.tokens[index][inputs.token_mask[index]].numpy()
-    height, width = inputs.working_area[index].tolist()
+    height, width = inputs.working_area[row].tolist()
     return CollatedQuery(
         task=task,
         query=query,
@@ -179,7 +180,7 @@ def collate_query(
         tokenizer=tokenizer.name,
         features=dict(zip(FEATURE_NAMES, inputs.features[index].tolist(), strict=True)),
         working_area=(height, width),
-        task_row=int(inputs.task_index[index]),
+        task_row=int(inputs.task_index[row]),
         token_counts=token_counts,
     )
 

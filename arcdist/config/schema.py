@@ -28,6 +28,7 @@ Natural = Annotated[int, _at_least(0)]
 NonNegative = Annotated[float, _at_least(0)]
 Positive = Annotated[float, Range(lambda number: number > 0, "more than 0")]
 Share = Annotated[float, _between(0, 1)]
+ShareAbove0 = Annotated[float, Range(lambda number: 0 < number <= 1, "above 0, at most 1")]
 ShareBelow1 = Annotated[float, Range(lambda number: 0 <= number < 1, "0 up to 1")]
 Project = Annotated[
     str,
@@ -164,6 +165,10 @@ class AgentConfig(_Section):
     """Planning steps T."""
     task_vectors: bool = True
     """A learned vector for each training task; unknown tasks get zeros."""
+    views_per_reading: Annotated[int, _between(1, 8)] = 1
+    """Views that the agent learns with one prompt: above 1 Qwen reads the query in its own form, at 1 what it sees."""
+    backward_share: ShareAbove0 = 1.0
+    """Share of the views whose backward trajectory is planned, which count by as much more; reward is among them."""
     ema_decay: ShareBelow1 = 0.999
     """Decay a step of the moving average of the weights that validation uses; 0 turns it off."""
 
@@ -213,6 +218,8 @@ EFE_TERMS = {key.metadata["term"]: key for key in fields(EFEConfig) if "term" in
 class RefinerConfig(_Section):
     """The policy that edits the prompt, and its optimizer."""
 
+    share: ShareAbove0 = 1.0
+    """Share of the views that are rewarded: answered under the unrefined prompt too; they count by as much more."""
     rl_hidden: Count = 512
     """Width of the policy's hidden layers."""
     rl_delta_scale: Positive = 0.2
@@ -269,7 +276,7 @@ class CurriculumConfig(_Section):
     """Epochs over which the weight of the size loss goes from start to end."""
     memory_threshold_start: float = 0.2
     """First value of the accuracy average that gates the solver's memory."""
-    memory_threshold_alpha: Annotated[float, Range(lambda number: 0 < number <= 1, "above 0, at most 1")] = 0.1
+    memory_threshold_alpha: ShareAbove0 = 0.1
     """Share of a new batch in that average."""
     memory_gate: float = 1.1
     """A query enters the memory when its accuracy exceeds this many times the average."""
@@ -426,4 +433,9 @@ class Config:
             raise ConfigError(
                 f"data.max_side is {self.data.max_side}, over agent.max_grid_size = {self.agent.max_grid_size}: "
                 f"raise agent.max_grid_size or lower data.max_side."
+            )
+        if self.refiner.share > self.agent.backward_share:
+            raise ConfigError(
+                f"refiner.share is {self.refiner.share}, over agent.backward_share = {self.agent.backward_share}: the "
+                f"reward needs the way back. Lower --refiner.share or raise --agent.backward_share."
             )

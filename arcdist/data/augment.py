@@ -1,6 +1,6 @@
 """Symmetries of ARC: the 8 of the square, the colours 1 to 9, the order of the demonstrations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import UInt8
@@ -65,3 +65,22 @@ def draw_augmentation(
         colors=table,
         order=tuple(drawn_order.tolist()) if order else tuple(range(num_pairs)),
     )
+
+
+def draw_views(
+    rng: np.random.Generator, count: int, *, dihedral: bool, colors: bool, order: bool, num_pairs: int
+) -> list[Augmentation]:
+    """Draw so many augmentations of one query; the symmetries of the square are all different, as far as there are 8.
+
+    The first is what `draw_augmentation` draws.
+    """
+    views = [
+        draw_augmentation(rng, dihedral=dihedral, colors=colors, order=order, num_pairs=num_pairs) for _ in range(count)
+    ]
+    turns = rng.permutation(7) + 1  # Onwards from the first one's symmetry.
+    if dihedral:
+        first = views[0].dihedral
+        views[1:8] = [
+            replace(view, dihedral=int(first + turn) % 8) for view, turn in zip(views[1:8], turns, strict=False)
+        ]
+    return views

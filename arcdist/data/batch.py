@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from arcdist.data.tasks import MAX_SIDE, Pair
 
-# B queries, K context pairs (padded), H W canvas (the largest working area of the batch), h w canvas of the targets,
-# L tokens, F features, S numbers of the grid summary, N grids.
+# N queries, B views of them (each query's one after the other), K context pairs (padded), H W canvas (the largest
+# working area of the batch), h w canvas of the targets, L tokens, F features, S numbers of the grid summary.
 
 OUTSIDE = -1
 """Colour of a canvas cell that belongs to no grid."""
@@ -21,10 +21,14 @@ OUTSIDE = -1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryInputs:
-    """All that the models may see of B queries. No field depends on a query's target."""
+    """All that the models may see of B views of N queries. No field depends on a query's target.
+
+    Qwen and the refiner deal with a query, the agent and the solver with its views. Where Qwen reads each view itself,
+    a query has one, B = N.
+    """
 
     query: Int[Tensor, "B H W"]
-    """The query's input grid, top left on the canvas; `OUTSIDE` beyond it."""
+    """The query's input grid as it is seen, top left on the canvas; `OUTSIDE` beyond it."""
     query_size: Int[Tensor, "B 2"]
     """Height and width of the query's input."""
     working_area: Int[Tensor, "B 2"]
@@ -35,33 +39,57 @@ class QueryInputs:
     """Their outputs, likewise."""
     context_sizes: Int[Tensor, "B K 2 2"]
     """(input, output) x (height, width) of each context pair; zeros for padded pairs."""
-    tokens: Int[Tensor, "B L"]
+    tokens: Int[Tensor, "N L"]
     """Context pairs and query input as text, right-padded."""
-    token_mask: Bool[Tensor, "B L"]
+    token_mask: Bool[Tensor, "N L"]
     """True for real tokens."""
-    features: Float[Tensor, "B F"]
+    features: Float[Tensor, "N F"]
     """Transformation features averaged over the context pairs."""
-    summary: Float[Tensor, "B S"]
+    summary: Float[Tensor, "N S"]
     """Grid summary for the refiner."""
     task_index: Int[Tensor, " B"]
     """Row of the task among the training tasks; -1 for an unknown task."""
     dihedral: Int[Tensor, " B"]
     """Which of the 8 symmetries the whole task is seen under; 0 is none."""
 
+    @property
+    def views(self) -> int:
+        """Views of each query."""
+        return len(self.query) // len(self.tokens)
+
+    def of_views(self, values: Float[Tensor, "N ..."]) -> Float[Tensor, "B ..."]:
+        """What belongs to each query, for each of its views."""
+        # Not by an index, whose gradient a GPU would add up in any order.
+        return values[:, None].expand(-1, self.views, *values.shape[1:]).flatten(0, 1)
+
+    def take(self, rows: Int[Tensor, " R"]) -> "QueryInputs":
+        """Some of the views, for the agent: the fields that belong to a query are left as they are."""
+        of_queries = ("tokens", "token_mask", "features", "summary")
+        names = [each.name for each in fields(self) if each.name not in of_queries]
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryTargets:
-    """What B queries are scored against. Only losses, rewards and metrics may see it."""
+    """What B views of N queries are scored against. Only losses, rewards and metrics may see it."""
 
     target: Int[Tensor, "B h w"]
     """The target grid, top left on a canvas of its own; `OUTSIDE` beyond it."""
     target_size: Int[Tensor, "B 2"]
     """Height and width of the target."""
+    written: Int[Tensor, "N h w"]
+    """The target in the form in which Qwen reads the query, which it learns to write."""
+    written_size: Int[Tensor, "N 2"]
+    """Height and width of it."""
+
+    def take(self, rows: Int[Tensor, " R"]) -> "QueryTargets":
+        """Those of some of the views; what Qwen writes is left as it is."""
+        return replace(self, target=self.target[rows], target_size=self.target_size[rows])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryBatch:
-    """B queries: their ids, what the models see, what they are scored against."""
+    """N queries: their ids, what the models see, what they are scored against."""
 
     ids: tuple[str, ...]
     """`<task id>:<train|test>:<pair index>` of each query."""
@@ -147,7 +175,7 @@ def working_area(
     return min(height, max_grid_size), min(width, max_grid_size)
 
 
-def stack_grids(grids: Sequence[UInt8[np.ndarray, "_ _"]], height: int, width: int) -> Int8[np.ndarray, "N H W"]:
+def stack_grids(grids: Sequence[UInt8[np.ndarray, "_ _"]], height: int, width: int) -> Int8[np.ndarray, "G H W"]:
     """Lay grids on canvases of one size, top left; `OUTSIDE` beyond each."""
     stack = np.full((len(grids), height, width), OUTSIDE, dtype=np.int8)
     for canvas, grid in zip(stack, grids, strict=True):
@@ -155,7 +183,7 @@ def stack_grids(grids: Sequence[UInt8[np.ndarray, "_ _"]], height: int, width: i
     return stack
 
 
-def fit_canvas(grids: Int[Tensor, "N _ _"], height: int, width: int) -> Int[Tensor, "N {height} {width}"]:
+def fit_canvas(grids: Int[Tensor, "G _ _"], height: int, width: int) -> Int[Tensor, "G {height} {width}"]:
     """The same grids on canvases of another size: cut off, or filled up with `OUTSIDE`."""
     grids = grids[:, :height, :width]
     return F.pad(grids, (0, width - grids.shape[2], 0, height - grids.shape[1]), value=OUTSIDE)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float64, Int, UInt8
 from torch import Tensor
 
-from arcdist.data.augment import Augmentation, draw_augmentation
+from arcdist.data.augment import Augmentation, draw_views
 from arcdist.data.batch import OUTSIDE, QueryBatch, QueryInputs, QueryTargets, stack_grids, working_area
 from arcdist.data.features import color_shares, pair_features
 from arcdist.data.queries import Query
@@ -16,12 +16,12 @@ from arcdist.data.tasks import MAX_SIDE
 from arcdist.data.text import GridTokenizer
 from arcdist.rng import stream
 
-# B queries, K context pairs (padded), N real context pairs, H W canvas, L tokens.
+# N queries, V views of each, B = N V views, K context pairs (padded), M real context pairs, H W canvas, L tokens.
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Collator:
-    """Turns queries into a `QueryBatch`, each seen under the augmentation that its id has in that epoch."""
+    """Turns queries into a `QueryBatch`, each seen under the augmentations that its id has in that epoch."""
 
     tokenizer: GridTokenizer
     _: KW_ONLY
@@ -37,68 +37,70 @@ class Collator:
     """Whether to draw an order of the context pairs."""
     max_grid_size: int = MAX_SIDE
     """Longest side of a working area."""
+    views: int = 1
+    """Augmentations to draw for a query; their symmetries differ, up to 8."""
+    reads_views: bool = True
+    """Whether Qwen reads the view that the agent sees; else the query in its own form, once for all its views."""
 
     def __call__(self, queries: Sequence[Query], epoch: int = 0) -> QueryBatch:
         """Augment and collate queries as they are seen in an epoch."""
-        return self.collate(queries, [self.draw(query, epoch) for query in queries])
+        return self.collate(queries, [view for query in queries for view in self.draw(query, epoch)])
 
     def collate(
         self, queries: Sequence[Query], augmentations: Sequence[Augmentation], *, tell_symmetry: bool = True
     ) -> QueryBatch:
-        """Collate queries, each as it is seen under an augmentation.
+        """Collate queries, each as it is seen under its augmentations, as many for one as for another.
 
         Without `tell_symmetry` the models are told of none, as those that were trained without any need it.
+
+        Args:
+            queries: N of them.
+            augmentations: those of the first query, then those of the second, and so on.
+            tell_symmetry: whether the agent is told which symmetry it sees a query under.
+
+        Raises:
+            ValueError: the augmentations are not as many for each, or Qwen is to read several views of a query.
         """
-        seen = [augmentation.apply_query(query) for augmentation, query in zip(augmentations, queries, strict=True)]
-        return QueryBatch(
-            ids=tuple(query.id for query in queries),
-            inputs=self._inputs(seen, [augmentation.dihedral * tell_symmetry for augmentation in augmentations]),
-            targets=_targets([query.target for query in seen]),
-        )
-
-    def draw(self, query: Query, epoch: int = 0) -> Augmentation:
-        """Give the augmentation that a query is seen under in an epoch."""
-        return draw_augmentation(
-            stream(self.seed, "augment", epoch, query.id),
-            dihedral=self.dihedral,
-            colors=self.colors,
-            order=self.order,
-            num_pairs=len(query.context),
-        )
-
-    def _inputs(self, queries: Sequence[Query], dihedral: Sequence[int]) -> QueryInputs:
-        areas = np.array([working_area(query.context, query.input, self.max_grid_size) for query in queries])
-        height, width = (int(side) for side in areas.max(axis=0))
-        query = stack_grids([query.input for query in queries], height, width)
-        query_size = np.array([query.input.shape for query in queries])
-
-        num_pairs = np.array([len(query.context) for query in queries])
-        real = np.arange(num_pairs.max()) < num_pairs[:, None]  # [B, K]
-        pairs = [pair for query in queries for pair in query.context]
-        inputs = stack_grids([pair.input for pair in pairs], height, width)
-        outputs = stack_grids([pair.output for pair in pairs if pair.output is not None], height, width)
-        sizes = np.array([[grid.shape for grid in pair.grids()] for pair in pairs])
-
-        starts = np.concatenate([[0], np.cumsum(num_pairs)[:-1]])
-        features, shares_in, shares_out = (
-            _means(values, starts, num_pairs)
-            for values in (pair_features(inputs, outputs, sizes), color_shares(inputs), color_shares(outputs))
-        )
-        summary = np.concatenate([color_shares(query), shares_in, shares_out, query_size / MAX_SIDE], axis=1)
-        tokens, token_mask = self._tokens(queries)
-        return QueryInputs(
-            query=_integers(query),
-            query_size=_integers(query_size),
-            working_area=_integers(areas),
-            context_inputs=_integers(_padded(inputs, real, OUTSIDE)),
-            context_outputs=_integers(_padded(outputs, real, OUTSIDE)),
-            context_sizes=_integers(_padded(sizes, real, 0)),
+        views, rest = divmod(len(augmentations), len(queries))
+        if rest or not views or (self.reads_views and views != 1):
+            raise ValueError(f"collate was given {len(augmentations)} augmentations for {len(queries)} queries")
+        each = [query for query in queries for _ in range(views)]
+        seen = [augmentation.apply_query(query) for augmentation, query in zip(augmentations, each, strict=True)]
+        read = seen if self.reads_views else queries
+        stacked = _Stacked.of(seen, self.max_grid_size)
+        target, target_size = _targets([query.target for query in seen])
+        written, written_size = (target, target_size) if read is seen else _targets([query.target for query in read])
+        tokens, token_mask = self._tokens(read)
+        features, summary = (stacked if read is seen else _Stacked.of(read, self.max_grid_size)).numbers()
+        inputs = QueryInputs(
+            query=_integers(stacked.query),
+            query_size=_integers(stacked.query_size),
+            working_area=_integers(stacked.areas),
+            context_inputs=_integers(_padded(stacked.inputs, stacked.real, OUTSIDE)),
+            context_outputs=_integers(_padded(stacked.outputs, stacked.real, OUTSIDE)),
+            context_sizes=_integers(_padded(stacked.sizes, stacked.real, 0)),
             tokens=tokens,
             token_mask=token_mask,
             features=torch.from_numpy(features.astype(np.float32)),
             summary=torch.from_numpy(summary.astype(np.float32)),
-            task_index=torch.tensor([self.task_rows.get(query.task_id, -1) for query in queries]),
-            dihedral=torch.tensor(dihedral),
+            task_index=torch.tensor([self.task_rows.get(query.task_id, -1) for query in each]),
+            dihedral=torch.tensor([augmentation.dihedral * tell_symmetry for augmentation in augmentations]),
+        )
+        return QueryBatch(
+            ids=tuple(query.id for query in queries),
+            inputs=inputs,
+            targets=QueryTargets(target=target, target_size=target_size, written=written, written_size=written_size),
+        )
+
+    def draw(self, query: Query, epoch: int = 0) -> list[Augmentation]:
+        """Give the augmentations that a query is seen under in an epoch."""
+        return draw_views(
+            stream(self.seed, "augment", epoch, query.id),
+            self.views,
+            dihedral=self.dihedral,
+            colors=self.colors,
+            order=self.order,
+            num_pairs=len(query.context),
         )
 
     def _tokens(self, queries: Sequence[Query]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
@@ -110,17 +112,59 @@ class Collator:
         return torch.from_numpy(tokens), torch.from_numpy(token_mask)
 
 
-def _targets(targets: Sequence[UInt8[np.ndarray, "_ _"] | None]) -> QueryTargets:
+@dataclass(frozen=True, eq=False, slots=True)
+class _Stacked:
+    """The grids of B queries, or views of queries, on canvases of one size."""
+
+    areas: Int[np.ndarray, "B 2"]
+    query: Int[np.ndarray, "B H W"]
+    query_size: Int[np.ndarray, "B 2"]
+    real: Bool[np.ndarray, "B K"]
+    inputs: Int[np.ndarray, "M H W"]
+    outputs: Int[np.ndarray, "M H W"]
+    sizes: Int[np.ndarray, "M 2 2"]
+
+    @classmethod
+    def of(cls, queries: Sequence[Query], max_grid_size: int) -> "_Stacked":
+        areas = np.array([working_area(query.context, query.input, max_grid_size) for query in queries])
+        height, width = (int(side) for side in areas.max(axis=0))
+        num_pairs = np.array([len(query.context) for query in queries])
+        pairs = [pair for query in queries for pair in query.context]
+        return cls(
+            areas=areas,
+            query=stack_grids([query.input for query in queries], height, width),
+            query_size=np.array([query.input.shape for query in queries]),
+            real=np.arange(num_pairs.max()) < num_pairs[:, None],
+            inputs=stack_grids([pair.input for pair in pairs], height, width),
+            outputs=stack_grids([pair.output for pair in pairs if pair.output is not None], height, width),
+            sizes=np.array([[grid.shape for grid in pair.grids()] for pair in pairs]),
+        )
+
+    def numbers(self) -> tuple[Float64[np.ndarray, "B F"], Float64[np.ndarray, "B S"]]:
+        """The transformation features, and the summary of the grids."""
+        num_pairs = self.real.sum(axis=1)
+        starts = np.concatenate([[0], np.cumsum(num_pairs)[:-1]])
+        per_pair = (
+            pair_features(self.inputs, self.outputs, self.sizes),
+            color_shares(self.inputs),
+            color_shares(self.outputs),
+        )
+        features, shares_in, shares_out = (_means(values, starts, num_pairs) for values in per_pair)
+        sides = self.query_size / MAX_SIDE
+        return features, np.concatenate([color_shares(self.query), shares_in, shares_out, sides], axis=1)
+
+
+def _targets(targets: Sequence[UInt8[np.ndarray, "_ _"] | None]) -> tuple[Int[Tensor, "B h w"], Int[Tensor, "B 2"]]:
     sizes = np.array([(0, 0) if target is None else target.shape for target in targets])
     height, width = (max(int(side), 1) for side in sizes.max(axis=0))
     canvas = np.full((len(targets), height, width), OUTSIDE, dtype=np.int8)
     known = np.array([target is not None for target in targets])
     canvas[known] = stack_grids([target for target in targets if target is not None], height, width)
-    return QueryTargets(target=_integers(canvas), target_size=_integers(sizes))
+    return _integers(canvas), _integers(sizes)
 
 
 def _means(
-    values: Float64[np.ndarray, "N F"], starts: Int[np.ndarray, " B"], num_pairs: Int[np.ndarray, " B"]
+    values: Float64[np.ndarray, "M F"], starts: Int[np.ndarray, " B"], num_pairs: Int[np.ndarray, " B"]
 ) -> Float64[np.ndarray, "B F"]:
     # Each query's pairs are added up one after the other, so that the other queries cannot change a bit of its mean.
     means: Float64[np.ndarray, "B F"] = np.add.reduceat(values, starts, axis=0) / num_pairs[:, None]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from arcdist.config.schema import EFE_TERMS, EFEConfig
 
-# T planning steps, B queries, H W canvas, C colours, S hidden states, P prompt.
+# T planning steps, B queries, R of them planned backwards, H W canvas, C colours, S hidden states, P prompt.
 
 PROBABILITY_FLOOR = 1e-8
 """Least probability of a colour in a preference or a statistic, so that no divergence from it exceeds ln 1e9."""
@@ -95,6 +95,11 @@ def bidirectional(
     divergence = 0.5 * (_kl_divergence(log_forward, log_middle) + _kl_divergence(log_backward, log_middle))
     # Rounding leaves the interval only at its ends, where the gradient vanishes anyway.
     return cell_mean(divergence.clamp(0.0, math.log(2.0)).mean(dim=0), mask)
+
+
+def of_some(values: Float[Tensor, " R"], rows: Int[Tensor, " R"], queries: int, share: float) -> Float[Tensor, " B"]:
+    """A term of a drawn share of the queries, for all: its expectation is what all of them would have."""
+    return values.new_zeros(queries).index_copy(0, rows, values / share)
 
 
 def z_learning(
@@ -190,7 +195,7 @@ class EFELoss(nn.Module):
     def per_query(
         self,
         forward_logits: Float[Tensor, "T B H W C"],
-        backward_logits: Float[Tensor, "T B H W C"],
+        backward_logits: Float[Tensor, "T R H W C"],
         state_logits: Float[Tensor, "T B H W S"],
         obs_probs: Float[Tensor, "S C"],
         final_logits: Float[Tensor, "B H W C"],
@@ -199,12 +204,16 @@ class EFELoss(nn.Module):
         grid_mask: Bool[Tensor, "B H W"],
         *,
         halting: Float[Tensor, "T B"] | None = None,
+        backward: Int[Tensor, " R"] | None = None,
+        backward_share: float = 1.0,
     ) -> dict[str, Float[Tensor, " B"]]:
         """The same terms and `total` for each query; all 0 for a query without a valid cell.
 
         Logits need not be normalised; the rows of `obs_probs` are distributions. `target` is `OUTSIDE` (-1) where it is
         unknown: such a cell of `grid_mask` counts in every term but `consistency`. `halting` as in `expected_steps`;
-        none means that every step is always taken.
+        none means that every step is always taken. `backward` are the queries whose backward trajectory is known (none:
+        all), drawn with the probability `backward_share`: `bidirectional` is 0 for the others, and as much larger for
+        these, so that its expectation is that of all.
 
         Raises:
             ValueError: the canvas exceeds `max_grid_size`.
@@ -216,6 +225,10 @@ class EFELoss(nn.Module):
             prompt = prompt_embedding.float()
 
             steps, queries, height, width, _ = forward_logits.shape
+            both_ways = slice(None) if backward is None else backward
+            divergence = bidirectional(log_forward[:, both_ways], log_backward, grid_mask[both_ways])
+            if backward is not None:
+                divergence = of_some(divergence, backward, queries, backward_share)
             preference = self.preferred_colors(prompt, height, width)
             predicted_colors = cell_mean(log_final.exp(), grid_mask)
             terms = {
@@ -223,7 +236,7 @@ class EFELoss(nn.Module):
                 "ambiguity": ambiguity(state_logits.float(), obs_probs.float(), grid_mask),
                 "step": prompt.new_full((queries,), steps) if halting is None else expected_steps(halting.float()),
                 "consistency": consistency(log_final, target, grid_mask),
-                "bidirectional": bidirectional(log_forward, log_backward, grid_mask),
+                "bidirectional": divergence,
                 "z_learning": z_learning(preference, floored(self.outcome_statistics), grid_mask),
                 "prompt": prompt_alignment(self.prompt_projection(prompt), predicted_colors),
             }

@@ -1,6 +1,6 @@
 """The grid agent: a query's grid and a prompt in, planning steps of colours and a size out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from arcdist.data.batch import QueryInputs
 from arcdist.models.cores import Context, ContextEncoder, ConvCore, RecursiveCore, cells_within, one_hot_colors
 
-# T steps, B queries, K context pairs, H W canvas, C colours, C1 = C + 1 (the last is "outside"), S states (= C),
-# P prompt, D width of a cell's state and of the conditioning, G largest side of a grid, R rules of the size.
+# T steps, B queries, R of them planned backwards, K context pairs, H W canvas, C colours, C1 = C + 1 (the last is
+# "outside"), S states (= C), P prompt, D width of a cell's state and of the conditioning, G largest side of a grid,
+# R rules of the size in `SizeHead`.
 
 _OBSERVATION_SHARPNESS = 6.0
 """P(o | s) is nearly the identity at the start, so that states begin as colours."""
@@ -113,12 +114,29 @@ class Plan:
 class AgentOutput(Plan):
     """The way ahead, and the way back from the predicted outcome."""
 
-    backward_logits: Float[Tensor, "T B H W C"]
-    """Q<-(o_t), aligned with `forward_logits`, from the predicted outcome."""
-    reconstruction_logits: Float[Tensor, "B H W C"]
-    """The query's input as the backward trajectory arrives at it."""
+    backward_logits: Float[Tensor, "T R H W C"]
+    """Q<-(o_t) of some of the queries, aligned with `forward_logits`, from the predicted outcome."""
+    reconstruction_logits: Float[Tensor, "R H W C"]
+    """Their inputs as the backward trajectory arrives at them."""
     obs_probs: Float[Tensor, "S C"]
     """P(o | s)."""
+
+    @property
+    def ahead(self) -> Plan:
+        """The way ahead alone, of all queries."""
+        return Plan(**{each.name: getattr(self, each.name) for each in fields(Plan)})
+
+    def take(self, rows: Int[Tensor, " r"], places: Int[Tensor, " r"]) -> "AgentOutput":
+        """Some of those that are planned backwards: their rows, and their places among the R."""
+        return replace(
+            self,
+            forward_logits=self.forward_logits[:, rows],
+            state_logits=self.state_logits[:, rows],
+            size_logits=self.size_logits[rows],
+            area=self.area[rows],
+            backward_logits=self.backward_logits[:, places],
+            reconstruction_logits=self.reconstruction_logits[places],
+        )
 
 
 class ARCPromptGuidedAgent(nn.Module):
@@ -180,29 +198,41 @@ class ARCPromptGuidedAgent(nn.Module):
         """Encode the context pairs; the prompt plays no part, so one reading serves several prompts."""
         return self.context_encoder(inputs) if self.context_encoder is not None else None
 
-    def forward(self, inputs: QueryInputs, prompt: Float[Tensor, "B P"], context: Context | None = None) -> AgentOutput:
+    def forward(
+        self,
+        inputs: QueryInputs,
+        prompt: Float[Tensor, "B P"],
+        context: Context | None = None,
+        *,
+        backward: Int[Tensor, " R"] | None = None,
+    ) -> AgentOutput:
         """Plan forward from the query's input, then backward from the predicted outcome.
 
         Args:
             inputs: the queries; never their targets.
             prompt: one prompt a query.
             context: what `read_context(inputs)` gave, if it has been called already.
+            backward: the queries that are planned backwards; none means all.
         """
         if context is None:
             context = self.read_context(inputs)
         ahead, back = self._conditioning(inputs, prompt, context)
         plan = self._plan_ahead(inputs, ahead, context)
-        area = plan.area
+        area, size_logits, outcome = plan.area, plan.size_logits.detach(), plan.final_logits.detach().exp()
+        if backward is not None:
+            area, size_logits, outcome, back = (each[backward] for each in (area, size_logits, outcome, back))
+            inputs = inputs.take(backward)
+            context = None if context is None else context.take(backward)
         # The way back starts from the answer itself, without a gradient into the way ahead.
-        outcome_size = predicted_size(plan.size_logits.detach(), inputs.working_area)
+        outcome_size = predicted_size(size_logits, inputs.working_area)
         inside = cells_within(outcome_size, *area.shape[1:])[..., None].float()
-        outcome = torch.cat([plan.final_logits.detach().exp() * inside, 1.0 - inside], dim=-1)
-        _, backward_logits, last = self._trajectory(outcome, outcome_size, back, context, area)
+        start = torch.cat([outcome * inside, 1.0 - inside], dim=-1)
+        _, backward_logits, last = self._trajectory(start, outcome_size, back, context, area)
         return AgentOutput(
             forward_logits=plan.forward_logits,
             state_logits=plan.state_logits,
             size_logits=plan.size_logits,
-            area=area,
+            area=plan.area,
             backward_logits=backward_logits.flip(0),
             reconstruction_logits=self.origin(last).float().log_softmax(-1),
             obs_probs=self.emission.observation.float().softmax(-1),

@@ -46,6 +46,11 @@ class Context:
     summary: Float[Tensor, "B D"]
     """Mean over all cells of all pairs."""
 
+    def take(self, rows: Int[Tensor, " R"]) -> "Context":
+        """What is known of some of the tasks."""
+        kept = (each[rows] for each in (self.keys, self.values, self.token_mask, self.summary))
+        return Context(**dict(zip(("keys", "values", "token_mask", "summary"), kept, strict=True)))
+
 
 class ContextEncoder(nn.Module):
     """Pairs -> one token a row and a column of each pair, for the query's cells to attend to.

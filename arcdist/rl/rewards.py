@@ -95,7 +95,7 @@ def shaping_reward(
 
 
 class RewardTotals(NamedTuple):
-    """Sums over the queries of all processes, which give the mean and the variance of all rewards."""
+    """Sums over the rewarded answers of all processes, which give the mean and the variance of all rewards."""
 
     queries: Float[Tensor, ""]
     reward: Float[Tensor, ""]
@@ -104,12 +104,12 @@ class RewardTotals(NamedTuple):
     @property
     def mean(self) -> Float[Tensor, ""]:
         """Mean reward of a query."""
-        return self.reward / self.queries
+        return self.reward / self.queries.clamp_min(1.0)
 
     @property
     def variance(self) -> Float[Tensor, ""]:
         """Population variance of the rewards."""
-        return (self.squared_reward / self.queries - self.mean.square()).clamp_min(0.0)
+        return (self.squared_reward / self.queries.clamp_min(1.0) - self.mean.square()).clamp_min(0.0)
 
 
 def advantages(

@@ -99,7 +99,8 @@ def build_models(config: Config, num_tasks: int, device: torch.device, sharding:
     torch.manual_seed(config.train.seed)
     width, side = config.qwen.prompt_dim, config.agent.max_grid_size
     qwen = QwenHybridPrompt(**section_arguments(config.qwen), seed=config.train.seed, sharding=sharding)
-    agent = ARCPromptGuidedAgent(**section_arguments(config.agent), prompt_dim=width, num_tasks=num_tasks)
+    of_agent = section_arguments(config.agent, without=["views_per_reading", "backward_share"])
+    agent = ARCPromptGuidedAgent(**of_agent, prompt_dim=width, num_tasks=num_tasks)
     return Models(
         qwen=qwen,
         agent=agent,
@@ -107,7 +108,9 @@ def build_models(config: Config, num_tasks: int, device: torch.device, sharding:
         efe=EFELoss(
             **section_arguments(config.efe, without=["reversibility_weight"]), max_grid_size=side, prompt_dim=width
         ),
-        refiner=PolicyRefinedAgent(**section_arguments(config.refiner), rl_prompt_dim=width, rl_ctrl_dim=width),
+        refiner=PolicyRefinedAgent(
+            **section_arguments(config.refiner, without=["share"]), rl_prompt_dim=width, rl_ctrl_dim=width
+        ),
         averaged_agent=EMA(agent, agent.ema_decay),
         prompts=PromptCache(config.qwen.every, width, device),
     )
@@ -223,7 +226,7 @@ def _read(
 ) -> tuple[Tensor, ...]:
     """Read queries, followed by their outputs if Qwen learns to write: no prompt depends on what comes after it."""
     inputs, targets = queries.inputs, queries.targets
-    outputs = (targets.target[rows], targets.target_size[rows]) if writes else ()
+    outputs = (targets.written[rows], targets.written_size[rows]) if writes else ()
     with region("Qwen forward"), _dropout_drawn_from(dropout_seed, inputs.tokens.device):
         return qwen(inputs.tokens[rows], inputs.token_mask[rows], inputs.features[rows], *outputs)
 

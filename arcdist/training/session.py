@@ -228,7 +228,14 @@ def build_session(
         training=QuerySet(
             training,
             batches,
-            collate(seed=train.seed, dihedral=augment.dihedral, colors=augment.colors, order=augment.order),
+            collate(
+                seed=train.seed,
+                dihedral=augment.dihedral,
+                colors=augment.colors,
+                order=augment.order,
+                views=config.agent.views_per_reading,
+                reads_views=config.agent.views_per_reading == 1,
+            ),
             partial(partitioner, passes=train.accumulation),
             process,
         ),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from arcdist.config import Config, RewardConfig
 from arcdist.data import QueryBatch
-from arcdist.data.batch import DistributedBatch
+from arcdist.data.batch import DistributedBatch, Share
 from arcdist.distributed.collectives import all_reduce_sum, gather_rows
 from arcdist.engine import Engines
 from arcdist.evaluation import Grades, answer, canvas_target, grade
@@ -21,6 +21,7 @@ from arcdist.losses import (
     combined_loss,
     consistency,
     hard_cell_weight,
+    of_some,
     policy_gradient,
     query_mean,
     size_loss,
@@ -30,7 +31,12 @@ from arcdist.regions import region
 from arcdist.rl import RefinedPrompt, Rewards, RewardTotals, Transition, advantages, shaping_reward
 from arcdist.training.models import Models, PromptReading, keep_prompts, read_prompts
 
-# B queries of a pass, P prompt, A = P + 1 components of an action, H W canvas, C colours, M metrics, W processes.
+# N queries of a pass, B views of them, R planned backwards, r of these rewarded, P prompt, A = P + 1 components of an
+# action, H W canvas, C colours, M metrics, G gains, W processes.
+
+
+GAINS = {f"d_{name}": f"reward/d_{name}" for name in ("acc", "size", "color", "rev")}
+"""What a reward is made of, by its names in `Rewards` and in the log."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,10 +75,11 @@ class StepReport:
     """What a step did on all processes, on the host of each."""
 
     metrics: dict[str, float]
-    """Means over the batch, by their names in `steps.jsonl`."""
+    """Means over the views of the batch, by their names in `steps.jsonl`."""
     group_norms: dict[str, float]
     """Gradient norm of each parameter group, before clipping."""
     queries: int
+    """Views of queries that the agent has learned."""
     tokens: int
     """Real tokens of the batch's prompts."""
     finite: bool
@@ -118,7 +125,7 @@ def train_step(
         batch: partitioned over the processes.
         models: the same on each of them.
         engines: of Qwen, the grid modules and the refiner.
-        noise: the refiner's draws for the queries of each pass.
+        noise: the refiner's draw for each query of each pass.
         settings: of this step.
 
     Returns:
@@ -129,18 +136,18 @@ def train_step(
     # The one all-reduce of a step: sums over its passes and over all processes.
     sums = {name: [getattr(each.sums, name) for each in passes] for name in Sums._fields}
     totals = Sums(**all_reduce_sum({name: torch.stack(values).sum(0) for name, values in sums.items()}))
-    rewards = RewardTotals(totals.queries, totals.reward, totals.squared_reward)
+    rewards = RewardTotals(totals.rewarded, totals.reward, totals.squared_reward)
     weights = settings.config.reward
 
     for each in passes:
-        advantage = advantages(each.reward, rewards.mean, rewards.variance)
-        by_reward = policy_gradient(each.score, advantage, each.weight, weights.reward_weight)
+        advantage, weight = each.drawn.of_queries(advantages(each.reward, rewards.mean, rewards.variance), each.weight)
+        by_reward = policy_gradient(each.score, advantage, weight, weights.reward_weight)
         # Both are times the loss scale, as the engine's backward pass expects.
         gradient = each.energy_gradient + engines.precision.loss_scale * by_reward
         by_writing = engines.precision.loss_scale * settings.config.qwen.lm_weight * each.weight
         each.reading.backward(engines.qwen, gradient, by_writing, is_last=each.is_last)
         with region("refiner"):
-            losses = models.refiner.rl_loss(each.transition, advantage, query_weight=each.weight)
+            losses = models.refiner.rl_loss(each.transition, advantage, query_weight=weight)
             engines.refiner.backward(losses["total"], is_last=each.is_last)
 
     report = _report(batch, totals, rewards, passes[0].metrics, engines.gradient_norms(), weights)
@@ -162,15 +169,19 @@ def train_step(
 
 
 class Sums(NamedTuple):
-    """Sums over the queries of a pass, then of the batch: all that a step exchanges before it moves a parameter."""
+    """Sums over the views of a pass, then of the batch: all that a step exchanges before it moves a parameter."""
 
-    queries: Float[Tensor, ""]
+    views: Float[Tensor, ""]
     energy: Float[Tensor, ""]
+    rewarded: Float[Tensor, ""]
+    """Views that have a reward."""
     reward: Float[Tensor, ""]
     squared_reward: Float[Tensor, ""]
     tokens: Float[Tensor, ""]
     lm_loss: Float[Tensor, ""]
     written: Float[Tensor, ""]
+    gains: Float[Tensor, " G"]
+    """What the rewards are made of."""
     metrics: Float[Tensor, " M"]
     target_colors: Float[Tensor, " C"]
     signals: Float[Tensor, "W 5"]
@@ -184,18 +195,75 @@ class Pass:
     is_last: bool
     """Of the step's passes."""
     reading: PromptReading
-    energy_gradient: Float[Tensor, "B P"]
+    energy_gradient: Float[Tensor, "N P"]
     """Derivative of the energy in the prompt, times the loss scale."""
-    weight: Float[Tensor, " B"]
+    weight: Float[Tensor, " N"]
     """Of each query in the step's means: 1 / queries, or 0 for padding."""
-    score: Float[Tensor, "B P"]
+    score: Float[Tensor, "N P"]
     """Derivative of the refinement's log-probability in the prompt."""
     transition: Transition
-    reward: Float[Tensor, " B"]
+    drawn: "Drawn"
+    reward: Float[Tensor, " r"]
     solved: SolvedQueries
     metrics: tuple[str, ...]
     """Names of `sums.metrics`."""
     sums: Sums
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawn:
+    """The views of a pass that are planned backwards, and those of them that are rewarded."""
+
+    backward: Int[Tensor, " R"]
+    """Rows of the views that are planned backwards."""
+    rewarded: Int[Tensor, " r"]
+    """Rows of the views that are rewarded."""
+    places: Int[Tensor, " r"]
+    """Their places among those planned backwards."""
+    views: int
+    """Views of each query."""
+    share: float
+    """Of all views that are rewarded."""
+
+    def of_queries(
+        self, values: Float[Tensor, " r"], weight: Float[Tensor, " N"]
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+        """The mean over the rewarded views of each query, 0 if it has none, and its weight in a mean over all views.
+
+        `weight` is that of each query if all its views are rewarded.
+        """
+        of_views = values.new_zeros(2, len(weight) * self.views)
+        of_views = of_views.index_copy(1, self.rewarded, torch.stack([values, torch.ones_like(values)]))
+        total, count = of_views.unflatten(1, (-1, self.views)).sum(2)
+        return total / count.clamp_min(1.0), weight * count / (self.views * self.share)
+
+
+def draw_views(share: Share, views: int, config: Config, step: int, device: torch.device) -> Drawn:
+    """Draw which views are planned backwards, `agent.backward_share` of all, and rewarded, `refiner.share` of all.
+
+    Every so many one of the batch, from a start that moves with the step by an irrational number: each view is drawn
+    as often as any other, and processes and passes that share a batch make no difference.
+    """
+    backward_share, reward_share = config.agent.backward_share, config.refiner.share
+    rows = [place * views + view for place in share.positions for view in range(views)]
+    backward: list[int] = []
+    rewarded: list[int] = []
+    places: list[int] = []
+    for row, place in enumerate(rows):
+        number = _place_in_sample(place, backward_share, start=step * 0.6180339887498949 % 1.0)
+        if number is None:
+            continue
+        if _place_in_sample(number, reward_share / backward_share, start=step * 0.7548776662466927 % 1.0) is not None:
+            rewarded.append(row)
+            places.append(len(backward))
+        backward.append(row)
+    chosen = (torch.tensor(each, dtype=torch.int64).to(device) for each in (backward, rewarded, places))
+    return Drawn(**dict(zip(("backward", "rewarded", "places"), chosen, strict=True)), views=views, share=reward_share)
+
+
+def _place_in_sample(number: int, share: float, start: float) -> int | None:
+    place = math.floor(number * share + start)
+    return place if share == 1.0 or place > math.floor((number - 1) * share + start) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,8 +272,9 @@ class ForwardPass:
 
     queries: QueryBatch
     reading: PromptReading
+    drawn: Drawn
     before: AgentOutput
-    """Under the prompt as Qwen gave it; without a graph."""
+    """Of the rewarded views, under the prompt as Qwen gave it; without a graph."""
     refinement: RefinedPrompt
     after: AgentOutput
     """Under the refined prompt."""
@@ -220,14 +289,16 @@ def _run_pass(
     index: int,
     models: Models,
     engines: Engines,
-    noise: Float[Tensor, "B A"],
+    noise: Float[Tensor, "N A"],
     settings: StepSettings,
 ) -> Pass:
     """Answer the queries of a pass, score the answers, and give the grid modules their gradients."""
     queries, share = batch.queries[index], batch.shares[index]
+    views, device = queries.inputs.views, queries.inputs.query.device
     is_last = index + 1 == len(batch.shares)
+    drawn = draw_views(share, views, settings.config, settings.number, device)
     # Of several passes, the graphs would have to wait for the rewards of the last: Qwen reads twice then.
-    forward = _forward(models, engines, queries, noise, settings, keep_graph=len(batch.shares) == 1)
+    forward = _forward(models, engines, queries, noise, drawn, settings, keep_graph=len(batch.shares) == 1)
     prompt = forward.reading.prompt
     target, mask = canvas_target(queries.targets, forward.after)
     with region("scores and rewards"):
@@ -237,7 +308,7 @@ def _run_pass(
 
     weights = settings.config.reward
     counted = torch.full_like(energy, 0.0 if share.is_padding else 1.0)
-    weight = counted / len(batch)
+    query_weight = counted[::views] / len(batch)
 
     def total(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
         return (counted * values.detach()).sum()
@@ -245,22 +316,25 @@ def _run_pass(
     with region("grid backward (agent, EFE, solver)"):
         # The mean reward is a constant to autograd: what it adds to the gradient is `policy_gradient`.
         loss = combined_loss(
-            query_mean(energy, weight), energy.new_zeros(()), weights.efe_weight, weights.reward_weight
+            query_mean(energy, counted / (len(batch) * views)),
+            energy.new_zeros(()),
+            weights.efe_weight,
+            weights.reward_weight,
         )
         engines.grid.backward(loss, is_last=is_last)
     with region("refiner"):
         (score,) = torch.autograd.grad(forward.refinement.log_prob.sum(), prompt)
 
-    metrics = {  # Logged as means over the batch, by these names.
+    metrics = {  # Logged as means over the views, by these names.
         **losses,
-        **{f"reward/{name}": getattr(rewards, name) for name in ("d_acc", "d_size", "d_color", "d_rev")},
         "train/exact": scores.exact.float(),
         "train/cell": scores.cell,
         "mask_ratio": 1.0 - scores.cell,
         "solver/confidence": forward.proposal.confidence_logit.sigmoid(),
     }
     admitted = admits(scores.cell, settings.memory_threshold) & (counted > 0)
-    total_energy, squared_reward = total(energy), total(rewards.reward.square())
+    of_rewarded = counted[drawn.rewarded]
+    total_energy, squared_reward = total(energy), (of_rewarded * rewards.reward.square()).sum()
     written = torch.zeros(0, device=energy.device) if forward.reading.lm_loss is None else forward.reading.lm_loss
     if share.is_padding or not forward.reading.counts:
         written = written[:0]
@@ -269,27 +343,30 @@ def _run_pass(
         is_last=is_last,
         reading=forward.reading,
         energy_gradient=torch.zeros_like(prompt) if prompt.grad is None else prompt.grad,
-        weight=weight,
+        weight=query_weight,
         score=score,
         transition=forward.refinement.transition,
+        drawn=drawn,
         reward=rewards.reward,
         solved=SolvedQueries(
             admitted=admitted,
-            positions=share.positions,
-            features=prompt.detach(),
+            positions=tuple(place for place in share.positions for _ in range(views)),
+            features=queries.inputs.of_views(prompt.detach()),
             queries=queries.inputs.query,
             outcomes=target,
             exact=scores.exact,
         ),
         metrics=tuple(metrics),
         sums=Sums(
-            queries=counted.sum(),
+            views=counted.sum(),
             energy=total_energy,
-            reward=total(rewards.reward),
+            rewarded=of_rewarded.sum(),
+            reward=(of_rewarded * rewards.reward).sum(),
             squared_reward=squared_reward,
-            tokens=total(queries.inputs.token_mask.sum(1).float()),
+            tokens=(counted[::views] * queries.inputs.token_mask.sum(1)).sum(),
             lm_loss=written.sum(),
             written=energy.new_tensor(float(len(written))),
+            gains=(of_rewarded * torch.stack([getattr(rewards, name) for name in GAINS])).sum(1),
             metrics=torch.stack([total(values) for values in metrics.values()]),
             target_colors=(counted[:, None] * color_shares(target, mask)).sum(0),
             signals=_signals(batch, settings, broken, admitted.sum()),
@@ -301,7 +378,8 @@ def _forward(
     models: Models,
     engines: Engines,
     queries: QueryBatch,
-    noise: Float[Tensor, "B A"],
+    noise: Float[Tensor, "N A"],
+    drawn: Drawn,
     settings: StepSettings,
     *,
     keep_graph: bool,
@@ -314,16 +392,20 @@ def _forward(
         with region("agent"):
             context = models.agent.read_context(inputs)
             with torch.no_grad():
-                before = models.agent(inputs, reading.prompt, context)
+                some = inputs.take(drawn.rewarded)
+                unrefined = inputs.of_views(reading.prompt)[drawn.rewarded]
+                before = models.agent(some, unrefined, None if context is None else context.take(drawn.rewarded))
         with region("refiner"):
             refinement = models.refiner.refine_prompt(reading.prompt, reading.control, inputs.summary, noise=noise)
         with region("agent"):
-            after = models.agent(inputs, refinement.refined, context)
+            after = models.agent(inputs, inputs.of_views(refinement.refined), context, backward=drawn.backward)
         with region("solver"):
-            proposal = models.solver(reading.prompt.detach(), inputs, queries.ids)
+            ids = [query_id for query_id in queries.ids for _ in range(inputs.views)]
+            proposal = models.solver(inputs.of_views(reading.prompt.detach()), inputs, ids)
     return ForwardPass(
         queries=queries,
         reading=reading,
+        drawn=drawn,
         before=before,
         refinement=refinement,
         after=after,
@@ -336,11 +418,12 @@ def _forward(
 
 def _scores(forward: ForwardPass, settings: StepSettings) -> tuple[Grades, Rewards]:
     """How right the answers are, and how much the refinement has gained."""
-    inputs, targets = forward.queries.inputs, forward.queries.targets
-    scores = grade(answer(forward.after, inputs, targets, forward.final_logits), targets)
+    inputs, targets, drawn = forward.queries.inputs, forward.queries.targets, forward.drawn
+    scores = grade(answer(forward.after.ahead, inputs, targets, forward.final_logits), targets)
+    inputs, targets = inputs.take(drawn.rewarded), targets.take(drawn.rewarded)
     rewards = shaping_reward(
         answer(forward.before, inputs, targets),
-        answer(forward.after, inputs, targets),
+        answer(forward.after.take(drawn.rewarded, drawn.places), inputs, targets),
         targets.target,
         inputs.query,
         settings.config.reward.reward_scale,
@@ -357,7 +440,8 @@ def _energy(
     settings: StepSettings,
 ) -> tuple[Float[Tensor, " B"], dict[str, Float[Tensor, " B"]]]:
     """What the grid modules minimise for each query, and the losses that it is made of, by their names in the log."""
-    after, query = forward.after, forward.queries.inputs.query
+    after, inputs, drawn = forward.after, forward.queries.inputs, forward.drawn
+    backward_share = settings.config.agent.backward_share
     terms = models.efe.per_query(
         forward_logits=after.forward_logits,
         backward_logits=after.backward_logits,
@@ -365,14 +449,17 @@ def _energy(
         obs_probs=after.obs_probs,
         final_logits=after.final_logits,
         target=target,
-        prompt_embedding=forward.refinement.refined,
+        prompt_embedding=inputs.of_views(forward.refinement.refined),
         grid_mask=mask,
+        backward=drawn.backward,
+        backward_share=backward_share,
     )
     height_logits, width_logits = after.size_logits.unbind(1)
     size = size_loss((height_logits, width_logits), forward.queries.targets.target_size)
     solver = consistency(forward.final_logits, target, mask)
-    way_back = -after.reconstruction_logits.gather(-1, query.clamp_min(0)[..., None])[..., 0]
-    reversibility = cell_mean(way_back, query >= 0)
+    query = inputs.query[drawn.backward]
+    way_back = cell_mean(-after.reconstruction_logits.gather(-1, query.clamp_min(0)[..., None])[..., 0], query >= 0)
+    reversibility = of_some(way_back, drawn.backward, len(inputs.query), backward_share)
     energy = (
         hard_cell_weight(1.0 - scores.cell) * terms["total"]
         + settings.size_weight * size
@@ -402,27 +489,28 @@ def _report(
     weights: RewardConfig,
 ) -> StepReport:
     """Read the step's numbers in one transfer to the host, where a step waits for the device anyway."""
-    energy = totals.energy / totals.queries
+    energy = totals.energy / totals.views
     means = {
         "loss": combined_loss(energy, rewards.mean, weights.efe_weight, weights.reward_weight),
-        **dict(zip(metrics, totals.metrics / totals.queries, strict=True)),
+        **dict(zip(metrics, totals.metrics / totals.views, strict=True)),
+        **dict(zip(GAINS.values(), totals.gains / totals.rewarded.clamp_min(1.0), strict=True)),
         "reward/mean": rewards.mean,
         "reward/std": rewards.variance.sqrt(),
         "lm_loss": totals.lm_loss / totals.written.clamp_min(1.0),
     }
-    counts = (totals.tokens, totals.written)
+    counts = (totals.tokens, totals.written, totals.views)
     scalars = torch.stack([value.float() for value in (*means.values(), *norms.values(), *counts)])
     with region("results to the host"):
         host = torch.cat([scalars, totals.signals.flatten()]).tolist()
     numbers = iter(host)
     host_means, host_norms = ({name: next(numbers) for name in named} for named in (means, norms))
-    tokens, written = round(next(numbers)), round(next(numbers))
+    tokens, written, views = (round(next(numbers)) for _ in counts)
     if not written:
         del host_means["lm_loss"]
     return StepReport(
         metrics=host_means | {"imbalance": batch.partition.imbalance},
         group_norms=host_norms,
-        queries=len(batch),
+        queries=views,
         tokens=tokens,
         written=written,
         finite=all(map(math.isfinite, (host_means["loss"], *host_norms.values()))),
