@@ -28,7 +28,7 @@ class SolvedOutput:
     """Whether it is among all the candidates."""
 
 
-def judge(task_id: str, target: UInt8[np.ndarray, "h w"], ranked: Sequence[Grid]) -> SolvedOutput:
+def compare(task_id: str, target: UInt8[np.ndarray, "h w"], ranked: Sequence[Grid]) -> SolvedOutput:
     """Compare the candidates for a test output, the best first, with its answer; none is a wrong answer."""
     right = [grid == as_grid(target) for grid in ranked]
     return SolvedOutput(task_id=task_id, at_1=any(right[:1]), at_2=any(right[:ATTEMPTS]), oracle=any(right))
@@ -115,7 +115,7 @@ def floors(tasks: Iterable[Task]) -> dict[str, Score]:
             if pair.output is None:
                 continue
             for copies, grid in zip(solved.values(), (pair.input, _copied(task, pair)), strict=True):
-                copies.append(judge(task.id, pair.output, [as_grid(grid)]))
+                copies.append(compare(task.id, pair.output, [as_grid(grid)]))
     return {name: score_outputs(copies) for name, copies in solved.items()}
 
 

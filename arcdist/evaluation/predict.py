@@ -29,11 +29,11 @@ from arcdist.rng import stream
 # C colours, T planning steps.
 
 Grid: TypeAlias = tuple[tuple[int, ...], ...]
-Origin = Literal["agent", "steps", "memory", "refiner", "demonstrations", "qwen", "judge"]
+Origin = Literal["agent", "steps", "memory", "refiner", "demonstrations", "qwen", "qwen_score"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 """Who proposes grids: the agent as in validation, its earlier planning steps, the memory alone, refinements that the
-policy draws, the one of these that does best on the task's own demonstrations, and Qwen, which writes them. The judge
-is Qwen as well: it proposes nothing, and says how probable each of the others' grids is."""
+policy draws, the one of these that does best on the task's own demonstrations, and Qwen, which writes them.
+Qwen's score proposes nothing: it says how probable each of the others' grids is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,9 @@ class Candidate:
     grid: Grid
     origin: Origin
     view: int
-    """Number of the view that it was proposed for; 0 if it is the judge's, which sees all."""
+    """Number of the view that it was proposed for; 0 if it is Qwen's score, which is of all."""
     log_prob: float
-    """Of its size and colours, in nats, as whoever proposed it puts it; the judge's is the sum over all views."""
+    """Of its size and colours, in nats, as whoever proposed it puts it; Qwen's score is the sum over all views."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +126,7 @@ class Proposing:
     memory: bool = False
     """Whether the memory alone proposes."""
     qwen: bool = False
-    """Whether Qwen writes grids and judges those of the others; it has to have a trained LM head."""
+    """Whether Qwen writes grids and scores those of the others; it has to have a trained LM head."""
     batch_size: int = 32
     """Views that are answered at once."""
     seed: int = 0
@@ -175,14 +175,14 @@ def propose(
                 candidate = Candidate(tuple(map(tuple, back.tolist())), origin, number, log_prob)
                 candidates[place].append(candidate)
     if settings.qwen:
-        for of_query, judged in zip(
-            candidates, _judge(models, collator, queries, candidates, seen, settings, device), strict=True
+        for of_query, scored in zip(
+            candidates, _qwen_scores(models, collator, queries, candidates, seen, settings, device), strict=True
         ):
-            of_query += judged
+            of_query += scored
     return [sorted(of_query, key=lambda candidate: candidate.view) for of_query in candidates]
 
 
-def _judge(
+def _qwen_scores(
     models: Predictor,
     collator: Collator,
     queries: Sequence[Query],
@@ -203,7 +203,7 @@ def _judge(
         for (place, _, _), of_view in zip(some, log_probs, strict=True):
             for grid, log_prob in zip(grids[place], of_view, strict=True):
                 totals[place][grid] += log_prob
-    return [[Candidate(grid, "judge", 0, total) for grid, total in of_query.items()] for of_query in totals]
+    return [[Candidate(grid, "qwen_score", 0, total) for grid, total in of_query.items()] for of_query in totals]
 
 
 Proposed: TypeAlias = list[tuple[np.ndarray, float]]

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from arcdist.analysis.page import image, render
 from arcdist.data import MAX_SIDE, NUM_COLORS, Pair, Task, TaskSet
-from arcdist.evaluation.benchmark import SolvedOutput, as_grid, by_size, floors, judge, score_outputs
+from arcdist.evaluation.benchmark import SolvedOutput, as_grid, by_size, compare, floors, score_outputs
 from arcdist.evaluation.predict import ORIGINS, Candidate, Grid, Origin
 from arcdist.evaluation.vote import ATTEMPTS, Ranked, vote
 from arcdist.files import replacing
@@ -31,9 +31,9 @@ WEIGHTS: dict[Origin, float] = {
     "refiner": 0.3,
     "demonstrations": 1.0,
     "qwen": 1.0,
-    "judge": 4.0,
+    "qwen_score": 4.0,
 }
-"""Of the candidates' votes, by where they come from; the judge's is shared out over the grids."""
+"""Of the candidates' votes, by where they come from; that of Qwen's score is shared out over the grids."""
 NO_ANSWER: Grid = ((0,),)
 """What a submission holds where there is none: the format knows no empty attempt."""
 PROTOCOLS = {
@@ -82,7 +82,7 @@ class Output:
     def solved(self, ranked: Sequence[Grid]) -> SolvedOutput:
         """How grids, the best first, compare with the target, which is known."""
         assert self.pair.output is not None
-        return judge(self.task.id, self.pair.output, ranked)
+        return compare(self.task.id, self.pair.output, ranked)
 
 
 def outputs_of(tasks: TaskSet, answers: Mapping[str, Answers]) -> list[Output]:
