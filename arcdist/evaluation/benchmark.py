@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from arcdist.data import Pair, Task
-from arcdist.evaluation.predict import Grid
+from arcdist.evaluation.predict import GridTuple, grid_tuple
 from arcdist.evaluation.vote import ATTEMPTS
 
 # N tasks, D draws.
@@ -28,15 +28,10 @@ class SolvedOutput:
     """Whether it is among all the candidates."""
 
 
-def compare(task_id: str, target: UInt8[np.ndarray, "h w"], ranked: Sequence[Grid]) -> SolvedOutput:
+def compare(task_id: str, target: UInt8[np.ndarray, "h w"], ranked: Sequence[GridTuple]) -> SolvedOutput:
     """Compare the candidates for a test output, the best first, with its answer; none is a wrong answer."""
-    right = [grid == as_grid(target) for grid in ranked]
+    right = [grid == grid_tuple(target) for grid in ranked]
     return SolvedOutput(task_id=task_id, at_1=any(right[:1]), at_2=any(right[:ATTEMPTS]), oracle=any(right))
-
-
-def as_grid(grid: UInt8[np.ndarray, "h w"]) -> Grid:
-    """An array as nested tuples, which can be compared and counted."""
-    return tuple(map(tuple, grid.tolist()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +110,7 @@ def floors(tasks: Iterable[Task]) -> dict[str, Score]:
             if pair.output is None:
                 continue
             for copies, grid in zip(solved.values(), (pair.input, _copied(task, pair)), strict=True):
-                copies.append(compare(task.id, pair.output, [as_grid(grid)]))
+                copies.append(compare(task.id, pair.output, [grid_tuple(grid)]))
     return {name: score_outputs(copies) for name, copies in solved.items()}
 
 

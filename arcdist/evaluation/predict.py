@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arcdist.data import Augmentation, Collator, Query, QueryBatch, draw_augmentation
+from arcdist.data import Augmentation, Collator, Grid, Query, QueryBatch, draw_augmentation
 from arcdist.evaluation.answers import answer
 from arcdist.models import (
     ARCPromptGuidedAgent,
@@ -28,7 +28,15 @@ from arcdist.rng import stream
 # B queries or views of queries, K draws of the policy, P prompt, A = P + 1 components of an action, H W canvas,
 # C colours, T planning steps.
 
-Grid: TypeAlias = tuple[tuple[int, ...], ...]
+GridTuple: TypeAlias = tuple[tuple[int, ...], ...]
+"""A grid that can be compared and counted."""
+
+
+def grid_tuple(grid: Grid) -> GridTuple:
+    """An array as nested tuples."""
+    return tuple(map(tuple, grid.tolist()))
+
+
 Origin = Literal["agent", "steps", "memory", "refiner", "demonstrations", "qwen", "qwen_score"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 """Who proposes grids: the agent as in validation, its earlier planning steps, the memory alone, refinements that the
@@ -40,7 +48,7 @@ Qwen's score proposes nothing: it says how probable each of the others' grids is
 class Candidate:
     """A grid that was proposed for a query."""
 
-    grid: Grid
+    grid: GridTuple
     origin: Origin
     view: int
     """Number of the view that it was proposed for; 0 if it is Qwen's score, which is of all."""
@@ -172,7 +180,7 @@ def propose(
         for origin, proposed in _proposals(models, batch, settings, noise, best):
             for (place, number, augmentation), (grid, log_prob) in zip(some, proposed, strict=True):
                 back = augmentation.invert(grid)
-                candidate = Candidate(tuple(map(tuple, back.tolist())), origin, number, log_prob)
+                candidate = Candidate(grid_tuple(back), origin, number, log_prob)
                 candidates[place].append(candidate)
     if settings.qwen:
         for of_query, scored in zip(

