@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arcdist.data import Augmentation, Collator, Grid, Query, QueryBatch, draw_augmentation
-from arcdist.evaluation.answers import answer
+from arcdist.evaluation.answers import answer, likeliest
 from arcdist.models import (
     ARCPromptGuidedAgent,
     PermanentSolver,
@@ -19,7 +19,6 @@ from arcdist.models import (
     Proposal,
     QwenHybridPrompt,
     cells_within,
-    predicted_size,
 )
 from arcdist.models.cores import Context
 from arcdist.rl import PolicyRefinedAgent, shaping_reward
@@ -251,21 +250,20 @@ def _proposals(
 def _grids(
     logits: Float[Tensor, "N B H W C"], size_logits: Float[Tensor, "N B 2 G"], batch: QueryBatch
 ) -> list[Proposed]:
-    """The likeliest size and colours of N answers to each query."""
-    area = batch.inputs.working_area
-    height, width = logits.shape[2:4]
-    size = torch.stack([predicted_size(each, area) for each in size_logits])  # [N, B, 2]
+    """The likeliest grids of N answers to each query."""
+    answers, height, width = len(logits), *logits.shape[2:4]
+    logits, size_logits = logits.flatten(0, 1), size_logits.flatten(0, 1)  # [N B, ...]
+    colors, size = likeliest(logits, size_logits, batch.inputs.working_area.repeat(answers, 1))
     of_size = size_logits.gather(-1, size[..., None] - 1).squeeze(-1).sum(-1)
-    inside = cells_within(size.flatten(0, 1), height, width).unflatten(0, size.shape[:2])
-    surest, colors = logits.float().log_softmax(-1).max(-1)
-    log_prob = of_size + (surest * inside).flatten(2).sum(-1)
-    packed = torch.cat([log_prob[..., None], size.float(), colors.flatten(2).float()], -1).cpu().numpy()
+    surest = logits.float().log_softmax(-1).amax(-1)
+    log_prob = of_size + (surest * cells_within(size, height, width)).flatten(1).sum(-1)
+    packed = torch.cat([log_prob[:, None], size.float(), colors.flatten(1).float()], -1)
     return [
         [
             (row[3:].reshape(height, width)[: int(row[1]), : int(row[2])].astype(np.uint8), float(row[0]))
             for row in answer
         ]
-        for answer in packed
+        for answer in packed.unflatten(0, (answers, -1)).cpu().numpy()
     ]
 
 
