@@ -17,8 +17,8 @@ from arcdist.evaluation.predict import Candidate, GridTuple, grid_tuple
 from arcdist.evaluation.vote import ATTEMPTS, Ranked, vote
 from arcdist.files import expanded
 from arcdist.formatting import counted
-from arcdist.solving.evaluate import Solver
 from arcdist.solving.results import WEIGHTS
+from arcdist.solving.task_solver import TaskSolver
 from arcdist.solving.trained import Trained, read_trained
 from arcdist.tracking import no_log, open_log
 from arcdist.tracking.grids import grid_text, has_colors, verdict
@@ -40,7 +40,7 @@ def solve(loaded: LoadedConfig) -> None:
         platform = start_platform(loaded.config)
         trained = read_trained(expanded(run), loaded.config, platform.accelerator.device)
         tasks = [task for name in names for task in _find(name, trained)]
-        solver = Solver.of(trained, loaded, tasks)
+        solver = TaskSolver.of(trained, loaded, tasks)
         console = Console(highlight=False, markup=False, emoji=False)
         for task in tasks:
             for part in _shown(task, solver.answer(task), loaded.config.solve.views, console):
