@@ -107,9 +107,9 @@ def test_puzzles_are_counted_by_their_longest_side():
     def task(name, side):
         return Task(name, (Pair(grid([[1] * side]), grid([[1]])),), (Pair(grid([[1]]), grid([[1]])),), "made up")
 
-    tasks = {name: task(name, side) for name, side in (("a", 10), ("b", 11), ("c", 20), ("d", 21), ("e", 1))}
+    tasks = {name: task(name, side) for name, side in (("a", 10), ("b", 11), ("c", 20), ("d", 21), ("e", 1), ("f", 31))}
     scores = by_size([compare(name, grid([[1]]), [((1,),)]) for name in tasks], tasks)
-    assert {name: score.outputs for name, score in scores.items()} == {"1-10": 2, "11-20": 2, "21-30": 1}
+    assert {name: score.outputs for name, score in scores.items()} == {"1-10": 2, "11-20": 2, "21-30": 1, "over 30": 1}
 
 
 def test_floors_by_hand():
