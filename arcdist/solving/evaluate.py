@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,11 +15,12 @@ from arcdist.data import Origin, TaskSet, read_asked, read_task_sets, tasks_dige
 from arcdist.distributed import is_main
 from arcdist.distributed.collectives import broadcast_text, shutdown
 from arcdist.engine.platform import start_platform
-from arcdist.errors import ConfigError, DataError
+from arcdist.errors import ArcdistError, ConfigError, DataError
 from arcdist.files import expanded
 from arcdist.formatting import counted
 from arcdist.solving.queue import Queue, claimed, writable
 from arcdist.solving.report import write_results
+from arcdist.solving.results import Answers
 from arcdist.solving.task_solver import TaskSolver
 from arcdist.solving.trained import Trained, changed_keys, read_trained
 from arcdist.tracking import no_log, open_log
@@ -78,9 +80,25 @@ def evaluate(loaded: LoadedConfig) -> None:
                 _logger.warning("Interrupted. %s answered; --output_dir %s continues.", queue.progress(), folder)
                 raise
             if is_main():
+                answers = queue.answers()
                 with writable(folder):
-                    write_results(folder, scored.tasks, queue.answers(), protocol, scored.max_side)
+                    write_results(folder, scored.tasks, answers, protocol, scored.max_side)
+                check_answered(answers)
     shutdown()
+
+
+def check_answered(answers: Mapping[str, Answers]) -> None:
+    """Check that a task was answered: what fails for all is no matter of a task.
+
+    Raises:
+        ArcdistError: each has failed.
+    """
+    failed = [given.failed for given in answers.values()]
+    if failed and all(failed):
+        raise ArcdistError(
+            f"None of {counted(len(failed), 'task')} could be answered. The first: {failed[0]} The files are written, "
+            f"and hold no answer; results.json says why of each."
+        )
 
 
 def find_scored(loaded: LoadedConfig, trained: Trained) -> Scored:
@@ -97,10 +115,18 @@ def find_scored(loaded: LoadedConfig, trained: Trained) -> Scored:
     if not (is_given("data.source") or is_given("data.split")):
         sets = read_task_sets(ours)
         # As the run validates them: what it leaves out there is not asked here either.
-        own = replace(sets.validation, tasks=sets.validation.used)
+        used = sets.validation.used
+        side = data.max_side if is_given("data.max_side") else ours.max_side
+        within = tuple(task for task in used if task.without_answers().longest_side <= side)
+        if not within:
+            raise DataError(
+                f"Each of the run's {len(used)} tasks has a side longer than data.max_side = {side}: raise it."
+            )
+        most = data.max_tasks if is_given("data.max_tasks") else None
+        own = replace(sets.validation, tasks=used, used=within[:most])
         transductive = sets.joins(sets.validation)
         seen = "seen" if sets.validation is sets.training else "transductive" if transductive else "unseen"
-        return Scored(tasks=own, protocol=seen, max_side=ours.max_side)
+        return Scored(tasks=own, protocol=seen, max_side=side)
     wanted = replace(
         data,
         max_side=data.max_side if is_given("data.max_side") else trained.longest_side,

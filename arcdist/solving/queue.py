@@ -88,8 +88,12 @@ class Queue:
             with readable(self._file(place), "an answered task", "remove it, and start once more: that task is"
                           " answered again"):  # fmt: skip
                 raw = json.loads(self._file(place).read_text(encoding="utf-8"))
-                outputs = list(map(_unpacked, raw["outputs"]))
-                found[task.id] = Answers(outputs=outputs, failed=raw["failed"], seconds=raw["seconds"])
+                found[task.id] = Answers(
+                    outputs=list(map(_unpacked, raw["outputs"])),
+                    failed=raw["failed"],
+                    seconds=raw["seconds"],
+                    not_held_out=raw["not_held_out"],
+                )
         return found
 
     def _count(self, waiting: list[int], bar: ProgressBar) -> list[int]:
@@ -122,6 +126,7 @@ class Queue:
             "task": task.id,
             "failed": failed,
             "seconds": time.monotonic() - start,
+            "not_held_out": None if failed else self._solver.not_held_out(task),
             "outputs": list(map(_packed, outputs)),
         }
         with writable(self._folder.parent), replacing(self._file(place)) as partial:

@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,22 @@ def notes(content: Mapping[str, Any]) -> Iterator[str]:
         unknown = counted(content["unknown_outputs"], "test output")
         what = "nothing can be scored" if not content["outputs"] else "answered without being scored"
         yield f"{unknown} not known: {what}; submission.json holds the answers."
+    yield from not_held_out(content["not_held_out"].values(), content["protocol"]["solve"])
     if content["without_tests"]:
         yield f"{counted(len(content['without_tests']), 'task')} without test pairs: nothing to answer."
+
+
+def not_held_out(reasons: Iterable[str], solve: Mapping[str, Any]) -> Iterator[str]:
+    """How many tasks nothing was learned from at test time, and why, a sentence a reason.
+
+    Args:
+        reasons: what each of these tasks has.
+        solve: the section `solve`.
+    """
+    ways = [("adapt_steps", "could not be adapted"), ("draws", "had no demonstrations to choose a draw by")]
+    what = " and ".join(words for key, words in ways if solve.get(key))
+    for reason, count in Counter(reasons).items():
+        yield f"{counted(count, 'task')} {what}: {'it has' if count == 1 else 'they have'} {reason}."
 
 
 def without_answer(content: Mapping[str, Any]) -> str:

@@ -35,6 +35,8 @@ class Answers:
     """Why there are none; None if there are."""
     seconds: float
     """Of one process."""
+    not_held_out: str | None = None
+    """What it has that nothing was learned from its demonstrations though that was asked for; None if it was."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +113,7 @@ def results(
         "sizes": {name: asdict(score) for name, score in by_size(solved, {t.id: t for t in tasks.tasks}).items()},
         "floors": {name: asdict(score) for name, score in floors(tasks.tasks).items()},
         "left_out": _left_out(tasks, answers, max_side),
+        "not_held_out": {name: given.not_held_out for name, given in answers.items() if given.not_held_out},
         "without_tests": [task.id for task in tasks.tasks if not task.tests],
         "seconds": sum(given.seconds for given in answers.values()),
         "results": {

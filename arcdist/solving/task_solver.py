@@ -12,6 +12,9 @@ from arcdist.evaluation.adapt import Adapting, adapted
 from arcdist.evaluation.predict import Candidate, Proposing, propose
 from arcdist.solving.trained import Trained
 
+ONE_DEMONSTRATION, TOO_LONG = "one demonstration", "demonstrations that are too long for Qwen"
+"""Why nothing can be learned from the demonstrations of a task: it has this."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskSolver:
@@ -23,15 +26,16 @@ class TaskSolver:
     tests: Queries | None
     demonstrations: Queries | None
     collator: Collator
-    refused: Mapping[str, str]
-    """Tasks that are too long for Qwen, and how."""
+    too_long: Mapping[str, str]
+    """Tasks with a test query that is too long for Qwen, and which it is."""
+    held_out: Mapping[str, Sequence[int]]
+    """The demonstrations of tasks that are held out in turn, as queries; those that are too long for Qwen are not."""
 
     @classmethod
     def of(cls, trained: Trained, loaded: LoadedConfig, tasks: Sequence[Task]) -> "TaskSolver":
         """Prepare the queries of some tasks."""
         solve, seed, augment = loaded.config.solve, loaded.config.train.seed, trained.config.data.augment
         tokenizer = trained.predictor.qwen.tokenizer
-        refused: dict[str, str] = {}
         # What the models are not given cannot change an answer.
         tasks = [task.without_answers() for task in tasks]
 
@@ -39,14 +43,24 @@ class TaskSolver:
             if not needed:
                 return None
             built = build_queries(tasks, kind)
-            for task in built.asked:
-                try:
-                    replace(built, asked=(task,)).limited(None, tokenizer.max_tokens)
-                except DataError as error:
-                    refused[task.id] = str(error)
             return replace(built, max_pairs=loaded.config.data.max_context_pairs, max_tokens=tokenizer.max_tokens)
 
+        def too_long(queries: Queries) -> dict[int, str]:
+            return {} if tokenizer.max_tokens is None else queries.too_long(tokenizer.max_tokens)
+
         learns = solve.adapt_steps > 0 or solve.draws > 0
+        tests = queries("test", any(task.tests for task in tasks))
+        demonstrations = queries("train", learns and any(len(task.demonstrations) > 1 for task in tasks))
+        refused: dict[str, str] = {}
+        if tests is not None:
+            for query, problem in too_long(tests).items():
+                refused.setdefault(tests.tasks[query], f"{problem}: choose a run whose model has more.")
+        held_out: dict[str, list[int]] = {}
+        if demonstrations is not None:
+            unfit = too_long(demonstrations)
+            for query, task_id in enumerate(demonstrations.tasks):
+                if query not in unfit:
+                    held_out.setdefault(task_id, []).append(query)
         return cls(
             trained=trained,
             proposing=Proposing(
@@ -65,16 +79,19 @@ class TaskSolver:
                 part=solve.adapt_part,
                 batch_size=solve.batch_size,
                 seed=seed,
+                dihedral=augment.dihedral,
+                colors=augment.colors,
                 tell_symmetry=augment.dihedral,
             ),
-            tests=queries("test", any(task.tests for task in tasks)),
-            demonstrations=queries("train", learns and any(len(task.demonstrations) > 1 for task in tasks)),
+            tests=tests,
+            demonstrations=demonstrations,
             collator=Collator(
                 tokenizer,
                 task_rows={name: row for row, name in enumerate(trained.tasks)},
                 max_grid_size=trained.longest_side,
             ),
-            refused=refused,
+            too_long=refused,
+            held_out=held_out,
         )
 
     def answer(self, task: Task) -> list[list[Candidate]]:
@@ -84,12 +101,12 @@ class TaskSolver:
             DataError: it is too long for Qwen.
             NotFiniteError: what the models compute for it is not finite.
         """
-        if task.id in self.refused:
-            raise DataError(self.refused[task.id])
+        if task.id in self.too_long:
+            raise DataError(self.too_long[task.id])
         if not task.tests or self.tests is None:
             return []
         asked = self.tests.read(self.tests.of_task(task.id))
-        shown = self.demonstrations.read(self.demonstrations.of_task(task.id)) if self.demonstrations else []
+        shown = self.demonstrations.read(self.held_out.get(task.id, ())) if self.demonstrations else []
         trained = self.trained
         with (
             trained.autocast(),
@@ -100,6 +117,12 @@ class TaskSolver:
             remedy = "lower --solve.adapt_lr" if self.adapting.steps else "give --train.precision no"
             raise NotFiniteError(f"The models' outputs are not finite: {remedy}.")
         return candidates
+
+    def not_held_out(self, task: Task) -> str | None:
+        """What a task has if something was to learn from its demonstrations and none can be held out; else None."""
+        if not (self.adapting.steps or self.proposing.draws) or not task.tests or self.held_out.get(task.id):
+            return None
+        return ONE_DEMONSTRATION if len(task.demonstrations) == 1 else TOO_LONG
 
     def cost(self, task: Task) -> float:
         """How much there is to compute for a task, in any unit."""

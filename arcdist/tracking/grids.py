@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from arcdist.formatting import counted
 from arcdist.tracking.metrics import ShownQuery
 from arcdist.tracking.plots import VERMILION
 
@@ -41,7 +42,7 @@ def verdict(prediction: Cells, target: Cells) -> str:
     if prediction.shape != target.shape:
         return "wrong size"
     wrong = int((prediction != target).sum())
-    return "solved" if wrong == 0 else f"{wrong} of {target.size} cells wrong"
+    return "solved" if wrong == 0 else f"{wrong} of {counted(target.size, 'cell')} wrong"
 
 
 def verdict_of(query: ShownQuery) -> str:

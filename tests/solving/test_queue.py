@@ -24,12 +24,16 @@ CANDIDATES = [
 class Answering(TaskSolver):
     """Answers without models, remembers for which tasks, and fails as it is told."""
 
-    def __init__(self, fails=None):
+    def __init__(self, fails=None, unadapted=None):
         object.__setattr__(self, "fails", fails or {})
+        object.__setattr__(self, "unadapted", unadapted or {})
         object.__setattr__(self, "asked", [])
 
     def cost(self, task):
         return float(task.id)
+
+    def not_held_out(self, task):
+        return self.unadapted.get(task.id)
 
     def answer(self, task):
         self.asked.append(task.id)
@@ -89,6 +93,15 @@ def test_a_task_that_fails_is_tried_once_more_and_then_counted(folder, caplog):
         "Task 2 failed, and counts as wrong: KeyError: 'for good'",
         "Task 1 failed, and is tried once more: RuntimeError: for now",
     ]
+
+
+def test_what_could_not_be_held_out_is_kept_with_the_answers(folder):
+    queue = Queue(
+        folder, Answering({"2": DataError("no")}, {"1": "one demonstration", "2": "one demonstration"}), TASKS
+    )
+    queue.run()
+    kept = {name: given.not_held_out for name, given in queue.answers().items()}
+    assert kept == {"1": "one demonstration", "2": None, "3": None, "4": None, "5": None}
 
 
 def test_processes_share_out_what_is_left_evenly(folder, monkeypatch):
