@@ -8,8 +8,9 @@ from shared.answers import write_tasks
 
 from arcdist.config import load_config
 from arcdist.config.loader import EVALUATE
-from arcdist.errors import DataError
-from arcdist.solving.evaluate import find_scored
+from arcdist.errors import ArcdistError, DataError
+from arcdist.solving.evaluate import check_answered, find_scored
+from arcdist.solving.results import Answers
 from arcdist.solving.trained import Trained
 
 
@@ -96,3 +97,34 @@ def test_without_the_training_tasks_ids_are_compared(scored, tmp_path, caplog):
     assert caplog.messages[0].startswith("What the run was trained on cannot be read, so only ids are compared. ")
     assert scored(*flags, "--data.allow_overlap", tmp_path / "theirs").protocol == "overlapping"
     assert scored(*flags, trained=("x",)).protocol == "unseen"
+
+
+def test_a_limit_leaves_out_the_runs_own_tasks_too(scored, tmp_path):
+    write_tasks(tmp_path / "theirs", "c", "d", "e", first=2)
+    (tmp_path / "theirs" / "d.json").unlink()
+    write_tasks(tmp_path / "large", "d", first=5, side=5)
+    (tmp_path / "large" / "d.json").rename(tmp_path / "theirs" / "d.json")
+    run = f", validation_source: {tmp_path}/theirs"
+    for flags, used, side in (
+        (("--data.max_tasks", "2"), ["c", "d"], 10),
+        (("--data.max_side", "4"), ["c", "e"], 4),
+        (("--data.max_side", "4", "--data.max_tasks", "1"), ["c"], 4),
+    ):
+        given = scored(*flags, run=run)
+        assert [task.id for task in given.tasks.used] == used
+        assert ([task.id for task in given.tasks.tasks], given.max_side) == (["c", "d", "e"], side)
+    with pytest.raises(DataError, match=r"^Each of the run's 3 tasks has a side longer than data\.max_side = 3"):
+        scored("--data.max_side", "3", run=run)
+
+
+def test_an_evaluation_without_an_answer_ends_with_an_error():
+    def answers(*failed):
+        return {str(number): Answers(outputs=[], failed=why, seconds=0.0) for number, why in enumerate(failed)}
+
+    check_answered(answers())
+    check_answered(answers("no.", None))
+    with pytest.raises(
+        ArcdistError, match=r"^None of 2 tasks could be answered\. The first: too long\. The files"
+    ) as told:
+        check_answered(answers("too long.", "no."))
+    assert told.value.exit_code == 1

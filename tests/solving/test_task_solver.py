@@ -1,12 +1,14 @@
 """One task answered: unknown ones, test-time training, and tasks that the models cannot be given."""
 
+import json
 import logging
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from shared.answers import PROTOCOL, write_tasks
 
-from arcdist.config import load_config
+from arcdist.config import AugmentConfig, load_config
 from arcdist.config.loader import EVALUATE
 from arcdist.data import Pair, read_tasks
 from arcdist.solving.queue import Queue, claimed
@@ -79,3 +81,40 @@ def test_a_task_that_is_too_long_for_qwen_is_left_out_and_the_others_are_answere
     told = "Query long:test:0 has 28 tokens with its shortest context pair alone, and qwen.model has positions for 20"
     assert answers["long"].failed.startswith(told)
     assert caplog.messages == [f"Task long is not answered: {answers['long'].failed}"]
+
+
+def test_without_room_for_its_demonstrations_a_task_is_answered_without_them(run, read_models, tmp_path):
+    """The shortest demonstration asks for more than Qwen has positions for with another, the test query does not."""
+    trained = read_models(run)
+    large, small = ({"input": [[1] * side], "output": [[1]]} for side in (20, 2))
+    content = {"train": [large, large], "test": [small]}
+    alone = {"train": [small], "test": [small]}
+    puzzles = {"both": content, "alone": alone, "fits": {"train": [small, small], "test": [small]}}
+    (tmp_path / "puzzles").mkdir()
+    for name, puzzle in puzzles.items():
+        (tmp_path / "puzzles" / f"{name}.json").write_text(json.dumps(puzzle))
+    tasks = {task.id: task for task in read_tasks(str(tmp_path / "puzzles"))}
+    trained.predictor.qwen.tokenizer = replace(trained.predictor.qwen.tokenizer, max_tokens=40)
+    plain = TaskSolver.of(trained, adapting(run), list(tasks.values()))
+    for flags in (("--adapt_steps=2",), ("--solve.draws=2", "--solve.adapt_lr=0.1")):
+        solver = TaskSolver.of(trained, adapting(run, *flags), list(tasks.values()))
+        assert {name: solver.not_held_out(task) for name, task in tasks.items()} == {
+            "alone": "one demonstration",
+            "both": "demonstrations that are too long for Qwen",
+            "fits": None,
+        }
+        for name in ("both", "alone"):
+            # Neither adapted nor refined by demonstrations.
+            (given,), (unchanged,) = solver.answer(tasks[name]), plain.answer(tasks[name])
+            assert [c for c in given if c.origin != "refiner"] == unchanged
+    assert all(plain.not_held_out(task) is None for task in tasks.values())
+
+
+@pytest.mark.parametrize("learned", [{"dihedral": True, "colors": False}, {"dihedral": False, "colors": True}])
+def test_test_time_training_draws_what_the_run_has_learned(run, read_models, learned):
+    trained = read_models(run)
+    config = replace(trained.config, data=replace(trained.config.data, augment=AugmentConfig(**learned)))
+    solver = TaskSolver.of(replace(trained, config=config), adapting(run, "--adapt_steps=2"), [])
+    given = solver.adapting
+    assert {"dihedral": given.dihedral, "colors": given.colors} == learned
+    assert given.tell_symmetry == learned["dihedral"]
