@@ -3,7 +3,10 @@
 from hashlib import blake2b
 
 import numpy as np
+from jaxtyping import Float
 
+RESAMPLES, INTERVAL_LEVEL, _BOOTSTRAP_SEED = 10_000, 0.95, 0
+"""Of a bootstrap: how often is drawn, and the share that its interval holds."""
 PURPOSES = ("batches", "context", "augment", "refinement", "dropout")
 """What training draws at random, by the seed, the purpose, the epoch and the sample or batch."""
 
@@ -16,3 +19,14 @@ def stream(seed: int, purpose: str, epoch: int, sample: str) -> np.random.Genera
     """
     name = "\0".join((str(seed), purpose, str(epoch), sample))
     return np.random.default_rng(int.from_bytes(blake2b(name.encode(), digest_size=16).digest(), "big"))
+
+
+def bootstrap() -> np.random.Generator:
+    """Give the generator of a bootstrap, so that equal outcomes have equal intervals."""
+    return np.random.default_rng(_BOOTSTRAP_SEED)
+
+
+def percentile_interval(drawn: Float[np.ndarray, " D"]) -> tuple[float, float]:
+    """The percentile interval of a statistic from its value in each resample, D of them."""
+    low, high = np.quantile(drawn, [(1 - INTERVAL_LEVEL) / 2, (1 + INTERVAL_LEVEL) / 2])
+    return float(low), float(high)

@@ -30,8 +30,8 @@ from arcdist.config.loader import EVALUATE, SHORT_FLAGS, SOLVE
 from arcdist.config.schema import EFE_TERMS
 from arcdist.data import FEATURE_NAMES, build_queries, parse_task, read_task_sets
 from arcdist.evaluation.predict import ORIGINS
-from arcdist.solving import results
-from arcdist.solving.evaluate import PROTOCOL
+from arcdist.solving import report
+from arcdist.solving.queue import PROTOCOL
 from arcdist.tracking.run_folder import RUN_CONTENT
 from arcdist.training import health
 
@@ -396,8 +396,8 @@ def test_exit_codes() -> None:
 
 
 def test_the_files_and_protocols_of_answers() -> None:
-    assert set(names_in_tables("docs/solving.md", "The files")) == {*results.FILES, PROTOCOL, "tasks/"}
-    assert names_in_tables("docs/solving.md", "Which score it is") == list(results.PROTOCOLS)
+    assert set(names_in_tables("docs/solving.md", "The files")) == {*report.FILES, PROTOCOL, "tasks/"}
+    assert names_in_tables("docs/solving.md", "Which score it is") == list(report.PROTOCOLS)
     parts = names_in_tables("docs/solving.md", "How an answer is made")
     assert sorted(parts) == sorted(ORIGINS)
 

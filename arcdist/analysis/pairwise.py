@@ -12,6 +12,7 @@ from arcdist.analysis.record import RunRecord
 from arcdist.analysis.scores import Group, Run, group_runs
 from arcdist.analysis.tables import Row, Table, Unit
 from arcdist.formatting import counted, hundredths, percent
+from arcdist.rng import INTERVAL_LEVEL, RESAMPLES, bootstrap, percentile_interval
 from arcdist.tracking.metrics import task_of
 
 # T tasks, S runs of a group, D draws, K kinds of tasks.
@@ -20,7 +21,6 @@ ValidationChoice: TypeAlias = Literal["last", "best"]
 Answers: TypeAlias = Mapping[str, bool]
 """Whether each query was answered exactly, by its id."""
 
-_DRAWS, _LEVEL, _SEED = 10_000, 0.95, 0
 _FEWEST_DIFFERING = 6
 """Tasks in which two groups must differ before any difference counts: five may all favour the same one by chance, in
 more than one of twenty cases (2 · 2^-5 > 0.05)."""
@@ -45,23 +45,21 @@ def paired_interval(
     Returns:
         Lower and upper end of first − second, between -1 and 1; the same for the same numbers, in any order of tasks.
     """
-    random = np.random.default_rng(_SEED)
+    random = bootstrap()
     # Tasks with the same outcome are interchangeable: drawing kinds of tasks by how many there are is the same draw,
     # with a few numbers in place of one for each task.
     kinds, sizes = np.unique(np.column_stack([first, second, queries]), axis=0, return_counts=True)
-    drawn = random.multinomial(len(queries), sizes / len(queries), size=_DRAWS)  # [D, K]
+    drawn = random.multinomial(len(queries), sizes / len(queries), size=RESAMPLES)  # [D, K]
     totals = drawn @ kinds  # [D, S1 + S2 + 1]
     shares = totals[:, :-1] / totals[:, -1:]
 
     def mean(group: Float[np.ndarray, "D S"]) -> Float[np.ndarray, " D"]:
         runs = group.shape[1]
-        weights = random.multinomial(runs, np.full(runs, 1 / runs), size=_DRAWS) / runs
+        weights = random.multinomial(runs, np.full(runs, 1 / runs), size=RESAMPLES) / runs
         return (group * weights).sum(axis=1)
 
     runs = first.shape[1]
-    difference = mean(shares[:, :runs]) - mean(shares[:, runs:])
-    low, high = np.quantile(difference, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return float(low), float(high)
+    return percentile_interval(mean(shares[:, :runs]) - mean(shares[:, runs:]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,7 +188,7 @@ def pairwise_table(ranking: Ranking) -> Table | None:
         ("leader_exact", f"{leader}, %", "percent"),
         ("rival_exact", "the other, %", "percent"),
         ("difference", "difference", "percent"),
-        ("low", f"{100 * _LEVEL:.0f} % interval from", "percent"),
+        ("low", f"{100 * INTERVAL_LEVEL:.0f} % interval from", "percent"),
         ("high", "to", "percent"),
         ("differing", "tasks that differ", "number"),
         ("clear", "beyond the noise", "yes or no"),
@@ -311,7 +309,7 @@ def _describe(result: PairwiseResult) -> Iterator[str]:
     else:
         yield f"{leader} is ahead of {rival}, but within the noise: {scores}."
     yield (
-        f"The {100 * _LEVEL:.0f} % interval of the difference is {_interval(result)} "
+        f"The {100 * INTERVAL_LEVEL:.0f} % interval of the difference is {_interval(result)} "
         f"(bootstrap over {counted(result.tasks, 'task')})."
     )
     if result.low > 0 and not result.clear:

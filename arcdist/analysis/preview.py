@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
-from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.cells import cell_len
@@ -21,12 +19,10 @@ from arcdist.analysis.data_overview import draw_data, save_picture, show_data, s
 from arcdist.analysis.preview_arguments import PreviewArguments
 from arcdist.analysis.preview_query import CollatedQuery, collate_query, exclusion, find_task, load_tokenizer
 from arcdist.config import AugmentConfig, Config
-from arcdist.data import MAX_SIDE, Augmentation, read_task_sets
+from arcdist.data import MAX_SIDE, Augmentation, Grid, read_task_sets
 from arcdist.errors import ConfigError, DataError
 from arcdist.formatting import counted
 from arcdist.tracking.grids import draw_grids, grid_text, has_colors
-
-Grid: TypeAlias = UInt8[np.ndarray, "_ _"]
 
 NOT_GIVEN = "not given to the models"
 KEPT = "yellow"

@@ -84,6 +84,12 @@ class Program:
     """What it takes before, after and between its flags; None if every word belongs to a flag."""
     of_run: bool = False
     """Whether the first of these words is a run, whose configuration is in place of a recipe."""
+    keys: tuple[str, ...] | None = None
+    """What the keys begin with whose flags have an effect; None if all have."""
+
+    def takes(self, key: str) -> bool:
+        """Whether a flag of this key has an effect."""
+        return self.keys is None or key.startswith(self.keys)
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -115,6 +121,11 @@ TRAIN = Program(
 )
 
 
+_OF_ANSWERS = (
+    *("solve.", "distributed.timeout", "distributed.silence", "data.max_context_pairs", "qwen.model", "qwen.dtype"),
+    *("train.device", "train.cpu_threads", "train.precision", "train.seed"),
+)
+"""The keys that count where a trained run answers; the others say how it was built and trained."""
 EVALUATE = Program(
     name="evaluate.py",
     purpose="Answer puzzles with a trained run, and score the answers as the benchmark does.",
@@ -124,6 +135,10 @@ EVALUATE = Program(
         "--data.source names others.",
     ),
     of_run=True,
+    keys=(
+        *_OF_ANSWERS,
+        *("data.source", "data.split", "data.max_side", "data.max_tasks", "data.allow_overlap", "output.dir"),
+    ),
 )
 SOLVE = Program(
     name="solve.py",
@@ -134,6 +149,7 @@ SOLVE = Program(
         "own tasks.",
     ),
     of_run=True,
+    keys=_OF_ANSWERS,
 )
 
 
@@ -293,6 +309,8 @@ def _config_of_named_run(arguments: Sequence[str], recipe: str | None) -> Path:
         raise ConfigError("No run is given: name its folder, such as runs/NAME.")
     if recipe is not None:
         raise ConfigError("The configuration is that of the run: leave out --recipe.")
+    if not arguments[0] or not expanded(arguments[0]).exists():
+        raise ConfigError(f"{arguments[0] or 'An empty name'} does not exist: name a run's folder, such as runs/NAME.")
     file = run_of(expanded(arguments[0])) / "config.yaml"
     if not file.is_file():
         raise ConfigError(
@@ -336,13 +354,20 @@ def _read_words(argv: Sequence[str], program: Program) -> dict[str, Any]:
     known = [*program.flags, *_LOCAL_RANK, *SHORT_FLAGS.values(), *(f"--{name}" for name in config_keys())]
     words = [word.partition("=")[0] for word in argv]
     if "--help" in words or "-h" in words:
-        _typed_parser(program).print_help()
+        _typed_parser(program, help_alone=True).print_help()
         raise SystemExit(0)
     for word in words:
         if word.startswith("--") and word not in known:
             if why := REMOVED_KEYS.get(word[2:]):
                 raise ConfigError(f"{word} is no longer a flag: {why}. Leave it out.")
             raise ConfigError(f"There is no flag {word}.{nearest(word, known)} --help lists them all.")
+    idle = [key for key in config_keys() if not program.takes(key) and any(flag in words for flag in _flags_of(key))]
+    if idle:
+        flags = ", ".join(f"--{key}" for key in idle)
+        raise ConfigError(
+            f"{flags}: no effect here, since how a run was built and trained stays as it is. Leave it out. These "
+            f"count: {', '.join(f'{key}*' if key.endswith('.') else key for key in program.keys or ())}."
+        )
     for word, text, after in zip(words, argv, [*argv, ""][1:], strict=True):
         if word[2:] in program.switches and (word != text or after.lower() in ("true", "false")):
             raise ConfigError(f"{word} takes no value: write {word} alone, or leave it out.")
@@ -375,8 +400,8 @@ def _add_own_flags(parser: argparse.ArgumentParser, program: Program) -> None:
         parser.add_argument(f"--{name}", action="store_true", help=sentence)
 
 
-def _typed_parser(program: Program) -> ArgumentParser:
-    """The parser that prints help and converts values to the keys' types."""
+def _typed_parser(program: Program, *, help_alone: bool = False) -> ArgumentParser:
+    """The parser that prints help, of the flags that have an effect, and converts values to the keys' types."""
     own = [
         f" [--{name} {option.metavar if option.if_bare is None else f'[{option.metavar}]'}]"
         for name, option in program.options.items()
@@ -393,8 +418,14 @@ def _typed_parser(program: Program) -> ArgumentParser:
     if program.arguments is not None:
         parser.add_argument_group(program.arguments.metavar, program.arguments.sentence)
     _add_own_flags(parser, program)
-    groups = {name: parser.add_argument_group(name, sentence) for name, sentence in config_sections().items()}
-    for key in config_keys().values():
+    keys = [key for key in config_keys().values() if program.takes(key.name) or not help_alone]
+    sections = {key.section for key in keys}
+    groups = {
+        name: parser.add_argument_group(name, sentence)
+        for name, sentence in config_sections().items()
+        if name in sections
+    }
+    for key in keys:
         groups[key.section].add_argument(
             *_flags_of(key.name),
             type=key.type,

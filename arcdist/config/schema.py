@@ -343,7 +343,7 @@ class SolveConfig(_Section):
     memory: bool = False
     """Whether the memory of solved problems proposes answers of its own too."""
     qwen: bool = True
-    """Whether Qwen writes answers, and judges those of the others, if it has learned to (`qwen.lm_weight` above 0)."""
+    """Whether Qwen writes answers, and scores those of the others, if it has learned to (`qwen.lm_weight` above 0)."""
     draws: Natural = 0
     """Refinements that the policy draws beside its mean; the best on the task's own demonstrations counts extra."""
     adapt_steps: Natural = 0

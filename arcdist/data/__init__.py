@@ -8,7 +8,7 @@ from arcdist.data.queries import Queries, Query, build_queries
 from arcdist.data.sampler import BucketedBatches, Partitioner
 from arcdist.data.sources import Origin, read_tasks
 from arcdist.data.task_sets import LeakReport, TaskSet, TaskSets, read_asked, read_task_sets
-from arcdist.data.tasks import MAX_SIDE, NUM_COLORS, Pair, Task, parse_task, tasks_digest
+from arcdist.data.tasks import MAX_SIDE, NUM_COLORS, Grid, Pair, Task, parse_task, tasks_digest
 from arcdist.data.text import GridTokenizer, embedded_tokenizer
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Augmentation",
     "BucketedBatches",
     "Collator",
+    "Grid",
     "GridTokenizer",
     "LeakReport",
     "Origin",

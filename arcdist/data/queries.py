@@ -112,23 +112,33 @@ class Queries:
         Raises:
             DataError: a query exceeds `max_tokens` with its shortest context pair alone.
         """
-        limited = replace(self, max_pairs=max_pairs, max_tokens=max_tokens, seed=seed)
-        if max_tokens is None:
-            return limited
+        if max_tokens is not None and (too_long := self.too_long(max_tokens)):
+            raise DataError(
+                f"{next(iter(too_long.values()))}: lower data.max_side, which leaves out tasks with large grids, or "
+                f"choose a model with more positions."
+            )
+        return replace(self, max_pairs=max_pairs, max_tokens=max_tokens, seed=seed)
+
+    def too_long(self, max_tokens: int) -> dict[int, str]:
+        """The queries that exceed so many tokens with their shortest context pair alone: their numbers, and a problem.
+
+        Of each task the longest is first.
+        """
+        problems = {}
         for task in self.asked:
             tokens = self._demonstration_tokens(task)
             least = self.input_tokens[task.queries] + tokens.min()
             if self.kind == "train":
                 shortest, others = int(tokens.argmin()), np.sort(tokens)[1]
                 least[shortest] += others - tokens[shortest]
-            if (worst := int(least.max())) > max_tokens:
-                query_id = self.ids[task.queries.start + int(least.argmax())]
-                raise DataError(
-                    f"Query {query_id} has {worst:,} tokens with its shortest context pair alone, and qwen.model has "
-                    f"positions for {max_tokens:,}: lower data.max_side, which leaves out tasks with large grids, or "
-                    f"choose a model with more positions."
-                )
-        return limited
+            for place in np.argsort(-least, kind="stable").tolist():
+                if least[place] > max_tokens:
+                    query = task.queries.start + place
+                    problems[query] = (
+                        f"Query {self.ids[query]} has {least[place]:,} tokens with its shortest context pair alone, "
+                        f"and qwen.model has positions for {max_tokens:,}"
+                    )
+        return problems
 
     def lengths(self, epoch: int = 0) -> Int[np.ndarray, " Q"]:
         """Tokens of each query with its context in an epoch; they do not depend on the target."""

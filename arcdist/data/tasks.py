@@ -19,6 +19,9 @@ NUM_COLORS = 10
 
 _COLORS = frozenset(range(NUM_COLORS))
 
+Grid: TypeAlias = UInt8[np.ndarray, "_ _"]
+"""Colours by row and column."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
@@ -37,7 +40,7 @@ class Pair:
             content.update(grid.tobytes())
         return content.digest()
 
-    def grids(self) -> Iterator[UInt8[np.ndarray, "_ _"]]:
+    def grids(self) -> Iterator[Grid]:
         """Go through the input and, if there is one, the output."""
         yield self.input
         if self.output is not None:

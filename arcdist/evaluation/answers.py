@@ -38,6 +38,13 @@ def canvas_target(targets: QueryTargets, output: Plan) -> tuple[Int[Tensor, "B H
     return target, (target != OUTSIDE) & output.area
 
 
+def likeliest(
+    logits: Float[Tensor, "B H W C"], size_logits: Float[Tensor, "B 2 G"], working_area: Int[Tensor, "B 2"]
+) -> tuple[Int[Tensor, "B H W"], Int[Tensor, "B 2"]]:
+    """The likeliest colours of a canvas and the likeliest size within the working area, which make an answer."""
+    return logits.detach().argmax(-1), predicted_size(size_logits.detach(), working_area)
+
+
 def answer(
     output: Plan, inputs: QueryInputs, targets: QueryTargets, logits: Float[Tensor, "B H W C"] | None = None
 ) -> Answer:
@@ -46,10 +53,11 @@ def answer(
     `logits` replace the agent's last step; the solver's weight is in them. Of the targets only the canvas's size is
     used: a query whose target is unknown is answered as well.
     """
-    colors = (output.final_logits if logits is None else logits).detach().argmax(-1)
+    logits = output.final_logits if logits is None else logits
+    colors, size = likeliest(logits, output.size_logits, inputs.working_area)
     return Answer(
         grid=fit_canvas(colors.where(output.area, OUTSIDE), *targets.target.shape[1:]),
-        size=predicted_size(output.size_logits.detach(), inputs.working_area),
+        size=size,
         reconstruction=output.reconstruction_logits.detach().argmax(-1) if isinstance(output, AgentOutput) else None,
     )
 

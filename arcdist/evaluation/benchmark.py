@@ -1,18 +1,20 @@
 """Scores as the benchmark counts them: two attempts a test input, exact grids, a mean over tasks."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from arcdist.data import Pair, Task
-from arcdist.evaluation.predict import Grid
+from arcdist.evaluation.predict import GridTuple, grid_tuple
 from arcdist.evaluation.vote import ATTEMPTS
+from arcdist.rng import RESAMPLES, bootstrap, percentile_interval
 
-# N tasks, D draws.
+# N tasks.
 
-_DRAWS, _LEVEL, _SEED = 10_000, 0.95, 0
 SIZES = (10, 20, 30)
 """Longest sides of the puzzles that are counted apart: small ones are solved first."""
 
@@ -28,15 +30,10 @@ class SolvedOutput:
     """Whether it is among all the candidates."""
 
 
-def judge(task_id: str, target: UInt8[np.ndarray, "h w"], ranked: Sequence[Grid]) -> SolvedOutput:
+def compare(task_id: str, target: UInt8[np.ndarray, "h w"], ranked: Sequence[GridTuple]) -> SolvedOutput:
     """Compare the candidates for a test output, the best first, with its answer; none is a wrong answer."""
-    right = [grid == as_grid(target) for grid in ranked]
+    right = [grid == grid_tuple(target) for grid in ranked]
     return SolvedOutput(task_id=task_id, at_1=any(right[:1]), at_2=any(right[:ATTEMPTS]), oracle=any(right))
-
-
-def as_grid(grid: UInt8[np.ndarray, "h w"]) -> Grid:
-    """An array as nested tuples, which can be compared and counted."""
-    return tuple(map(tuple, grid.tolist()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,19 +89,21 @@ def _interval(shares: Float[np.ndarray, " N"]) -> tuple[float, float]:
         return 0.0, 0.0
     values, counts = np.unique(shares, return_counts=True)
     # Tasks with the same share are interchangeable: how many of each are drawn is all that matters.
-    drawn = np.random.default_rng(_SEED).multinomial(len(shares), counts / len(shares), size=_DRAWS)
-    tail = 100 * (1 - _LEVEL) / 2
-    low, high = np.percentile(drawn @ values / len(shares), [tail, 100 - tail])
-    return float(low), float(high)
+    drawn = bootstrap().multinomial(len(shares), counts / len(shares), size=RESAMPLES)
+    return percentile_interval(drawn @ values / len(shares))
 
 
 def by_size(solved: Sequence[SolvedOutput], tasks: Mapping[str, Task]) -> dict[str, Score]:
-    """The scores of small, middle and large puzzles apart, by their longest side."""
-    scores = {}
-    for shortest, longest in zip((1, *(size + 1 for size in SIZES)), SIZES, strict=False):
-        within = [output for output in solved if shortest <= tasks[output.task_id].longest_side <= longest]
-        scores[f"{shortest}-{longest}"] = score_outputs(within)
-    return scores
+    """The scores of small, middle and large puzzles apart, by their longest side; together they are all outputs.
+
+    The last are larger than any that a model is given.
+    """
+    bounds = (0, *SIZES)
+    names = [f"{shorter + 1}-{longest}" for shorter, longest in pairwise(bounds)] + [f"over {SIZES[-1]}"]
+    within: dict[str, list[SolvedOutput]] = {name: [] for name in names}
+    for output in solved:
+        within[names[bisect_left(SIZES, tasks[output.task_id].longest_side)]].append(output)
+    return {name: score_outputs(outputs) for name, outputs in within.items()}
 
 
 def floors(tasks: Iterable[Task]) -> dict[str, Score]:
@@ -115,7 +114,7 @@ def floors(tasks: Iterable[Task]) -> dict[str, Score]:
             if pair.output is None:
                 continue
             for copies, grid in zip(solved.values(), (pair.input, _copied(task, pair)), strict=True):
-                copies.append(judge(task.id, pair.output, [as_grid(grid)]))
+                copies.append(compare(task.id, pair.output, [grid_tuple(grid)]))
     return {name: score_outputs(copies) for name, copies in solved.items()}
 
 

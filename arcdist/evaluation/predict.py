@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arcdist.data import Augmentation, Collator, Query, QueryBatch, draw_augmentation
-from arcdist.evaluation.answers import answer
+from arcdist.data import Augmentation, Collator, Grid, Query, QueryBatch, draw_augmentation
+from arcdist.evaluation.answers import answer, likeliest
 from arcdist.models import (
     ARCPromptGuidedAgent,
     PermanentSolver,
@@ -19,7 +19,6 @@ from arcdist.models import (
     Proposal,
     QwenHybridPrompt,
     cells_within,
-    predicted_size,
 )
 from arcdist.models.cores import Context
 from arcdist.rl import PolicyRefinedAgent, shaping_reward
@@ -28,24 +27,32 @@ from arcdist.rng import stream
 # B queries or views of queries, K draws of the policy, P prompt, A = P + 1 components of an action, H W canvas,
 # C colours, T planning steps.
 
-Grid: TypeAlias = tuple[tuple[int, ...], ...]
-Origin = Literal["agent", "steps", "memory", "refiner", "demonstrations", "qwen", "judge"]
+GridTuple: TypeAlias = tuple[tuple[int, ...], ...]
+"""A grid that can be compared and counted."""
+
+
+def grid_tuple(grid: Grid) -> GridTuple:
+    """An array as nested tuples."""
+    return tuple(map(tuple, grid.tolist()))
+
+
+Origin = Literal["agent", "steps", "memory", "refiner", "demonstrations", "qwen", "qwen_score"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 """Who proposes grids: the agent as in validation, its earlier planning steps, the memory alone, refinements that the
-policy draws, the one of these that does best on the task's own demonstrations, and Qwen, which writes them. The judge
-is Qwen as well: it proposes nothing, and says how probable each of the others' grids is."""
+policy draws, the one of these that does best on the task's own demonstrations, and Qwen, which writes them.
+Qwen's score proposes nothing: it says how probable each of the others' grids is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A grid that was proposed for a query."""
 
-    grid: Grid
+    grid: GridTuple
     origin: Origin
     view: int
-    """Number of the view that it was proposed for; 0 if it is the judge's, which sees all."""
+    """Number of the view that it was proposed for; 0 if it is Qwen's score, which is of all."""
     log_prob: float
-    """Of its size and colours, in nats, as whoever proposed it puts it; the judge's is the sum over all views."""
+    """Of its size and colours, in nats, as whoever proposed it puts it; Qwen's score is the sum over all views."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +133,7 @@ class Proposing:
     memory: bool = False
     """Whether the memory alone proposes."""
     qwen: bool = False
-    """Whether Qwen writes grids and judges those of the others; it has to have a trained LM head."""
+    """Whether Qwen writes grids and scores those of the others; it has to have a trained LM head."""
     batch_size: int = 32
     """Views that are answered at once."""
     seed: int = 0
@@ -172,17 +179,17 @@ def propose(
         for origin, proposed in _proposals(models, batch, settings, noise, best):
             for (place, number, augmentation), (grid, log_prob) in zip(some, proposed, strict=True):
                 back = augmentation.invert(grid)
-                candidate = Candidate(tuple(map(tuple, back.tolist())), origin, number, log_prob)
+                candidate = Candidate(grid_tuple(back), origin, number, log_prob)
                 candidates[place].append(candidate)
     if settings.qwen:
-        for of_query, judged in zip(
-            candidates, _judge(models, collator, queries, candidates, seen, settings, device), strict=True
+        for of_query, scored in zip(
+            candidates, _qwen_scores(models, collator, queries, candidates, seen, settings, device), strict=True
         ):
-            of_query += judged
+            of_query += scored
     return [sorted(of_query, key=lambda candidate: candidate.view) for of_query in candidates]
 
 
-def _judge(
+def _qwen_scores(
     models: Predictor,
     collator: Collator,
     queries: Sequence[Query],
@@ -203,7 +210,7 @@ def _judge(
         for (place, _, _), of_view in zip(some, log_probs, strict=True):
             for grid, log_prob in zip(grids[place], of_view, strict=True):
                 totals[place][grid] += log_prob
-    return [[Candidate(grid, "judge", 0, total) for grid, total in of_query.items()] for of_query in totals]
+    return [[Candidate(grid, "qwen_score", 0, total) for grid, total in of_query.items()] for of_query in totals]
 
 
 Proposed: TypeAlias = list[tuple[np.ndarray, float]]
@@ -243,21 +250,20 @@ def _proposals(
 def _grids(
     logits: Float[Tensor, "N B H W C"], size_logits: Float[Tensor, "N B 2 G"], batch: QueryBatch
 ) -> list[Proposed]:
-    """The likeliest size and colours of N answers to each query."""
-    area = batch.inputs.working_area
-    height, width = logits.shape[2:4]
-    size = torch.stack([predicted_size(each, area) for each in size_logits])  # [N, B, 2]
+    """The likeliest grids of N answers to each query."""
+    answers, height, width = len(logits), *logits.shape[2:4]
+    logits, size_logits = logits.flatten(0, 1), size_logits.flatten(0, 1)  # [N B, ...]
+    colors, size = likeliest(logits, size_logits, batch.inputs.working_area.repeat(answers, 1))
     of_size = size_logits.gather(-1, size[..., None] - 1).squeeze(-1).sum(-1)
-    inside = cells_within(size.flatten(0, 1), height, width).unflatten(0, size.shape[:2])
-    surest, colors = logits.float().log_softmax(-1).max(-1)
-    log_prob = of_size + (surest * inside).flatten(2).sum(-1)
-    packed = torch.cat([log_prob[..., None], size.float(), colors.flatten(2).float()], -1).cpu().numpy()
+    surest = logits.float().log_softmax(-1).amax(-1)
+    log_prob = of_size + (surest * cells_within(size, height, width)).flatten(1).sum(-1)
+    packed = torch.cat([log_prob[:, None], size.float(), colors.flatten(1).float()], -1)
     return [
         [
             (row[3:].reshape(height, width)[: int(row[1]), : int(row[2])].astype(np.uint8), float(row[0]))
             for row in answer
         ]
-        for answer in packed
+        for answer in packed.unflatten(0, (answers, -1)).cpu().numpy()
     ]
 
 

@@ -15,18 +15,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int, UInt8
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
 
-from arcdist.data.tasks import MAX_SIDE
+from arcdist.data.tasks import MAX_SIDE, Grid
 from arcdist.data.text import INPUT, NEWLINE, GridTokenizer
 
 # B queries, L tokens, D width of Qwen, N texts that are being written, 12 symbols that an output is written with.
 
-Grid = UInt8[np.ndarray, "_ _"]
 Head = Callable[[Tensor], Tensor]
 """Logits over the vocabulary, from hidden states."""
 

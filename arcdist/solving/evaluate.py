@@ -1,41 +1,31 @@
-"""Answers for all puzzles of a source: a queue of tasks over processes, and what it leaves."""
+"""Answers for all puzzles of a source: which ones, under which protocol, and what is left of them."""
 
-import json
 import logging
-import math
 import shlex
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from arcdist.config import LoadedConfig
 from arcdist.config.loader import run_of
 from arcdist.config.schema import section_arguments
-from arcdist.data import Collator, Origin, Task, TaskSet, build_queries, read_asked, read_task_sets, tasks_digest
-from arcdist.data.queries import Kind, Queries
-from arcdist.distributed import is_main, rank, world_size
+from arcdist.data import Origin, TaskSet, read_asked, read_task_sets, tasks_digest
+from arcdist.distributed import is_main
 from arcdist.distributed.collectives import broadcast_text, shutdown
 from arcdist.engine.platform import start_platform
-from arcdist.errors import ConfigError, DataError, NotFiniteError, SaveError, kind_and_reason, reason
-from arcdist.evaluation.adapt import Adapting, adapted
-from arcdist.evaluation.predict import Candidate, Proposing, propose
-from arcdist.files import expanded, replacing
-from arcdist.formatting import counted, duration
-from arcdist.solving.results import Answers, write_results
+from arcdist.errors import ArcdistError, ConfigError, DataError
+from arcdist.files import expanded
+from arcdist.formatting import counted
+from arcdist.solving.queue import Queue, claimed, writable
+from arcdist.solving.report import write_results
+from arcdist.solving.results import Answers
+from arcdist.solving.task_solver import TaskSolver
 from arcdist.solving.trained import Trained, changed_keys, read_trained
 from arcdist.tracking import no_log, open_log
-from arcdist.tracking.console import ProgressBar
-from arcdist.tracking.run_folder import held, own, readable
 
 _logger = logging.getLogger(__name__)
-
-PROTOCOL = "protocol.json"
-_ELSEWHERE = "choose another with --output_dir FOLDER"
-_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +34,7 @@ class Scored:
 
     tasks: TaskSet
     protocol: str
-    """One of `results.PROTOCOLS`."""
+    """One of `report.PROTOCOLS`."""
     max_side: int
     """Longest side of a task that is answered."""
 
@@ -66,7 +56,7 @@ def evaluate(loaded: LoadedConfig) -> None:
         scored = find_scored(loaded, trained)
         # What the first process of a machine prepares, the others find in the cache.
         with platform.accelerator.local_main_process_first():
-            solver = Solver.of(trained, loaded, scored.tasks.used)
+            solver = TaskSolver.of(trained, loaded, scored.tasks.used)
         now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         named = expanded(config.output.dir) if config.output.dir else run_of(path) / "solve" / now
         folder = Path(broadcast_text(str(named.absolute())))
@@ -90,9 +80,25 @@ def evaluate(loaded: LoadedConfig) -> None:
                 _logger.warning("Interrupted. %s answered; --output_dir %s continues.", queue.progress(), folder)
                 raise
             if is_main():
-                with _writable(folder):
-                    write_results(folder, scored.tasks, queue.answers(), protocol, scored.max_side)
+                answers = queue.answers()
+                with writable(folder):
+                    write_results(folder, scored.tasks, answers, protocol, scored.max_side)
+                check_answered(answers)
     shutdown()
+
+
+def check_answered(answers: Mapping[str, Answers]) -> None:
+    """Check that a task was answered: what fails for all is no matter of a task.
+
+    Raises:
+        ArcdistError: each has failed.
+    """
+    failed = [given.failed for given in answers.values()]
+    if failed and all(failed):
+        raise ArcdistError(
+            f"None of {counted(len(failed), 'task')} could be answered. The first: {failed[0]} The files are written, "
+            f"and hold no answer; results.json says why of each."
+        )
 
 
 def find_scored(loaded: LoadedConfig, trained: Trained) -> Scored:
@@ -109,10 +115,18 @@ def find_scored(loaded: LoadedConfig, trained: Trained) -> Scored:
     if not (is_given("data.source") or is_given("data.split")):
         sets = read_task_sets(ours)
         # As the run validates them: what it leaves out there is not asked here either.
-        own = replace(sets.validation, tasks=sets.validation.used)
+        used = sets.validation.used
+        side = data.max_side if is_given("data.max_side") else ours.max_side
+        within = tuple(task for task in used if task.without_answers().longest_side <= side)
+        if not within:
+            raise DataError(
+                f"Each of the run's {len(used)} tasks has a side longer than data.max_side = {side}: raise it."
+            )
+        most = data.max_tasks if is_given("data.max_tasks") else None
+        own = replace(sets.validation, tasks=used, used=within[:most])
         transductive = sets.joins(sets.validation)
         seen = "seen" if sets.validation is sets.training else "transductive" if transductive else "unseen"
-        return Scored(tasks=own, protocol=seen, max_side=ours.max_side)
+        return Scored(tasks=own, protocol=seen, max_side=side)
     wanted = replace(
         data,
         max_side=data.max_side if is_given("data.max_side") else trained.longest_side,
@@ -144,277 +158,3 @@ def find_scored(loaded: LoadedConfig, trained: Trained) -> Scored:
     transductive = sets.joins(asked)
     protocol = "overlapping" if overlaps else "transductive" if transductive else "unseen"
     return Scored(tasks=asked, protocol=protocol, max_side=wanted.max_side)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Solver:
-    """Answers one task after another; what it answers depends on nothing but the task."""
-
-    trained: Trained
-    proposing: Proposing
-    adapting: Adapting
-    tests: Queries | None
-    demonstrations: Queries | None
-    collator: Collator
-    refused: Mapping[str, str]
-    """Tasks that are too long for Qwen, and how."""
-
-    @classmethod
-    def of(cls, trained: Trained, loaded: LoadedConfig, tasks: Sequence[Task]) -> "Solver":
-        """Prepare the queries of some tasks."""
-        solve, seed, augment = loaded.config.solve, loaded.config.train.seed, trained.config.data.augment
-        tokenizer = trained.predictor.qwen.tokenizer
-        refused: dict[str, str] = {}
-        # What the models are not given cannot change an answer.
-        tasks = [task.without_answers() for task in tasks]
-
-        def queries(kind: Kind, needed: bool) -> Queries | None:
-            if not needed:
-                return None
-            built = build_queries(tasks, kind)
-            for task in built.asked:
-                try:
-                    replace(built, asked=(task,)).limited(None, tokenizer.max_tokens)
-                except DataError as error:
-                    refused[task.id] = str(error)
-            return replace(built, max_pairs=loaded.config.data.max_context_pairs, max_tokens=tokenizer.max_tokens)
-
-        learns = solve.adapt_steps > 0 or solve.draws > 0
-        return cls(
-            trained=trained,
-            proposing=Proposing(
-                views=solve.views,
-                draws=solve.draws,
-                steps=solve.steps,
-                memory=solve.memory,
-                qwen=solve.qwen and trained.predictor.qwen.lm_head is not None,
-                batch_size=solve.batch_size,
-                seed=seed,
-                tell_symmetry=augment.dihedral,
-            ),
-            adapting=Adapting(
-                steps=solve.adapt_steps,
-                lr=solve.adapt_lr,
-                part=solve.adapt_part,
-                batch_size=solve.batch_size,
-                seed=seed,
-                tell_symmetry=augment.dihedral,
-            ),
-            tests=queries("test", any(task.tests for task in tasks)),
-            demonstrations=queries("train", learns and any(len(task.demonstrations) > 1 for task in tasks)),
-            collator=Collator(
-                tokenizer,
-                task_rows={name: row for row, name in enumerate(trained.tasks)},
-                max_grid_size=trained.longest_side,
-            ),
-            refused=refused,
-        )
-
-    def answer(self, task: Task) -> list[list[Candidate]]:
-        """The candidates for each test pair of a task.
-
-        Raises:
-            DataError: it is too long for Qwen.
-            NotFiniteError: what the models compute for it is not finite.
-        """
-        if task.id in self.refused:
-            raise DataError(self.refused[task.id])
-        if not task.tests or self.tests is None:
-            return []
-        asked = self.tests.read(self.tests.of_task(task.id))
-        shown = self.demonstrations.read(self.demonstrations.of_task(task.id)) if self.demonstrations else []
-        trained = self.trained
-        with (
-            trained.autocast(),
-            adapted(trained.predictor, self.collator, task.id, shown, self.adapting, trained.device) as (own, collator),
-        ):
-            candidates = propose(own, collator, asked, shown, self.proposing, trained.device)
-        if not all(math.isfinite(each.log_prob) for of_query in candidates for each in of_query):
-            remedy = "lower --solve.adapt_lr" if self.adapting.steps else "give --train.precision no"
-            raise NotFiniteError(f"The models' outputs are not finite: {remedy}.")
-        return candidates
-
-    def cost(self, task: Task) -> float:
-        """How much there is to compute for a task, in any unit."""
-        cells = sum(pair.input.size for pair in task.tests) * self.proposing.views
-        cells += self.adapting.steps * self.adapting.batch_size * task.demonstrations[0].input.size
-        return float(cells + 1)
-
-
-class Queue:
-    """Tasks that processes answer, each into a file of its own: what is there already is not answered again.
-
-    Args:
-        folder: of the answers, which process 0 has claimed.
-        solver: answers a task.
-        tasks: all of them.
-    """
-
-    def __init__(self, folder: Path, solver: Solver, tasks: Sequence[Task]) -> None:
-        self._folder = folder / "tasks"
-        self._solver = solver
-        self._tasks = tasks
-        # As process 0 sees the disk, so that all share out the same ones.
-        self._left: list[int] = json.loads(broadcast_text(json.dumps(self._absent(range(len(tasks))))))
-
-    def run(self) -> None:
-        """Answer this process's share of what is left, and wait until the others have answered theirs."""
-        costs = {place: self._solver.cost(self._tasks[place]) for place in self._left}
-        own = _share(costs)
-        if is_main() and len(self._left) < len(self._tasks):
-            _logger.info("%s already.", self.progress())
-        # One of middle size first, which shows how long all will take; then the longest, so that none is left over.
-        if own:
-            own.insert(0, own.pop(len(own) // 2))
-        done = len(self._tasks) - len(self._left)
-        bar = ProgressBar(len(self._tasks), done=done, quiet=not is_main() or not self._left)
-        waiting = self._left
-        with bar:
-            for number, place in enumerate(own):
-                start = time.monotonic()
-                self._answer(place)
-                if number == 0 and is_main() and len(own) > 1:
-                    whole = (time.monotonic() - start) * sum(costs[each] for each in own) / costs[place]
-                    _logger.info(
-                        "%s to answer, about %s. An interrupted evaluation continues with --output_dir %s.",
-                        counted(len(self._left), "task"),
-                        duration(whole),
-                        self._folder.parent,
-                    )
-                waiting = self._count(waiting, bar)
-            while waiting := self._count(waiting, bar):
-                time.sleep(_POLL_SECONDS)
-
-    def progress(self) -> str:
-        """How many tasks are answered, in words."""
-        done = len(self._tasks) - len(self._absent(range(len(self._tasks))))
-        return f"{done:,} of {counted(len(self._tasks), 'task')}"
-
-    def answers(self) -> dict[str, Answers]:
-        """What was answered, by task.
-
-        Raises:
-            DataError: a file of answers is broken.
-        """
-        found = {}
-        for place, task in enumerate(self._tasks):
-            with readable(self._file(place), "an answered task", "remove it, and start once more: that task is"
-                          " answered again"):  # fmt: skip
-                raw = json.loads(self._file(place).read_text(encoding="utf-8"))
-                outputs = list(map(_unpacked, raw["outputs"]))
-                found[task.id] = Answers(outputs=outputs, failed=raw["failed"], seconds=raw["seconds"])
-        return found
-
-    def _count(self, waiting: list[int], bar: ProgressBar) -> list[int]:
-        """Count what has been answered meanwhile, by any process; what has not."""
-        left = self._absent(waiting)
-        if len(left) < len(waiting):
-            bar.advance(len(waiting) - len(left), label="answering")
-        return left
-
-    def _absent(self, places: Iterable[int]) -> list[int]:
-        return [place for place in places if not self._file(place).exists()]
-
-    def _answer(self, place: int) -> None:
-        task, failed = self._tasks[place], None
-        outputs: list[list[Candidate]] = [[] for _ in task.tests]
-        start = time.monotonic()
-        for is_last in (False, True):
-            try:
-                outputs, failed = self._solver.answer(task), None
-                break
-            except (DataError, NotFiniteError) as error:
-                failed = str(error)
-                _logger.warning("Task %s is not answered: %s", task.id, failed)
-                break
-            except Exception as error:  # One task must not end an evaluation of hours.
-                failed = kind_and_reason(error)
-                again = "and counts as wrong" if is_last else "and is tried once more"
-                _logger.warning("Task %s failed, %s: %s", task.id, again, failed)
-        content = {
-            "task": task.id,
-            "failed": failed,
-            "seconds": time.monotonic() - start,
-            "outputs": list(map(_packed, outputs)),
-        }
-        with _writable(self._folder.parent), replacing(self._file(place)) as partial:
-            partial.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
-
-    def _file(self, place: int) -> Path:
-        return self._folder / f"{place:05d}.json"
-
-
-def _packed(candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """Candidates for a file: each different grid is in there once, and hundreds of views may agree."""
-    grids = {grid: number for number, grid in enumerate(dict.fromkeys(each.grid for each in candidates))}
-    return {"grids": list(grids), "candidates": [asdict(each) | {"grid": grids[each.grid]} for each in candidates]}
-
-
-def _unpacked(content: Mapping[str, Any]) -> list[Candidate]:
-    grids = [tuple(map(tuple, grid)) for grid in content["grids"]]
-    return [Candidate(**each | {"grid": grids[each["grid"]]}) for each in content["candidates"]]
-
-
-def _share(costs: Mapping[int, float]) -> list[int]:
-    """The tasks of this process: each in turn goes to the process with least to do so far, the longest first."""
-    loads = [0.0] * world_size()
-    shares: list[list[int]] = [[] for _ in loads]
-    for place in sorted(costs, key=lambda place: (-costs[place], place)):
-        least = min(range(len(loads)), key=loads.__getitem__)
-        shares[least].append(place)
-        loads[least] += costs[place]
-    return shares[rank()]
-
-
-@contextmanager
-def claimed(folder: Path, protocol: Mapping[str, Any]) -> Iterator[None]:
-    """Make a folder that the answers under a protocol belong to, or find it again, and keep others out of it.
-
-    Raises:
-        ConfigError: it cannot be written, holds something else, or another process is writing there.
-    """
-    file = folder / PROTOCOL
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held_by_others = sorted(entry.name for entry in folder.iterdir() if entry.name != ".lock")
-    except OSError as error:
-        raise ConfigError(f"The output folder {folder} cannot be written ({reason(error)}): {_ELSEWHERE}.") from error
-    if held_by_others and not file.exists():
-        raise ConfigError(f"{folder} holds {held_by_others[0]}, and no answers to continue: {_ELSEWHERE}.")
-    with held(own(folder, "answering puzzles")):
-        if file.exists():
-            with readable(file, "the protocol of answers"):
-                before = dict(json.loads(file.read_text(encoding="utf-8")))
-            now = json.loads(json.dumps(protocol))
-            differing = _differing(before, now)
-            if differing:
-                raise ConfigError(f"{folder} holds answers of another kind ({differing}): {_ELSEWHERE}.")
-        else:
-            with _writable(folder), replacing(file) as partial:
-                partial.write_text(json.dumps(protocol, indent=2) + "\n", encoding="utf-8")
-        with _writable(folder):
-            (folder / "tasks").mkdir(exist_ok=True)
-        yield
-
-
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What two protocols disagree in. One run may be named by several paths: its weights tell it from others."""
-    flat = [
-        {**protocol, **{f"solve.{name}": value for name, value in protocol.get("solve", {}).items()}}
-        for protocol in (now, before)
-    ]
-    names = [name for name in flat[0] if name not in ("run", "solve")]
-    return ", ".join(
-        f"{name} is {flat[0][name]}, there {flat[1].get(name)}" for name in names if flat[0][name] != flat[1].get(name)
-    )
-
-
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SaveError(
-            f"{folder} cannot be written ({reason(error)}): make room there. What is answered is kept, and the same "
-            f"command with --output_dir {folder} continues."
-        ) from error

@@ -1,28 +1,13 @@
-"""What answers come to: the submission, the scores with their intervals, a page with pictures, and a table."""
+"""What answers come to: the attempts by vote, their scores with those of each part, and the submission."""
 
-import csv
-import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from markupsafe import Markup
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from arcdist.analysis.page import image, render
 from arcdist.data import MAX_SIDE, NUM_COLORS, Pair, Task, TaskSet
-from arcdist.evaluation.benchmark import SolvedOutput, as_grid, by_size, floors, judge, score_outputs
-from arcdist.evaluation.predict import ORIGINS, Candidate, Grid, Origin
+from arcdist.evaluation.benchmark import SolvedOutput, by_size, compare, floors, score_outputs
+from arcdist.evaluation.predict import ORIGINS, Candidate, GridTuple, Origin
 from arcdist.evaluation.vote import ATTEMPTS, Ranked, vote
-from arcdist.files import replacing
-from arcdist.formatting import counted, duration, hundredths, percent
-from arcdist.tracking.grids import difference_picture, grid_picture, right_cells, verdict
 
 WEIGHTS: dict[Origin, float] = {
     "agent": 1.0,
@@ -31,24 +16,13 @@ WEIGHTS: dict[Origin, float] = {
     "refiner": 0.3,
     "demonstrations": 1.0,
     "qwen": 1.0,
-    "judge": 4.0,
+    "qwen_score": 4.0,
 }
-"""Of the candidates' votes, by where they come from; the judge's is shared out over the grids."""
-NO_ANSWER: Grid = ((0,),)
+"""Of the candidates' votes, by where they come from; that of Qwen's score is shared out over the grids."""
+NO_ANSWER: GridTuple = ((0,),)
 """What a submission holds where there is none: the format knows no empty attempt."""
-PROTOCOLS = {
-    "seen": "the demonstrations of these tasks were trained on",
-    "transductive": "the demonstrations of these tasks were added to those that were trained on",
-    "unseen": "nothing of these tasks was trained on",
-    "overlapping": "some of these tasks were trained on",
-}
-FILES = ("submission.json", "results.json", "solved.csv", "answers.html")
 _KEPT = 10
 """Candidates of an output in `results.json`, the best first."""
-_SHOWN = 200
-"""Test outputs on the page."""
-_NAMED = 5
-"""Tasks without an answer that are named on the console."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +35,8 @@ class Answers:
     """Why there are none; None if there are."""
     seconds: float
     """Of one process."""
+    not_held_out: str | None = None
+    """What it has that nothing was learned from its demonstrations though that was asked for; None if it was."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,14 +51,14 @@ class Output:
     candidates: list[Candidate]
 
     @property
-    def attempts(self) -> list[Grid]:
+    def attempts(self) -> list[GridTuple]:
         """The grids that are given as its answers; none if there is none."""
         return [each.grid for each in self.ranked[:ATTEMPTS]]
 
-    def solved(self, ranked: Sequence[Grid]) -> SolvedOutput:
+    def solved(self, ranked: Sequence[GridTuple]) -> SolvedOutput:
         """How grids, the best first, compare with the target, which is known."""
         assert self.pair.output is not None
-        return judge(self.task.id, self.pair.output, ranked)
+        return compare(self.task.id, self.pair.output, ranked)
 
 
 def outputs_of(tasks: TaskSet, answers: Mapping[str, Answers]) -> list[Output]:
@@ -103,29 +79,6 @@ def parts_of(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
     for origin in ORIGINS:
         parts[origin] = [each for each in candidates if each.origin == origin]
     return {name: alone for name, alone in parts.items() if alone}
-
-
-def write_results(
-    folder: Path, tasks: TaskSet, answers: Mapping[str, Answers], protocol: Mapping[str, Any], max_side: int
-) -> None:
-    """Write the `FILES`, and print the scores.
-
-    Args:
-        folder: of the answers.
-        tasks: all that were to be answered; those that were left out count as wrong.
-        answers: by task.
-        protocol: what the answers depend on.
-        max_side: longest side of a task that was answered.
-    """
-    outputs = outputs_of(tasks, answers)
-    content = results(tasks, outputs, answers, protocol, max_side)
-    given = submission(tasks, outputs)
-    check_submission(given, tasks.tasks)
-    texts = json.dumps(given), _json(content), solved_table(outputs), page(content, outputs)
-    for name, text in zip(FILES, texts, strict=True):
-        with replacing(folder / name) as partial:
-            partial.write_text(text + "\n" * (not text.endswith("\n")), encoding="utf-8")
-    _print(folder, content)
 
 
 def results(
@@ -160,6 +113,7 @@ def results(
         "sizes": {name: asdict(score) for name, score in by_size(solved, {t.id: t for t in tasks.tasks}).items()},
         "floors": {name: asdict(score) for name, score in floors(tasks.tasks).items()},
         "left_out": _left_out(tasks, answers, max_side),
+        "not_held_out": {name: given.not_held_out for name, given in answers.items() if given.not_held_out},
         "without_tests": [task.id for task in tasks.tasks if not task.tests],
         "seconds": sum(given.seconds for given in answers.values()),
         "results": {
@@ -172,16 +126,9 @@ def results(
     }
 
 
-def _json(content: Mapping[str, Any]) -> str:
-    """`results.json` for people, too: scores that are easy to read, then a line for each task's candidates."""
-    scores = json.dumps({name: value for name, value in content.items() if name != "results"}, indent=1)
-    lines = (f"  {json.dumps(name)}: {json.dumps(of_task)}" for name, of_task in content["results"].items())
-    return scores.removesuffix("\n}") + ',\n "results": {\n' + ",\n".join(lines) + "\n }\n}"
-
-
-def submission(tasks: TaskSet, outputs: Sequence[Output]) -> dict[str, list[dict[str, Grid]]]:
+def submission(tasks: TaskSet, outputs: Sequence[Output]) -> dict[str, list[dict[str, GridTuple]]]:
     """Kaggle's format: two attempts for each test input of every task."""
-    given: dict[str, list[dict[str, Grid]]] = {task.id: [] for task in tasks.tasks}
+    given: dict[str, list[dict[str, GridTuple]]] = {task.id: [] for task in tasks.tasks}
     for output in outputs:
         grids = output.attempts or [NO_ANSWER]
         grids += grids[:1] * (ATTEMPTS - len(grids))
@@ -212,19 +159,6 @@ def check_submission(given: Mapping[str, Any], tasks: Sequence[Task]) -> None:
                     raise ValueError(f"task {task.id}, answer {index}, {name}: a cell is no colour")
 
 
-def solved_table(outputs: Sequence[Output]) -> str:
-    """The content of `solved.csv`: a line a test output whose answer is known."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("task", "test", "longest_side", "solved_at_1", "solved_at_2", "among_candidates"))
-    for output in outputs:
-        if output.pair.output is not None:
-            solved = output.solved([each.grid for each in output.ranked])
-            marks = map(int, (solved.at_1, solved.at_2, solved.oracle))
-            writer.writerow((output.task.id, output.index, output.task.longest_side, *marks))
-    return table.getvalue()
-
-
 def _left_out(tasks: TaskSet, answers: Mapping[str, Answers], max_side: int) -> dict[str, str]:
     """Why a task has no answers."""
     reasons = {}
@@ -238,142 +172,3 @@ def _left_out(tasks: TaskSet, answers: Mapping[str, Answers], max_side: int) -> 
         else:
             reasons[task.id] = "left out by data.max_tasks"
     return reasons
-
-
-# What a person reads.
-
-
-def score_rows(content: Mapping[str, Any]) -> Iterator[list[tuple[str, Mapping[str, Any]]]]:
-    """The lines of the table of scores, in groups."""
-    yield [("all votes", content), *content["parts"].items()]
-    yield [
-        (f"sides {name}, of {score['outputs']:,}", score)
-        for name, score in content["sizes"].items()
-        if score["outputs"]
-    ]
-    yield list(content["floors"].items())
-
-
-def summary(content: Mapping[str, Any]) -> str:
-    """What was scored, and how it relates to the training, in a sentence."""
-    protocol = content["protocol"]
-    outputs, tasks = counted(content["outputs"], "test output"), counted(content["tasks"], "task")
-    return f"{protocol['scored']}: {outputs} of {tasks}, {protocol['protocol']} ({PROTOCOLS[protocol['protocol']]})."
-
-
-def notes(content: Mapping[str, Any]) -> Iterator[str]:
-    """What is to be known beside the scores, a sentence each."""
-    if content["unknown_outputs"]:
-        unknown = counted(content["unknown_outputs"], "test output")
-        what = "nothing can be scored" if not content["outputs"] else "answered without being scored"
-        yield f"{unknown} not known: {what}; submission.json holds the answers."
-    if content["without_tests"]:
-        yield f"{counted(len(content['without_tests']), 'task')} without test pairs: nothing to answer."
-
-
-def without_answer(content: Mapping[str, Any]) -> str:
-    """How many tasks have no answer, in words."""
-    wrong = ", counted as wrong" if content["outputs"] else ""
-    return f"{counted(len(content['left_out']), 'task')} without an answer{wrong}"
-
-
-def _print(folder: Path, content: Mapping[str, Any]) -> None:
-    console = Console(highlight=False, markup=False, emoji=False)
-    if content["outputs"]:
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        table.add_column("solved", no_wrap=True)
-        for name in ("at 1", "at 2", "oracle", "pass@1", "pass@2", "95 % of pass@2"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for group in score_rows(content):
-            for name, score in group:
-                low, high = score["interval_at_2"]
-                table.add_row(
-                    name,
-                    *(f"{score[key]:,}" for key in ("solved_at_1", "solved_at_2", "oracle")),
-                    *(percent(score[key]) for key in ("pass_at_1", "pass_at_2")),
-                    f"{hundredths(low)} – {percent(high)}",
-                    style="bold" if score is content else "",
-                )
-            table.add_section()
-        console.print(summary(content))
-        console.print(table)
-        console.print()
-    for note in notes(content):
-        console.print(note)
-    if content["left_out"]:
-        console.print(f"{without_answer(content)}:")
-    for name, why in list(content["left_out"].items())[:_NAMED]:
-        console.print(f"  {name}: {why}", soft_wrap=True)
-    if len(content["left_out"]) > _NAMED:
-        console.print(f"  and {len(content['left_out']) - _NAMED:,} more: results.json says why.")
-    console.print(f"{duration(content['seconds'])} of computing. In {folder}:", soft_wrap=True)
-    console.print(f"{', '.join(FILES)}.", soft_wrap=True)
-
-
-def page(content: Mapping[str, Any], outputs: Sequence[Output]) -> str:
-    """The page as HTML that needs no other file: protocol and scores, then the test outputs with their pictures.
-
-    Solved ones are first, then those with most cells right.
-    """
-    ordered = sorted(outputs, key=_closeness)
-    protocol = content["protocol"]
-    facts = {name: value for name, value in protocol.items() if not isinstance(value, dict)}
-    facts |= {f"solve.{name}": value for name, value in protocol["solve"].items()} | protocol["changed"]
-    return render(
-        "answers.html",
-        {
-            "title": f"Answers to {protocol['scored']}",
-            "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-            "summary": summary(content) if content["outputs"] else f"{protocol['scored']}: nothing can be scored.",
-            "content": content,
-            "facts": facts,
-            "groups": [group for group in score_rows(content) if group] if content["outputs"] else [],
-            "notes": list(notes(content)),
-            "without_answer": without_answer(content),
-            "total": len(outputs),
-            "shown": [_shown(output) for output in ordered[:_SHOWN]],
-            "percent": percent,
-            "hundredths": hundredths,
-            "duration": duration,
-        },
-    )
-
-
-def _closeness(output: Output) -> tuple[bool, bool, float]:
-    """How near its attempts are to the target, for sorting: the nearest first."""
-    target = output.pair.output
-    if target is None:
-        return True, True, 1.0
-    solved = output.solved(output.attempts)
-    shares = (right_cells(np.array(grid), target) / target.size for grid in output.attempts)
-    return not solved.at_1, not solved.at_2, -max(shares, default=0.0)
-
-
-def _shown(output: Output) -> tuple[str, str, str, list[tuple[str, Markup]]]:
-    """Name, verdict and remark of a test output, and its pictures under their captions."""
-    target = output.pair.output
-    grids = [("input", output.pair.input)]
-    grids += [(f"attempt {number}", np.array(grid)) for number, grid in enumerate(output.attempts, start=1)]
-    longest = max(max(grid.shape) for _, grid in (*grids, *([("", target)] if target is not None else [])))
-    name = f"{output.task.id}, test {output.index}"
-    panels = [
-        (
-            f"{caption}, {grid.shape[0]} × {grid.shape[1]}"
-            + (f": {verdict(grid, target)}" if target is not None and caption != "input" else ""),
-            image(grid_picture(grid, None if caption == "input" else target), f"{caption} of {name}", longest),
-        )
-        for caption, grid in grids
-    ]
-    if target is None:
-        return name, "not known", "", panels
-    panels.append(
-        (f"target, {target.shape[0]} × {target.shape[1]}", image(grid_picture(target), f"target of {name}", longest))
-    )
-    solved = output.solved(output.attempts)
-    if output.attempts and not solved.at_2:
-        difference = difference_picture(np.array(output.attempts[0]), target)
-        panels.append(("difference to attempt 1", image(difference, f"difference of {name}", longest)))
-    right = [number for number, each in enumerate(output.ranked, start=1) if each.grid == as_grid(target)]
-    remark = f"the right grid had rank {right[0]} of {len(output.ranked)}" if right and not solved.at_2 else ""
-    said = "solved" if solved.at_1 else "solved at the second attempt" if solved.at_2 else "not solved"
-    return name, said if output.attempts else "no answer", remark, panels

@@ -8,18 +8,19 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from arcdist.config import LoadedConfig
+from arcdist.config.schema import section_arguments
 from arcdist.data import Pair, Task, read_task_sets, read_tasks
 from arcdist.distributed import is_main
 from arcdist.distributed.collectives import shutdown
 from arcdist.engine.platform import start_platform
 from arcdist.errors import ConfigError, DataError
-from arcdist.evaluation.benchmark import as_grid
-from arcdist.evaluation.predict import Candidate, Grid
+from arcdist.evaluation.predict import Candidate, GridTuple, grid_tuple
 from arcdist.evaluation.vote import ATTEMPTS, Ranked, vote
 from arcdist.files import expanded
 from arcdist.formatting import counted
-from arcdist.solving.evaluate import Solver
+from arcdist.solving.report import not_held_out
 from arcdist.solving.results import WEIGHTS
+from arcdist.solving.task_solver import TaskSolver
 from arcdist.solving.trained import Trained, read_trained
 from arcdist.tracking import no_log, open_log
 from arcdist.tracking.grids import grid_text, has_colors, verdict
@@ -41,16 +42,25 @@ def solve(loaded: LoadedConfig) -> None:
         platform = start_platform(loaded.config)
         trained = read_trained(expanded(run), loaded.config, platform.accelerator.device)
         tasks = [task for name in names for task in _find(name, trained)]
-        solver = Solver.of(trained, loaded, tasks)
+        solver = TaskSolver.of(trained, loaded, tasks)
         console = Console(highlight=False, markup=False, emoji=False)
         for task in tasks:
-            for part in _shown(task, solver.answer(task), loaded.config.solve.views, console):
+            answers = solver.answer(task)
+            if not is_main():
+                continue
+            for part in _shown(task, answers, loaded.config.solve.views, console):
                 console.print(part)
+            if why := solver.not_held_out(task):
+                for note in not_held_out([why], section_arguments(loaded.config.solve)):
+                    console.print(note)
+                console.print()
     shutdown()
 
 
 def _find(name: str, trained: Trained) -> Sequence[Task]:
     """The tasks in a file, or the one of the run's own that has this id."""
+    if not name.strip():
+        raise ConfigError("A puzzle has an empty name: give a file of task JSON or a task's id.")
     path, side = expanded(name), trained.longest_side
     if path.is_file():
         tasks = read_tasks(str(path))
@@ -66,15 +76,20 @@ def _find(name: str, trained: Trained) -> Sequence[Task]:
             f"{name} is a folder: give files in it, or answer all of them with evaluate.py and --data.source {name}."
         )
     sets = read_task_sets(trained.config.data)
+    # Of a set that has joined, the run has no test pairs; its source has them.
+    of_sources = {tasks.origin: tasks.tasks for tasks in sets.distinct}
+    of_sources |= {tasks.origin: read_tasks(*tasks.origin) for tasks in sets.joined if tasks.origin not in of_sources}
     found = [
         task
-        for tasks in sets.distinct
-        for task in tasks.tasks
+        for tasks in of_sources.values()
+        for task in tasks
         if task.id == name and task.without_answers().longest_side <= side
     ]
     if not found:
-        origins = " and ".join(str(tasks.origin) for tasks in sets.distinct)
-        raise ConfigError(f"{name} is neither a file nor a task of {origins}: give a file of task JSON, or such an id.")
+        origins = " and ".join(map(str, of_sources))
+        raise ConfigError(
+            f"{name} does not exist as a file, and is no task of {origins}: give a file of task JSON, or such an id."
+        )
     return found[:1]
 
 
@@ -101,21 +116,22 @@ def _shown(
 
 def _panels(
     pair: Pair, ranked: Sequence[Ranked], views: int, candidates: Sequence[Candidate]
-) -> list[tuple[str, Grid]]:
+) -> list[tuple[str, GridTuple]]:
     """The input, the attempts with how many views agree, and the target if it is known."""
-    panels = [("input", as_grid(pair.input))]
+    panels = [("input", grid_tuple(pair.input))]
     for number, each in enumerate(ranked[:ATTEMPTS], start=1):
         agree = len({c.view for c in candidates if c.grid == each.grid and c.origin == "agent"})
-        said = f"attempt {number}\n{agree} of {counted(views, 'view')}"
+        how = f"{agree} of {counted(views, 'view')}" if agree else f"by {' and '.join(each.origins)} only"
+        said = f"attempt {number}\n{how}"
         if pair.output is not None:
             said += f"\n{verdict(np.array(each.grid), pair.output)}"
         panels.append((said, each.grid))
     if pair.output is not None:
-        panels.append(("target", as_grid(pair.output)))
+        panels.append(("target", grid_tuple(pair.output)))
     return panels
 
 
-def _row(panels: Sequence[tuple[str, Grid]], console: Console) -> Columns:
+def _row(panels: Sequence[tuple[str, GridTuple]], console: Console) -> Columns:
     colored = has_colors(console)
     lines = max(caption.count("\n") for caption, _ in panels)
     return Columns(

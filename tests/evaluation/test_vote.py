@@ -43,17 +43,17 @@ def test_among_equals_the_likelier_cell_is_first_and_then_the_earlier_candidate(
     assert grids([Candidate(TWO, "agent", 1, -2.0), Candidate(ONE, "agent", 0, -2.0)]) == [TWO, ONE]
 
 
-def test_the_judge_shares_its_weight_out_by_probability():
+def test_qwens_score_shares_its_weight_out_by_probability():
     candidates = [
         Candidate(ONE, "agent", 0, -1.0),
         Candidate(TWO, "steps", 0, -1.0),
-        Candidate(ONE, "judge", 0, math.log(0.2) - 1000.0),
-        Candidate(TWO, "judge", 0, math.log(0.8) - 1000.0),
+        Candidate(ONE, "qwen_score", 0, math.log(0.2) - 1000.0),
+        Candidate(TWO, "qwen_score", 0, math.log(0.8) - 1000.0),
     ]
-    weights = {"agent": 1.0, "steps": 0.5, "judge": 1.0}
+    weights = {"agent": 1.0, "steps": 0.5, "qwen_score": 1.0}
     first, second = vote(candidates, weights)
     assert (first.grid, second.grid) == (TWO, ONE)
     assert (first.score, second.score) == (pytest.approx(1.3), pytest.approx(1.2))
-    assert grids(candidates, {"judge": 1.0}) == [TWO, ONE]
+    assert grids(candidates, {"qwen_score": 1.0}) == [TWO, ONE]
     # It proposes nothing where others do.
-    assert grids(candidates, {"agent": 1.0, "judge": 5.0}) == [ONE]
+    assert grids(candidates, {"agent": 1.0, "qwen_score": 5.0}) == [ONE]
