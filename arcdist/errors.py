@@ -71,11 +71,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return says_so or isinstance(error, MemoryError)
 
 
-def headline(error: BaseException) -> str:
-    """Kind and first line of an error."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")
-
-
 def reason(error: BaseException) -> str:
     """The first line of what an error says, of the system's without number and path; its kind if it is empty."""
     text = (isinstance(error, OSError) and error.strerror) or str(error)
@@ -83,5 +78,5 @@ def reason(error: BaseException) -> str:
 
 
 def kind_and_reason(error: BaseException) -> str:
-    """Kind and text of an error, in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    """The kind of an error and the first line of what it says, of the system's with number and path."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from arcdist.config.keys import dotted
+from arcdist.config.keys import config_keys, dotted
 from arcdist.errors import ConfigError, DataError
 from arcdist.files import expanded
 from arcdist.tracking.metrics import read_numbers, read_validations
@@ -94,6 +94,12 @@ def read_run_folder(folder: Path) -> RunRecord:
     settings = folder / "config.yaml"
     with readable(settings, "a configuration of a run", "leave that run out"):
         config = dotted(yaml.safe_load(settings.read_text(encoding="utf-8")))
+        for name, key in config_keys().items():
+            # YAML takes 1e-05 for a text.
+            if isinstance(key.default, float) and name in config:
+                config[name] = float(config[name])
+            elif isinstance(key.default, int) and not isinstance(config.get(name, 0), int):
+                raise ValueError(f"{name} is {config[name]!r:.40}")
     return RunRecord(
         place=str(folder),
         identity=read_identity(folder),

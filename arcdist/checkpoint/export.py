@@ -1,51 +1,59 @@
-"""A checkpoint as files for others: a PEFT adapter, the agent, and what else an answer takes. No pickled object."""
+"""A checkpoint as files for others, and read back: a PEFT adapter, the agent, and what else an answer takes.
+
+No file holds a pickled object.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCardData
 from peft import LoraConfig
 from rich.console import Console
 from rich.filesize import decimal
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from arcdist.checkpoint.inspect import (
-    checkpoints_of_run,
-    is_checkpoint,
-    load_unchanged,
-    moved_message,
-    no_checkpoint_message,
-)
-from arcdist.checkpoint.state import Base, read_base, tensors_of
-from arcdist.checkpoint.store import BEST, Snapshot, is_numbered
-from arcdist.config import Config, format_config
-from arcdist.config.keys import build, flatten
+from arcdist.checkpoint.inspect import best_whole, moved_message
+from arcdist.checkpoint.state import Base, config_of, read_base, tensors_of, trained_tasks
+from arcdist.checkpoint.store import Snapshot
+from arcdist.config import Config, format_config, load_config
 from arcdist.config.schema import section_arguments
-from arcdist.data import read_task_sets, tasks_digest
 from arcdist.data.tasks import NUM_COLORS
 from arcdist.errors import ConfigError, DataError, reason
 from arcdist.files import expanded, write_folder
 from arcdist.formatting import DASH, counted, percent
 from arcdist.host import versions
 
-_BODY = "qwen.body."
-_PEFT = "base_model.model."
-"""What PEFT calls the model that it wraps; the adapter's own name, `default`, is left out of its files."""
+_ADAPTER, _AGENT, _REST = "adapter/adapter_model.safetensors", "agent.safetensors", "rest.safetensors"
+_TRAINED, _CONFIG = "trained.json", "config.yaml"
 
-_REST = {
-    **{f"qwen.{name}": name for name in ("prompt_projection", "control_mlp", "lm_head")},
-    **{f"grid.{name}": name for name in ("solver", "efe")},
-    "refiner": "refiner",
-}
-"""Modules by their names in a checkpoint, and in `rest.safetensors`."""
 
-TRAINED = "trained.json"
-"""Of an export: the step, the frozen base, and the ids of the trained tasks in the order of their vectors."""
+class _Module(NamedTuple):
+    """Where an export has a module, whose tensors are called `prefix`, their name in the module, `suffix`."""
+
+    name: str
+    """In a checkpoint."""
+    file: str
+    prefix: str
+    suffix: str = ""
+    own_suffix: str = ""
+    """What a checkpoint has in place of `suffix`."""
+
+
+_MODULES = (
+    # PEFT has its own name for the model that it wraps, and leaves the adapter's, `default`, out of its files.
+    _Module("qwen.body", _ADAPTER, "base_model.model.", ".weight", ".default.weight"),
+    _Module("averaged_agent", _AGENT, ""),
+    _Module("grid.agent", _AGENT, ""),
+    *(_Module(f"qwen.{name}", _REST, f"{name}.") for name in ("prompt_projection", "control_mlp", "lm_head")),
+    *(_Module(f"grid.{name}", _REST, f"{name}.") for name in ("solver", "efe")),
+    _Module("refiner", _REST, "refiner."),
+)
 
 _NEEDED = {
     **dict.fromkeys(("step", "epoch", "batch", "processes"), int),
@@ -53,6 +61,8 @@ _NEEDED = {
     "epochs": list,
 }
 """What an export takes from the state."""
+_EXPORTED = {"step": int, "base": dict, "tasks": list}
+"""What `read_export` takes from `trained.json`."""
 
 
 def export(path: Path, target: Path) -> None:
@@ -80,92 +90,68 @@ def export(path: Path, target: Path) -> None:
     Console().out(*lines, sep="\n", highlight=False)
 
 
-def best_whole(path: Path, needed: Mapping[str, type]) -> tuple[Path, Path, Snapshot, list[str]]:
-    """The checkpoint that a path means, as it is called, where it lies, what it holds, and the flaws of better ones.
-
-    Args:
-        path: a checkpoint, or a run folder for its `best/` or, if there is none, its newest whole checkpoint.
-        needed: keys that its state must have, each with the type of its value.
-
-    Raises:
-        ConfigError: `path` is no checkpoint.
-        DataError: the checkpoint is broken; the message says how.
-    """
-    broken = []
-    for folder in _candidates(path):
-        try:
-            found = load_unchanged(folder, needed)
-        except DataError as error:
-            broken.append(str(error))
-            continue
-        if found:
-            return folder, *found, broken
-    reasons = " ".join(broken) or f"{path} was removed meanwhile."
-    raise DataError(f"{reasons} Take another checkpoint: `launch/checkpoint.py list` shows them.")
-
-
-def _candidates(path: Path) -> list[Path]:
-    """What a path means: a checkpoint itself; of a run the best one or, if there is none, all others, newest first."""
-    if is_checkpoint(path):
-        return [path]
-    places = checkpoints_of_run(path)
-    if not places:
-        raise ConfigError(no_checkpoint_message(path))
-    best = [place for place in places if place.name == BEST]
-    # What was set aside is older, in the run's own order, than what it has saved since.
-    return best or ([*filter(is_numbered, places)] or places)[::-1]
-
-
 def contents(snapshot: Snapshot) -> dict[str, bytes]:
     """The files of an export by their path in its folder."""
     weights, state = snapshot.weights, snapshot.state
     config = config_of(state)
     base = read_base(state["base"], config.qwen)
-    adapter = {
-        _PEFT + name.removeprefix(_BODY).replace(".default.", "."): value
-        for name, value in weights.items()
-        if name.startswith(_BODY) and ".lora_" in name
-    }
-    average = tensors_of("averaged_agent", weights)
-    agent = average or tensors_of("grid.agent", weights)
-    rest = {f"{new}.{name}": value for old, new in _REST.items() for name, value in tensors_of(old, weights).items()}
+    averaged = config.agent.ema_decay > 0
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for module in _modules(averaged=averaged):
+        for name, value in tensors_of(module.name, weights).items():
+            exported = module.prefix + name.removesuffix(module.own_suffix) + module.suffix
+            tensors.setdefault(module.file, {})[exported] = value
+    adapter, agent, rest = (tensors[file] for file in (_ADAPTER, _AGENT, _REST))
     control_mlp = any(name.startswith("control_mlp.") for name in rest)
     return {
         "adapter/adapter_config.json": _json(_adapter_config(config, adapter, base)),
-        "adapter/adapter_model.safetensors": save(adapter, metadata={"format": "pt"}),
-        "agent.safetensors": save(agent, metadata={"format": "pt"}),
+        _ADAPTER: save(adapter, metadata={"format": "pt"}),
+        _AGENT: save(agent, metadata={"format": "pt"}),
         "agent.json": _json(agent_arguments(config, agent)),
-        TRAINED: _json({"step": state["step"], "base": state["base"], "tasks": _tasks(state, config)}),
-        "rest.safetensors": save(rest, metadata={"format": "pt"}),
-        "config.yaml": format_config(config).encode(),
-        "README.md": model_card(config, state, base, averaged=bool(average), control_mlp=control_mlp).encode(),
+        _TRAINED: _json({"step": state["step"], "base": state["base"], "tasks": _tasks(state, config)}),
+        _REST: save(rest, metadata={"format": "pt"}),
+        _CONFIG: format_config(config).encode(),
+        "README.md": model_card(config, state, base, averaged=averaged, control_mlp=control_mlp).encode(),
     }
 
 
-def config_of(state: Mapping[str, Any]) -> Config:
-    """The configuration in a checkpoint's state. A key that is younger than the checkpoint has its default."""
-    # JSON has no tuples.
-    known = {name: tuple(value) if isinstance(value, list) else value for name, value in state["config"].items()}
-    return build({name: known.get(name, value) for name, value in flatten(Config()).items()})
+def is_export(path: Path) -> bool:
+    """Whether a folder is one that `export` has written."""
+    return (path / _AGENT).is_file()
 
 
-def trained_tasks(state: Mapping[str, Any], config: Config) -> list[str]:
-    """Ids of the tasks that a run was trained on, in the order of their vectors.
+def read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], Config]:
+    """What `export` has written: weights by their names in a checkpoint, `trained.json`, the run's configuration.
 
-    A checkpoint that is older than this record has a checksum of them, by which they are read from their source.
+    The last weights of an agent whose average was kept are not among them.
 
     Raises:
-        DataError: that source cannot be read, or has changed.
+        DataError: a file is missing or broken, or the trained tasks are not known.
     """
-    if "tasks" in state:
-        return list(state["tasks"])
-    used = read_task_sets(config.data).training.used
-    if tasks_digest(used) != state.get("data", {}).get("training"):
+    try:
+        tensors = {file: load_file(folder / file) for file in (_ADAPTER, _AGENT, _REST)}
+        state = json.loads((folder / _TRAINED).read_text(encoding="utf-8"))
+        if not (_EXPORTED.keys() <= state.keys() and all(isinstance(state[k], kind) for k, kind in _EXPORTED.items())):
+            raise ValueError(f"{_TRAINED} lacks one of {', '.join(_EXPORTED)}")
+    except (AttributeError, OSError, ValueError, SafetensorError) as error:
         raise DataError(
-            f"The checkpoint does not name the tasks that it was trained on, and {config.data.source} has changed "
-            f"since: give back its tasks, or resume the run for a step, which writes a checkpoint that names them."
-        )
-    return [task.id for task in used]
+            f"{folder} is no export that puzzles can be solved with ({reason(error)}): export the run again with "
+            f"`launch/checkpoint.py export`."
+        ) from error
+    config = load_config(["--config", str(folder / _CONFIG)]).config
+    weights = {
+        f"{module.name}.{name.removeprefix(module.prefix).removesuffix(module.suffix)}{module.own_suffix}": value
+        for module in _modules(averaged=config.agent.ema_decay > 0)
+        for name, value in tensors[module.file].items()
+        if name.startswith(module.prefix)
+    }
+    return weights, state, config
+
+
+def _modules(*, averaged: bool) -> list[_Module]:
+    """The modules of an export, which has one agent: the average of its last weights if the run has kept one."""
+    left_out = "grid.agent" if averaged else "averaged_agent"
+    return [module for module in _MODULES if module.name != left_out]
 
 
 def _tasks(state: Mapping[str, Any], config: Config) -> list[str] | None:

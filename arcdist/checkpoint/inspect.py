@@ -104,6 +104,42 @@ def load_unchanged(folder: Path, needed: Mapping[str, type]) -> tuple[Path, Snap
     return None
 
 
+def best_whole(path: Path, needed: Mapping[str, type]) -> tuple[Path, Path, Snapshot, list[str]]:
+    """The checkpoint that a path means, as it is called, where it lies, what it holds, and the flaws of better ones.
+
+    Args:
+        path: a checkpoint, or a run folder for its `best/` or, if there is none, its newest whole checkpoint.
+        needed: keys that its state must have, each with the type of its value.
+
+    Raises:
+        ConfigError: `path` is no checkpoint.
+        DataError: the checkpoint is broken; the message says how.
+    """
+    broken = []
+    for folder in _candidates(path):
+        try:
+            found = load_unchanged(folder, needed)
+        except DataError as error:
+            broken.append(str(error))
+            continue
+        if found:
+            return folder, *found, broken
+    reasons = " ".join(broken) or f"{path} was removed meanwhile."
+    raise DataError(f"{reasons} Take another checkpoint: `launch/checkpoint.py list` shows them.")
+
+
+def _candidates(path: Path) -> list[Path]:
+    """What a path means: a checkpoint itself; of a run the best one or, if there is none, all others, newest first."""
+    if is_checkpoint(path):
+        return [path]
+    places = checkpoints_of_run(path)
+    if not places:
+        raise ConfigError(no_checkpoint_message(path))
+    best = [place for place in places if place.name == BEST]
+    # What was set aside is older, in the run's own order, than what it has saved since.
+    return best or ([*filter(is_numbered, places)] or places)[::-1]
+
+
 def no_checkpoint_message(path: Path) -> str:
     """Why a path that was given for a checkpoint is none."""
     if not path.is_dir():

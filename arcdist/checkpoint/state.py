@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from arcdist.checkpoint.store import Snapshot
-from arcdist.config import QwenConfig
-from arcdist.config.keys import flatten
+from arcdist.config import Config, QwenConfig
+from arcdist.config.keys import build, flatten
+from arcdist.data import read_task_sets, tasks_digest
 from arcdist.data.text import has_random_weights
 from arcdist.engine import on_cpu
 from arcdist.errors import ConfigError, DataError, DistributedError, PlatformError, reason
@@ -133,6 +134,32 @@ def replicated(session: Session) -> dict[str, Iterable[Tensor]]:
 def tensors_of(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a module, by their names in it; `name` is the module's among those of the checkpoint."""
     return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+
+def config_of(state: Mapping[str, Any]) -> Config:
+    """The configuration in a checkpoint's state. A key that is younger than the checkpoint has its default."""
+    # JSON has no tuples.
+    known = {name: tuple(value) if isinstance(value, list) else value for name, value in state["config"].items()}
+    return build({name: known.get(name, value) for name, value in flatten(Config()).items()})
+
+
+def trained_tasks(state: Mapping[str, Any], config: Config) -> list[str]:
+    """Ids of the tasks that a run was trained on, in the order of their vectors.
+
+    A checkpoint that is older than this record has a checksum of them, by which they are read from their source.
+
+    Raises:
+        DataError: that source cannot be read, or has changed.
+    """
+    if "tasks" in state:
+        return list(state["tasks"])
+    used = read_task_sets(config.data).training.used
+    if tasks_digest(used) != state.get("data", {}).get("training"):
+        raise DataError(
+            f"The checkpoint does not name the tasks that it was trained on, and {config.data.source} has changed "
+            f"since: give back its tasks, or resume the run for a step, which writes a checkpoint that names them."
+        )
+    return [task.id for task in used]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

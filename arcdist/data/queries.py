@@ -91,23 +91,31 @@ class Queries:
     """Tokens of each pair as context, as `GridTokenizer` writes them."""
     input_tokens: Int[np.ndarray, " Q"]
     """Tokens of each query's input and of the mark that its output would follow."""
+    output_tokens: Int[np.ndarray, " Q"]
+    """Tokens of each query's output and of the mark that ends it, as a model that learns to write it reads them; 0 if
+    it is not known."""
     max_pairs: int | None = None
     """Most context pairs of a query, at least 1; None if all are shown."""
     max_tokens: int | None = None
     """Most tokens of a query with its context; None if any number."""
     seed: int = 0
     """Of the draws of contexts."""
+    outputs_are_read: bool = False
+    """Whether the model reads each query's output after its prompt, to learn to write it."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def limited(self, max_pairs: int | None, max_tokens: int | None, *, seed: int = 0) -> "Queries":
+    def limited(
+        self, max_pairs: int | None, max_tokens: int | None, *, seed: int = 0, outputs_are_read: bool = False
+    ) -> "Queries":
         """The same queries with at most so many context pairs, or fewer if these exceed so many tokens.
 
         Args:
             max_pairs: at least 1, or None.
-            max_tokens: that a query with its context may have, or None.
+            max_tokens: that a query with its context may have, or None; its output is not among them.
             seed: of the draws.
+            outputs_are_read: whether `lengths` counts the outputs too.
 
         Raises:
             DataError: a query exceeds `max_tokens` with its shortest context pair alone.
@@ -117,7 +125,7 @@ class Queries:
                 f"{next(iter(too_long.values()))}: lower data.max_side, which leaves out tasks with large grids, or "
                 f"choose a model with more positions."
             )
-        return replace(self, max_pairs=max_pairs, max_tokens=max_tokens, seed=seed)
+        return replace(self, max_pairs=max_pairs, max_tokens=max_tokens, seed=seed, outputs_are_read=outputs_are_read)
 
     def too_long(self, max_tokens: int) -> dict[int, str]:
         """The queries that exceed so many tokens with their shortest context pair alone: their numbers, and a problem.
@@ -141,14 +149,15 @@ class Queries:
         return problems
 
     def lengths(self, epoch: int = 0) -> Int[np.ndarray, " Q"]:
-        """Tokens of each query with its context in an epoch; they do not depend on the target."""
-        if not self._drawing:
-            return self._whole_lengths
+        """Tokens that the model reads of each query in an epoch: its context and input, its output only if it is read.
+
+        Without outputs they do not depend on the target.
+        """
         lengths = self._whole_lengths.copy()
         for task in self._drawing:
             tokens = self._draw(task, epoch) @ self._demonstration_tokens(task)
             lengths[task.queries] = self.input_tokens[task.queries] + tokens
-        return lengths
+        return lengths + self.output_tokens if self.outputs_are_read else lengths
 
     def context(self, query: int, epoch: int = 0) -> list[int]:
         """Which demonstrations of its task a query is shown in an epoch, ascending."""
@@ -290,6 +299,7 @@ def build_queries(tasks: Sequence[Task], kind: Kind) -> Queries:
         asked=tuple(asked),
         pair_tokens=counts.sum(axis=1),
         input_tokens=counts[own_rows, 0] + 1,
+        output_tokens=counts[own_rows, 1],
     )
 
 

@@ -19,18 +19,9 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 
 from arcdist.config.keys import nearest
+from arcdist.data.forms import TEST_WORDS, TRAIN_WORDS, Form, as_arc, decoded, find_columns, form_of
 from arcdist.data.queries import no_progress_bars
-from arcdist.data.tasks import (
-    TEST_WORDS,
-    TRAIN_WORDS,
-    Form,
-    Task,
-    as_arc,
-    decoded,
-    find_columns,
-    form_of,
-    parse_task,
-)
+from arcdist.data.tasks import Task, parse_task
 from arcdist.errors import DataError, kind_and_reason, reason
 from arcdist.files import expanded
 

@@ -8,7 +8,7 @@ from typing import cast
 from arcdist.config import DataConfig
 from arcdist.data.sources import Origin, Split, read_tasks
 from arcdist.data.tasks import MAX_SIDE, Task
-from arcdist.errors import DataError
+from arcdist.errors import ConfigError, DataError
 from arcdist.files import expanded
 from arcdist.formatting import counted
 
@@ -36,6 +36,13 @@ class TaskSet:
     """All of them, sorted by id."""
     used: tuple[Task, ...]
     """Those that `MAX_SIDE`, `data.max_side` and `data.max_tasks` leave, and those that join them."""
+
+    def is_same_as(self, other: "TaskSet") -> bool:
+        """Whether both are the same tasks of one source; the split of a source that has none is only a word."""
+        ours, theirs = ((expanded(each.origin.source).resolve(), each.origin.split) for each in (self, other))
+        return ours == theirs or (
+            ours[0] == theirs[0] and {task.id for task in self.tasks} == {task.id for task in other.tasks}
+        )
 
     def counts(self, data: DataConfig) -> dict[str, int]:
         """How many tasks a run uses, how many of its own each limit leaves out, and how many have joined it."""
@@ -90,16 +97,8 @@ class TaskSets:
         return sum(pair.output is not None for task in self.validation.used for pair in task.tests)
 
     def joins(self, scored: TaskSet) -> bool:
-        """Whether the demonstrations of these tasks are trained on without their answers.
-
-        The split of a source that has none is only a word.
-        """
-        ids = {task.id for task in scored.tasks}
-        return any(
-            each.origin == scored.origin
-            or (each.origin.source == scored.origin.source and {task.id for task in each.tasks} == ids)
-            for each in self.joined
-        )
+        """Whether the demonstrations of these tasks are trained on without their answers."""
+        return any(each.is_same_as(scored) for each in self.joined)
 
     def check_scored(self) -> None:
         """Check that there is an answer to score.
@@ -172,6 +171,7 @@ def read_task_sets(data: DataConfig) -> TaskSets:
     """Read the tasks of a configuration.
 
     Raises:
+        ConfigError: `data.also_demonstrations_of` names what is trained on anyway.
         DataError: a source cannot be read, one of its tasks is not ARC, or `data.max_side` leaves none.
     """
 
@@ -181,6 +181,14 @@ def read_task_sets(data: DataConfig) -> TaskSets:
 
     training = read(data.source, data.split)
     joined = tuple(_demonstrations_of(named, data.max_side) for named in data.also_demonstrations_of)
+    for number, more in enumerate(joined):
+        if more.is_same_as(training):
+            known = ", which data.source trains on already"
+        elif any(more.is_same_as(other) for other in joined[:number]):
+            known = " twice"
+        else:
+            continue
+        raise ConfigError(f"data.also_demonstrations_of names {more.origin}{known}: take it out of that list.")
     for more in joined:
         training = replace(training, used=_joined(training.used, more.used))
     scored = training if data.validation_source is None else read(data.validation_source, data.validation_split)

@@ -24,7 +24,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from jaxtyping import Int, UInt8
 
 from arcdist.data.tasks import MAX_SIDE, Pair
-from arcdist.errors import ConfigError, DataError, headline
+from arcdist.errors import ConfigError, DataError, kind_and_reason
 from arcdist.files import expanded
 
 # L tokens, H W grid, S symbols.
@@ -275,7 +275,7 @@ def read_tokenizer(source: QwenSource) -> GridTokenizer:
     except Exception as error:  # of transformers, of tokenizers, of what reads a vocabulary: each has its own
         raise ConfigError(
             f"qwen.model {source.model!r}: the tokenizer in {folder} cannot be read: copy the model's there again. "
-            f"{headline(error)}"
+            f"{kind_and_reason(error)}"
         ) from error
     return from_pretrained_tokenizer(pretrained, source.model, _positions(folder))
 

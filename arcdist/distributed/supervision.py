@@ -28,7 +28,7 @@ from arcdist.distributed.environment import (
     world_size,
 )
 from arcdist.distributed.heartbeat import SignsOfLife
-from arcdist.errors import ArcdistError, ConfigError, DistributedError, headline
+from arcdist.errors import ArcdistError, ConfigError, DistributedError, kind_and_reason
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
@@ -294,7 +294,7 @@ def _end_all(program: str, error: BaseException, watch: FailureWatch) -> NoRetur
             _wait_for_rank_0_to_fail(error, watch)
         # Before the watch has begun, rank 0 need not wait for torch to be imported: the others see its end.
         is_unwatched = is_main() and not watch.started
-        if is_unwatched or watch.report(Failure(rank(), _exit_code(error), headline(error))):
+        if is_unwatched or watch.report(Failure(rank(), _exit_code(error), kind_and_reason(error))):
             standard_error.write(_message(program, error))
             standard_error.flush()
             time.sleep(FAILED_SECONDS)
@@ -342,6 +342,6 @@ def _message(program: str, error: BaseException) -> str:
         return (
             f"{program}: {who} has lost the connection to another rank, which was killed (for lack of memory, perhaps) "
             f"or whose machine is lost: the launcher's report below names it as the root cause. Continue with "
-            f"--resume. ({headline(error)})\n"
+            f"--resume. ({kind_and_reason(error)})\n"
         )
-    return f"{program}: {who} failed: {headline(error)}\n{''.join(traceback.format_exception(error))}"
+    return f"{program}: {who} failed: {kind_and_reason(error)}\n{''.join(traceback.format_exception(error))}"

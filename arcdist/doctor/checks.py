@@ -39,7 +39,7 @@ from arcdist.doctor.examination import (
 from arcdist.doctor.network import TextExchange, check_all_reduce, check_deepspeed, check_launch, check_platform
 from arcdist.engine import Precision
 from arcdist.engine.platform import Platform, choose_device, start_platform
-from arcdist.errors import ArcdistError, ConfigError, DataError, NotFiniteError, PlatformError, headline
+from arcdist.errors import ArcdistError, ConfigError, DataError, NotFiniteError, PlatformError, kind_and_reason
 from arcdist.files import expanded
 from arcdist.formatting import counted
 from arcdist.host import available_cores, memory_left, usable_cores
@@ -156,7 +156,7 @@ def check_device(config: Config) -> Finding:
     try:
         _compute(device, Precision(config.train.precision, device))
     except Exception as error:  # of the driver, of CUDA's libraries, of the compiler: each of a class of its own
-        return failure(f"{finding.found}. It does not compute: {headline(error)}", _INSTALL)
+        return failure(f"{finding.found}. It does not compute: {kind_and_reason(error)}", _INSTALL)
     return finding
 
 
@@ -307,7 +307,7 @@ def _check_hub(model: str) -> Finding:
     except Exception as error:  # names, routes, proxies, certificates, rights: each of a class of its own
         return failure(
             f"{model} is no local folder and not whole in the cache, and the Hugging Face Hub does not give it "
-            f"({headline(error)})",
+            f"({kind_and_reason(error)})",
             ways_out(model),
         )
     require_unquantised(model, about.config or {})

@@ -26,7 +26,7 @@ from arcdist.errors import (
     NotFiniteError,
     OutOfMemoryError,
     PlatformError,
-    headline,
+    kind_and_reason,
 )
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ def try_check(look: Callable[[], T], *, broken: Verdict = Verdict.FAIL) -> T | F
         return Finding(found=str(error), verdict=Verdict.FAIL, exit_code=error.exit_code)
     except Exception as error:
         may = "may" if broken is Verdict.WARN else "would"
-        found = f"This could not be looked at. {headline(error)}"
+        found = f"This could not be looked at. {kind_and_reason(error)}"
         return Finding(found=found, verdict=broken, advice=f"A run {may} meet the same error.")
 
 
@@ -239,7 +239,9 @@ def _library(name: str, bounds: Mapping[str, Any], *, imported: bool) -> Finding
             again = f"with `pip install --force-reinstall '{name}=={version}'`"
             if name == "torch":
                 again = "for this machine, as https://pytorch.org/get-started/locally says"
-            return failure(f"{version}, which cannot be imported: {headline(error)}", f"Install it again {again}.")
+            return failure(
+                f"{version}, which cannot be imported: {kind_and_reason(error)}", f"Install it again {again}."
+            )
         found = _torch_build(module) if name == "torch" else version
     return Finding(found=found, differing=Verdict.WARN)
 
@@ -257,7 +259,7 @@ def _arcdist() -> Finding:
         training = importlib.import_module("arcdist.training")
     except ImportError as error:
         return failure(
-            f"{__version__}, of which a part cannot be imported: {headline(error)}",
+            f"{__version__}, of which a part cannot be imported: {kind_and_reason(error)}",
             "Install what is missing: `pip install arcdist`, or `pip install .` in a checkout.",
         )
     return Finding(

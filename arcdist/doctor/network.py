@@ -19,7 +19,7 @@ from arcdist.distributed.environment import launcher_keeps_store, rank, store_ad
 from arcdist.doctor.examination import Finding, Verdict, failure, installed_version, warning
 from arcdist.engine.deepspeed_config import read_deepspeed_config
 from arcdist.engine.platform import Platform, check_launch_settings, deepspeed_config_file
-from arcdist.errors import ConfigError, DistributedError, headline, reason
+from arcdist.errors import ConfigError, DistributedError, kind_and_reason, reason
 
 _POLL_SECONDS = 0.1
 _READING_SECONDS = 5.0
@@ -131,7 +131,7 @@ def check_all_reduce(device: torch.device, timeout: float) -> Finding:
         seconds = torch.tensor(medians, dtype=torch.float64, device=device)
         distributed.all_reduce(seconds, distributed.ReduceOp.MAX)
     except (RuntimeError, TimeoutError) as error:
-        return failure(f"failed with {backend}: {headline(error)}", advice)
+        return failure(f"failed with {backend}: {kind_and_reason(error)}", advice)
     if wrong:
         return failure(
             f"The sum of {' and of '.join(wrong)} is wrong.",

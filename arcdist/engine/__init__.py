@@ -3,7 +3,15 @@
 Only a run under DeepSpeed imports `arcdist.engine.deepspeed`.
 """
 
-from arcdist.engine.base import Engine, Engines, OptimizerSettings, ParameterGroup, Precision, on_cpu
+from arcdist.engine.base import (
+    Engine,
+    Engines,
+    OptimizerSettings,
+    ParameterGroup,
+    Precision,
+    count_weights,
+    on_cpu,
+)
 from arcdist.engine.plain import PlainEngine
 
 __all__ = [
@@ -13,5 +21,6 @@ __all__ = [
     "ParameterGroup",
     "PlainEngine",
     "Precision",
+    "count_weights",
     "on_cpu",
 ]

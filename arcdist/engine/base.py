@@ -251,9 +251,14 @@ class Engine(ABC):
 
     def parameter_counts(self) -> tuple[int, int]:
         """Number of all parameters and of the trained ones, over all processes."""
-        # Of what ZeRO-3 shares out, DeepSpeed keeps the whole size.
-        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self.module.parameters()]
-        return sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+        parameters = list(self.module.parameters())
+        return count_weights(parameters), count_weights(p for p in parameters if p.requires_grad)
+
+
+def count_weights(parameters: Iterable[nn.Parameter]) -> int:
+    """Number of weights in parameters, over all processes."""
+    # Of what ZeRO-3 shares out, DeepSpeed keeps the whole size.
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

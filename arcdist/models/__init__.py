@@ -2,7 +2,14 @@
 
 from arcdist.models.agent import AgentOutput, ARCPromptGuidedAgent, Plan, predicted_size
 from arcdist.models.cores import cells_within
-from arcdist.models.qwen import PromptCache, PromptOutput, QwenHybridPrompt, attention_share, training_flops
+from arcdist.models.qwen import (
+    PromptCache,
+    PromptOutput,
+    QwenHybridPrompt,
+    attention_share,
+    training_flops,
+    writing_flops,
+)
 from arcdist.models.qwen_source import UNSHARDED, Sharding
 from arcdist.models.solver import PermanentSolver, Proposal, SolvedQueries
 
@@ -22,4 +29,5 @@ __all__ = [
     "cells_within",
     "predicted_size",
     "training_flops",
+    "writing_flops",
 ]

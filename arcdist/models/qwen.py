@@ -379,7 +379,16 @@ def training_flops(config: PretrainedConfig, adapter_weights: int, lengths: Iter
     takes 4 N + 6 P + 6 s d + 18 S: frozen weights have a forward pass and the gradient of their inputs, 2 N each;
     adapters also have a gradient themselves; attention looks back on half of the text on average; a state is decayed
     and read, corrected and read, 6 S, and each product has two gradients. What is computed twice to save memory counts
-    once, and neither embeddings nor an LM head count.
+    once. Embeddings do not count, and an LM head is `writing_flops`.
     """
     token, position = _token_and_position(work_of(config))
     return sum(length * (token + 6.0 * adapter_weights + position * length) for length in lengths)
+
+
+def writing_flops(head_weights: int, tokens: int, *, is_trained: bool) -> float:
+    """Operations of an LM head that gives the next-token loss of so many tokens, and its gradient.
+
+    With N weights, a token takes 2 N for its logits and 2 N for the gradient of the hidden state; a head that is
+    trained itself has 2 N more.
+    """
+    return (6.0 if is_trained else 4.0) * head_weights * tokens

@@ -42,7 +42,7 @@ from arcdist.data.text import (
     require_model,
     ways_out,
 )
-from arcdist.errors import ArcdistError, ConfigError, PlatformError, headline, is_out_of_memory
+from arcdist.errors import ArcdistError, ConfigError, PlatformError, is_out_of_memory, kind_and_reason
 
 __all__ = [
     "EMBEDDED_MODELS",
@@ -337,7 +337,7 @@ def weight_files(source: QwenSource) -> list[Path]:
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise PlatformError(
                 f"qwen.model {model!r}: {index}, which names the files of the weights, cannot be read "
-                f"({headline(error)}): {remedy}"
+                f"({kind_and_reason(error)}): {remedy}"
             ) from error
     absent = [file.name for file in files if not file.is_file()]
     if absent and index.is_file():
@@ -407,7 +407,7 @@ def _hub_snapshot(model: str) -> Path:
     except Exception as error:
         raise PlatformError(
             f"qwen.model {model!r} is no local folder, is not in the local cache, and the Hugging Face Hub does not "
-            f"give it ({headline(unreachable or error)}). {ways_out(model)}"
+            f"give it ({kind_and_reason(unreachable or error)}). {ways_out(model)}"
         ) from error
     if unreachable is not None:
         _log.info("The Hub was not reached (%s): %s is read from %s.", type(unreachable).__name__, model, folder)

@@ -1,6 +1,5 @@
 """A trained solver, read back from a run, a checkpoint or an export."""
 
-import json
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -10,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from arcdist.checkpoint.export import TRAINED, best_whole, config_of, trained_tasks
-from arcdist.checkpoint.inspect import moved_message
-from arcdist.checkpoint.state import base_identity, tensors_of
-from arcdist.config import Config, load_config
+from arcdist.checkpoint.export import is_export, read_export
+from arcdist.checkpoint.inspect import best_whole, moved_message
+from arcdist.checkpoint.state import base_identity, config_of, tensors_of, trained_tasks
+from arcdist.config import Config
 from arcdist.config.keys import flatten
 from arcdist.data.text import has_random_weights
 from arcdist.engine import Precision
-from arcdist.errors import ConfigError, DataError, reason
+from arcdist.errors import ConfigError
 from arcdist.evaluation import Predictor
 from arcdist.models import QwenHybridPrompt
 from arcdist.training.models import build_models
@@ -29,7 +27,6 @@ from arcdist.training.models import build_models
 _logger = logging.getLogger(__name__)
 
 _STATE = {"config": dict, "data": dict, "base": dict, "step": int}
-_EXPORTED = {"step": int, "base": dict, "tasks": list}
 _OF_ANSWERS = ("qwen.", "agent.", "solver.", "refiner.", "train.precision", "data.max_context_pairs")
 
 
@@ -73,8 +70,8 @@ def read_trained(path: Path, config: Config, device: torch.device) -> Trained:
         DataError: the files are broken.
         PlatformError: Qwen's base cannot be had.
     """
-    if (path / "agent.safetensors").is_file():
-        weights, state, trained_with = _read_export(path)
+    if is_export(path):
+        weights, state, trained_with = read_export(path)
         origin = path
     else:
         origin, place, snapshot, broken = best_whole(path, _STATE)
@@ -147,33 +144,6 @@ def _check_base(qwen: QwenHybridPrompt, config: Config, trained_on: Mapping[str,
             f"{trained_on['model']} ({trained_on['sha256'][:12]}): give that one, or where it lies here, with "
             f"--qwen.model."
         )
-
-
-def _read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], Config]:
-    """Its weights by their names in a checkpoint, what `trained.json` says, and the run's configuration."""
-    try:
-        adapter, agent, rest = (
-            load_file(folder / name)
-            for name in ("adapter/adapter_model.safetensors", "agent.safetensors", "rest.safetensors")
-        )
-        state = json.loads((folder / TRAINED).read_text(encoding="utf-8"))
-        if not (_EXPORTED.keys() <= state.keys() and all(isinstance(state[k], kind) for k, kind in _EXPORTED.items())):
-            raise ValueError(f"{TRAINED} lacks one of {', '.join(_EXPORTED)}")
-    except (AttributeError, OSError, ValueError, SafetensorError) as error:
-        raise DataError(
-            f"{folder} is no export that puzzles can be solved with ({reason(error)}): export the run again with "
-            f"`launch/checkpoint.py export`."
-        ) from error
-    weights: dict[str, Tensor] = {}
-    for name, value in adapter.items():
-        layer = name.removeprefix("base_model.model.").removesuffix(".weight")
-        weights[f"qwen.body.{layer}.default.weight"] = value
-    weights |= {f"averaged_agent.{name}": value for name, value in agent.items()}
-    for name, value in rest.items():
-        part = name.partition(".")[0]
-        place = {"solver": "grid.", "efe": "grid.", "refiner": ""}.get(part, "qwen.")
-        weights[place + name] = value
-    return weights, state, load_config(["--config", str(folder / "config.yaml")]).config
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:

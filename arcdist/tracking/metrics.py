@@ -255,17 +255,38 @@ def _read_steps(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}, line {number} is not JSON ({error}): repair or remove the line.") from error
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):
             raise DataError(f"{path}, line {number} is no record of a step: repair or remove the line.")
-        steps.append(record)
+        try:
+            steps.append(_checked(record))
+        except TypeError as error:
+            raise DataError(
+                f"{path}, line {number} is no record of a step ({error}): repair or remove the line."
+            ) from error
     return steps
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
     with readable(path, "a metrics file"):
         content = json.loads(path.read_bytes()) if path.exists() else {"epochs": []}
+        if not isinstance(content["epochs"], list):
+            raise TypeError("epochs is no list")
         return {
-            "epochs": [dict(epoch, epoch=int(epoch["epoch"])) for epoch in content["epochs"]],
-            "best": dict(content.get("best", {})),
+            "epochs": [{**_checked(epoch), "epoch": int(epoch["epoch"])} for epoch in content["epochs"]],
+            "best": _checked(content.get("best", {})),
         }
+
+
+def _checked(record: Any) -> dict[str, Any]:
+    """A record from JSON, as `Record` has it.
+
+    Raises:
+        TypeError: it is none, or a value is not a number.
+    """
+    if not isinstance(record, dict):
+        raise TypeError(f"{record!r:.40} is no object of numbers by name")
+    for name, value in record.items():
+        if not isinstance(value, {"flags": list, "metric": str}.get(name, int | float | None)):
+            raise TypeError(f"{name} is {value!r:.40}")
+    return record
 
 
 def task_of(query: str) -> str:
@@ -315,7 +336,7 @@ def parse_validation(content: Mapping[str, Any]) -> Validation:
     return Validation(
         epoch=int(content["epoch"]),
         step=int(content["step"]),
-        results={str(name): QueryResult(**result) for name, result in content["results"].items()},
+        results={str(name): QueryResult(**_checked(result)) for name, result in content["results"].items()},
         shown=tuple(
             ShownQuery(
                 id=query["id"],

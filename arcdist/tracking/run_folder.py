@@ -218,7 +218,13 @@ def parse_identity(content: Mapping[str, Any]) -> Identity:
     """An identity from the content of `run.json`.
 
     Raises:
-        TypeError: something is missing.
+        TypeError: something is missing, or of another kind.
     """
-    known = {one.name for one in fields(Identity)}
-    return Identity(**{name: value for name, value in dict(content).items() if name in known})
+    kinds = {one.name: str | int | None for one in fields(Identity)}
+    kinds |= dict.fromkeys(("id", "name", "group", "source", "device", "started"), str) | {"processes": int}
+    kinds |= dict.fromkeys(("data", "task_counts", "versions", "wandb"), Mapping)
+    known = {name: value for name, value in dict(content).items() if name in kinds}
+    for name, value in known.items():
+        if not isinstance(value, kinds[name]):
+            raise TypeError(f"{name} is {value!r:.40}")
+    return Identity(**known)

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 import psutil  # type: ignore[import-untyped]
 
-from arcdist.errors import kind_and_reason, reason
+from arcdist.errors import reason
 from arcdist.tracking.metrics import parse_validation
 from arcdist.tracking.mirror import EPOCH, EPOCH_ONLY
 
@@ -349,7 +349,8 @@ def serve() -> None:
         try:
             answer = {"answer": getattr(writer, order.pop("order"))(**order)}
         except Exception as error:  # the training process reports it
-            answer = {"error": kind_and_reason(error)}
+            # W&B says in its later lines what is wrong with a setting.
+            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
     # Training has ended, in order or not: the rest is sent if that takes seconds only.

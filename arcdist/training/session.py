@@ -190,16 +190,16 @@ def build_session(
     models = build_models(config, len(tasks), torch.device(accelerator.device), platform.sharding)
     train, augment = config.train, config.data.augment
     most_pairs, most_tokens = config.data.max_context_pairs, models.qwen.tokenizer.max_tokens
-    training = training.limited(most_pairs, most_tokens, seed=train.seed)
+    writes = models.qwen.lm_head is not None
+    training = training.limited(most_pairs, most_tokens, seed=train.seed, outputs_are_read=writes)
     validation = validation.limited(most_pairs, most_tokens)
     for role, queries in (("training", training), ("validation", validation)):
         if drawn := int(queries.drawn.sum()):
             _logger.info(
-                "%d %s queries see some of their task's pairs at a time: at most %d (data.max_context_pairs)%s.",
-                drawn,
-                role,
+                "For %s only some of the task's pairs are shown: at most %d (data.max_context_pairs)%s.",
+                counted(drawn, f"{role} query"),
                 most_pairs,
-                "" if most_tokens is None else f", within the {most_tokens:,} positions of qwen.model",
+                "" if most_tokens is None else f", in a prompt of at most {most_tokens:,} tokens",
             )
     batches = BucketedBatches(
         training.lengths,

@@ -16,8 +16,9 @@ from torch import distributed
 from arcdist.checkpoint.state import take_snapshot
 from arcdist.config import Config
 from arcdist.distributed.collectives import is_distributed
+from arcdist.engine import count_weights
 from arcdist.engine.platform import device_name
-from arcdist.models import training_flops
+from arcdist.models import training_flops, writing_flops
 from arcdist.training.session import Session, build_session
 from arcdist.training.step import StepSettings, train_step
 
@@ -31,7 +32,7 @@ class Pace:
     tokens: int
     seconds: float
     flops: float
-    """Operations of Qwen, as `training_flops` counts them."""
+    """Operations of Qwen, as `training_flops` and `writing_flops` count them, in reading what it has read."""
     skipped: int
     """Steps that changed nothing, because a loss or a gradient was not finite."""
 
@@ -47,20 +48,33 @@ def run_steps(session: Session, batches: Sequence[Sequence[int]], epoch: int = 0
         epoch: whose contexts and augmentations the queries are seen with.
     """
     queries = tokens = skipped = 0
+    read: list[int] = []
     start = time.perf_counter()
     for number, batch in enumerate(session.training.load(batches, epoch, session.device)):
         settings = StepSettings(config=session.config, number=number, size_weight=1.0, memory_threshold=0.0)
         noise = session.refinement_noise(batch, epoch)
+        # The others' prompts were kept from an earlier batch.
+        places = session.models.prompts.lookup(batch.ids, number).missing.tolist()
+        read += [batch.partition.rows[place] for place in places]
         report = train_step(batch, session.models, session.engines, noise, settings)
         queries += report.queries
         tokens += report.tokens
         skipped += not report.finite
     seconds = time.perf_counter() - start
-    lengths = session.training.queries.lengths(epoch)
-    _, trained = session.engines.qwen.parameter_counts()
-    read = (int(lengths[row]) for rows in batches for row in rows)
-    flops = training_flops(session.models.qwen.body.config, trained, read)
+    flops = _flops(session, read, epoch)
     return Pace(steps=len(batches), queries=queries, tokens=tokens, seconds=seconds, flops=flops, skipped=skipped)
+
+
+def _flops(session: Session, rows: Sequence[int], epoch: int) -> float:
+    """Operations of Qwen, over all processes, for training queries that it reads, and whose outputs it may write."""
+    qwen, queries = session.models.qwen, session.training.queries
+    adapters = count_weights(qwen.trainable_parameters()["lora"])
+    flops = training_flops(qwen.body.config, adapters, queries.lengths(epoch)[rows].tolist())
+    if qwen.lm_head is not None:
+        head = list(qwen.lm_head.parameters())
+        written = int(queries.output_tokens[rows].sum())
+        flops += writing_flops(count_weights(head), written, is_trained=any(p.requires_grad for p in head))
+    return flops
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +85,7 @@ class LongestBatch:
     """In which they are that long: contexts that are drawn differ from epoch to epoch."""
     rows: list[int]
     tokens: int
-    """Of the longest."""
+    """That Qwen reads of the longest, its output included if it learns to write it."""
 
 
 def longest_batch(session: Session) -> LongestBatch:

@@ -1,5 +1,6 @@
 """Runs read back as they were written, and what is no run refused."""
 
+import json
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -86,9 +87,30 @@ def test_a_broken_validation_is_named(tmp_path):
 
 
 def test_a_broken_configuration_is_named(tmp_path):
-    (make_run(tmp_path / "run", epochs=1) / "config.yaml").write_text("a: [1")
-    with pytest.raises(DataError, match=r"config\.yaml is not a configuration of a run"):
+    path = make_run(tmp_path / "run", epochs=1) / "config.yaml"
+    for content, told in (
+        ("a: [1", ""),
+        ("[1]", ""),
+        ("train: {epochs: many}", r" \(ValueError\(\"train\.epochs is 'many'"),
+        ("optim: {agent_lr: high}", r" \(ValueError"),
+    ):
+        path.write_text(content)
+        with pytest.raises(DataError, match=rf"config\.yaml is not a configuration of a run{told}"):
+            read_run_folder(tmp_path / "run")
+    path.write_text("optim: {agent_lr: 1e-05}")
+    assert read_run_folder(tmp_path / "run").config == {"optim.agent_lr": 1e-05}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("data", ["a"]), ("versions", "x"), ("processes", "two"), ("started", 3), ("source", None)]
+)
+def test_an_identity_of_other_kinds_is_named(tmp_path, name, value):
+    path = make_run(tmp_path / "run", epochs=1) / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(DataError) as raised:
         read_run_folder(tmp_path / "run")
+    error = TypeError(f"{name} is {value!r}")
+    assert str(raised.value) == f"{path} is not the identity of a run ({error!r}): repair it, or leave that run out."
 
 
 def test_each_name_goes_to_its_reader(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from shared.rights import without_rights
 from transformers import AutoModel, Qwen2ForCausalLM
 
 from arcdist.checkpoint import export as export_module
-from arcdist.checkpoint.export import config_of, contents, export, model_card
+from arcdist.checkpoint.export import contents, export, is_export, model_card, read_export
 from arcdist.checkpoint.state import Base, take_snapshot
 from arcdist.checkpoint.store import STATE, WEIGHTS, Snapshot, save_checkpoint, step_folder
 from arcdist.config import load_config
@@ -210,16 +210,32 @@ def test_what_the_card_says_loads_the_models(tmp_path, build_tiny, monkeypatch):
     assert all(torch.equal(value, loaded["rest"][name]) for name, value in expected.items())
 
 
+@pytest.mark.parametrize(
+    ("flags", "left_out"),
+    [
+        ((), "grid.agent."),
+        (("--agent.ema_decay=0", "--qwen.lm_weight=0.5", "--qwen.lora_targets=v_proj,q_proj"), "-"),
+        (("--qwen.control_weight=0", "--agent.kind=conv"), "grid.agent."),
+    ],
+)
+def test_what_was_exported_is_read_back_under_its_names(tmp_path, build_tiny, flags, left_out):
+    session = stirred(build_tiny(*flags))
+    snapshot = snapshot_of(session)
+    assert not is_export(tmp_path)
+    folder = exported(session, tmp_path / "export")
+    assert is_export(folder)
+    weights, state, config = read_export(folder)
+    expected = {name: value for name, value in snapshot.weights.items() if not name.startswith(left_out)}
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in weights.items())
+    assert config == session.config
+    assert state == {"step": 6, "base": PROGRESS["base"], "tasks": snapshot.state["tasks"]}
+
+
 def test_the_configuration_is_the_run_s(tmp_path, build_tiny):
     session = build_tiny("--train.seed=7", "--qwen.lora_targets=v_proj,q_proj")
     folder = exported(session, tmp_path / "export")
     assert load_config(["--config", str(folder / "config.yaml")]).config == session.config
-
-
-def test_a_key_that_is_younger_than_the_checkpoint_has_its_default(build_tiny):
-    state = snapshot_of(build_tiny()).state
-    older = {name: value for name, value in state["config"].items() if name != "output.keep_last"}
-    assert config_of({"config": older | {"train.of_old": 1}}) == config_of(state)
 
 
 @pytest.mark.parametrize(

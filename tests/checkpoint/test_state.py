@@ -10,6 +10,7 @@ from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 
 from arcdist.checkpoint.state import (
     base_identity,
+    config_of,
     gather_moments,
     gather_weights,
     load_weights,
@@ -347,3 +348,9 @@ def test_what_an_older_checkpoint_does_not_say_is_not_guessed(
 def test_a_state_that_names_no_base_is_refused():
     with pytest.raises(DataError, match=r"does not say what base it belongs to: it lacks model, sha256\.$"):
         read_base({}, QwenConfig())
+
+
+def test_a_key_that_is_younger_than_the_checkpoint_has_its_default(build_tiny):
+    state = take_snapshot(build_tiny(), {}).state
+    older = {name: value for name, value in state["config"].items() if name != "output.keep_last"}
+    assert config_of({"config": older | {"train.of_old": 1}}) == config_of(state)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from arcdist.checkpoint.export import config_of
+from arcdist.checkpoint.state import config_of
 from arcdist.checkpoint.store import load_checkpoint, save_checkpoint
 from arcdist.config import load_config
 

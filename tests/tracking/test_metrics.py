@@ -32,7 +32,16 @@ def test_a_resumed_run_forgets_the_validations_after_its_checkpoint(tmp_path):
     assert [validation.epoch for validation in read_validations(run)] == [0]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"epoch": 0}', '{"epoch": 0, "step": 1, "results": [], "shown": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"epoch": 0}',
+        '{"epoch": 0, "step": 1, "results": [], "shown": []}',
+        '{"epoch": 0, "step": 1, "results": {"a:test:0": {"exact": "yes", "cell": 1, "confidence": 1}}, "shown": []}',
+    ],
+)
 def test_a_broken_file_is_named(tmp_path, content):
     path = validation_path(make_run(tmp_path / "run", epochs=1), 0)
     path.write_text(content)
@@ -130,6 +139,12 @@ def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path, caplog):
         ("steps.jsonl", "[1]\n", r"steps\.jsonl, line 1 is no record of a step"),
         ("metrics.json", '{"epochs": [{}]}', r"metrics\.json is not a metrics file"),
         ("metrics.json", "{", r"metrics\.json is not a metrics file"),
+        ("steps.jsonl", '{"step": 1, "loss": "low"}\n', r"line 1 is no record of a step \(loss is 'low'\): repair or"),
+        ("metrics.json", "[]", r"metrics\.json is not a metrics file"),
+        ("metrics.json", '{"epochs": {}}', r"metrics file \(TypeError\('epochs is no list"),
+        ("metrics.json", '{"epochs": [[1]]}', r"metrics\.json is not a metrics file \(TypeError\('\[1\] is no object"),
+        ("metrics.json", '{"epochs": [{"epoch": 0, "val/exact": "1"}]}', r"metrics file \(TypeError.*val/exact is '1'"),
+        ("metrics.json", '{"epochs": [], "best": [1]}', r"metrics\.json is not a metrics file"),
         ("metrics.json", '{"best": {}}', r"metrics\.json is not a metrics file \(KeyError"),
     ],
 )

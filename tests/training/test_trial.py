@@ -3,11 +3,14 @@
 import re
 
 import pytest
+from transformers import Qwen2Model
 
 from arcdist.config import load_config
 from arcdist.distributed import FailureWatch
 from arcdist.errors import OutOfMemoryError
+from arcdist.models import training_flops
 from arcdist.training.run import train
+from arcdist.training.trial import longest_batch, run_steps
 
 
 @pytest.fixture
@@ -46,6 +49,51 @@ def test_it_shows_sizes_memory_pace_and_time_and_writes_nothing(dry_run, build_t
     # 5 steps of 4 queries at this pace, 120 times; one batch of an epoch is smaller.
     assert number(rows["an epoch of 5 steps"]) == pytest.approx(20 / queries, rel=0.3, abs=0.6)
     assert number(rows["120 epochs"]) == pytest.approx(120 * 20 / queries / 60, rel=0.3, abs=0.1)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """What each call gives Qwen's body: how many texts, and how many tokens they are padded to."""
+    calls = []
+    forward = Qwen2Model.forward
+
+    def read(body, **arguments):
+        calls.append(tuple(arguments["input_ids"].shape))
+        return forward(body, **arguments)
+
+    monkeypatch.setattr(Qwen2Model, "forward", read)
+    return calls
+
+
+@pytest.mark.parametrize("flags", [(), ("--qwen.lm_weight=1",)])
+def test_the_longest_batch_is_that_which_qwen_reads_most_of(build_tiny, reads, flags):
+    session = build_tiny(*flags, "--data.max_side=10")
+    longest = longest_batch(session)
+    run_steps(session, [longest.rows], longest.epoch)
+    assert reads == [(4, longest.tokens)]
+    run_steps(session, session.training.batches.batches(0))
+    assert max(tokens for _, tokens in reads) == longest.tokens
+
+
+@pytest.mark.parametrize("flags", [(), ("--qwen.lm_weight=1",)])
+def test_the_work_is_that_of_what_is_read_and_written(build_tiny, flags):
+    session = build_tiny(*flags, "--qwen.every=2", "--qwen.lora_r=2")
+    queries, qwen = session.training.queries, session.models.qwen
+    rows = [0, 1, 2]
+    prompts = [len(qwen.tokenizer.encode(query.context, query.input)) for query in queries.read(rows)]
+    outputs = [len(query.target) * (query.target.shape[1] + 1) + 1 for query in queries.read(rows)]
+    adapters = sum(p.numel() for name, p in qwen.named_parameters() if ".lora_" in name)
+    config = qwen.body.config
+    if flags:
+        whole = [prompt + output for prompt, output in zip(prompts, outputs, strict=True)]
+        # The head of random weights has a row for each of 10 colours, the end of a row and that of the output.
+        expected = training_flops(config, adapters, whole) + 6 * 12 * config.hidden_size * sum(outputs)
+    else:
+        expected = training_flops(config, adapters, prompts)
+    # The second time the prompts are kept, and the third is as the first.
+    assert run_steps(session, [rows]).flops == expected
+    session.models.prompts.load_state({}, {})
+    assert run_steps(session, [rows, rows, rows]).flops == 2 * expected
 
 
 def test_running_out_of_memory_is_explained_as_in_a_run(dry_run, tmp_path):
