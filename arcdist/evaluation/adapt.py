@@ -12,7 +12,7 @@ from torch import nn
 from arcdist.data import OUTSIDE, Collator, Query, QueryBatch, draw_augmentation, fit_canvas
 from arcdist.evaluation.predict import Predictor
 from arcdist.losses import consistency, size_loss
-from arcdist.models import ARCPromptGuidedAgent
+from arcdist.models import ARCPromptGuidedAgent, PromptOutput
 from arcdist.rng import stream
 
 Part = Literal["agent", "qwen", "both"]
@@ -68,12 +68,19 @@ def adapted(
     trained = (of_qwen if trains_qwen else []) + (list(agent.parameters()) if trains_agent else [])
     agent.requires_grad_(trains_agent)
     own = replace(models, agent=agent)
+    # What Qwen reads in its own form, and with weights that stay, is the same in every step.
+    refined = None if trains_qwen or collator.reads_views else _refined(own, collator, demonstrations, device)
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
     try:
         with torch.enable_grad():
             for step in range(settings.steps):
                 batch = _batch(collator, demonstrations, step, task_id, settings).to(device)
-                loss = _loss(own, batch, trains_qwen)
+                if refined is None:
+                    with torch.set_grad_enabled(trains_qwen):
+                        prompts = own.refined(PromptOutput(*own.read(*_text(batch))[:2]), batch)
+                else:
+                    prompts = refined[_places(demonstrations, step, settings)]
+                loss = _loss(own, batch, prompts)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(trained, 1.0)
@@ -105,15 +112,33 @@ def _with_own_vector(agent: ARCPromptGuidedAgent, row: int) -> ARCPromptGuidedAg
     return copied.eval()
 
 
+def _places(demonstrations: Sequence[Query], step: int, settings: Adapting) -> list[int]:
+    """The demonstrations of a step: all in turn."""
+    first = step * settings.batch_size
+    return [number % len(demonstrations) for number in range(first, first + settings.batch_size)]
+
+
+def _text(batch: QueryBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return batch.inputs.tokens, batch.inputs.token_mask, batch.inputs.features
+
+
+@torch.no_grad()
+def _refined(
+    models: Predictor, collator: Collator, demonstrations: Sequence[Query], device: torch.device
+) -> torch.Tensor:
+    """The refined prompt of each demonstration that is held out, read one by one."""
+    batches = (collator([query]).to(device) for query in demonstrations)
+    return torch.cat([models.refined(PromptOutput(*models.read(*_text(batch))), batch) for batch in batches])
+
+
 def _batch(
     collator: Collator, demonstrations: Sequence[Query], step: int, task_id: str, settings: Adapting
 ) -> QueryBatch:
     """Demonstrations in turn, each under symmetries of its own."""
-    first = step * settings.batch_size
     queries, augmentations = [], []
-    for place in range(first, first + settings.batch_size):
-        query = demonstrations[place % len(demonstrations)]
-        rng = stream(settings.seed, "adapt", place, task_id)
+    for number, place in enumerate(_places(demonstrations, step, settings), start=step * settings.batch_size):
+        query = demonstrations[place]
+        rng = stream(settings.seed, "adapt", number, task_id)
         queries.append(query)
         augmentations.append(
             draw_augmentation(
@@ -127,13 +152,10 @@ def _batch(
     return collator.collate(queries, augmentations, tell_symmetry=settings.tell_symmetry)
 
 
-def _loss(models: Predictor, batch: QueryBatch, trains_qwen: bool) -> torch.Tensor:
+def _loss(models: Predictor, batch: QueryBatch, prompts: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of every planning step against the target, and that of the size; a mean over the queries."""
-    inputs, targets = batch.inputs, batch.targets
-    with torch.set_grad_enabled(trains_qwen):
-        prompt = models.read(inputs.tokens, inputs.token_mask, inputs.features)
-        refined = models.refined(prompt, batch)
-    plan = models.agent.plan(inputs, refined)
+    targets = batch.targets
+    plan = models.agent.plan(batch.inputs, prompts)
     target = fit_canvas(targets.target, *plan.area.shape[1:])
     mask = (target != OUTSIDE) & plan.area
     steps = torch.stack([consistency(logits, target, mask) for logits in plan.forward_logits]).mean(0)

@@ -1,6 +1,6 @@
 """Candidates: the grids that the parts of the system propose for a query, seen from several sides."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
@@ -24,7 +24,7 @@ from arcdist.models.cores import Context
 from arcdist.rl import PolicyRefinedAgent, shaping_reward
 from arcdist.rng import stream
 
-# B queries or views of queries, K draws of the policy, P prompt, A = P + 1 components of an action, H W canvas,
+# B views of queries, K draws of the policy, P prompt, A = P + 1 components of an action, H W canvas,
 # C colours, T planning steps.
 
 GridTuple: TypeAlias = tuple[tuple[int, ...], ...]
@@ -86,7 +86,8 @@ class Predictor:
         prompt = PromptOutput(*self.read(inputs.tokens, inputs.token_mask, inputs.features))
         context = self.agent.read_context(inputs)
         plan = self.agent.plan(inputs, self.refined(prompt, batch), context)
-        proposal = self.solver(prompt.prompt, inputs, batch.ids)
+        ids = [query_id for query_id in batch.ids for _ in range(inputs.views)]
+        proposal = self.solver(inputs.of_views(prompt.prompt), inputs, ids)
         return Response(
             prompt=prompt,
             context=context,
@@ -98,14 +99,14 @@ class Predictor:
     def refined(
         self, prompt: PromptOutput, batch: QueryBatch, noise: Float[Tensor, " A"] | None = None
     ) -> Float[Tensor, "B P"]:
-        """The prompts as the policy edits them: by its mean, or by one draw for all."""
+        """The prompt of each view as the policy edits it: by its mean, or by one draw for all."""
         refinement = self.refiner.refine_prompt(
             *prompt,
             batch.inputs.summary,
             noise=None if noise is None else noise.expand(len(batch), -1),
             deterministic=noise is None,
         )
-        return refinement.refined
+        return batch.inputs.of_views(refinement.refined)
 
 
 def views(count: int, task_id: str, seed: int = 0) -> list[Augmentation]:
@@ -161,32 +162,49 @@ def propose(
         device: of the models.
     """
     task_id = queries[0].task_id
-    seen = [
-        (place, number, replace(view, order=tuple(range(len(query.context)))))
-        for number, view in enumerate(views(settings.views, task_id, settings.seed))
-        for place, query in enumerate(queries)
-    ]
     noise = _draws(settings, models, task_id, device)
     best = _best_draw(models, collator, demonstrations, noise, settings, device)
     candidates: list[list[Candidate]] = [[] for _ in queries]
-    for start in range(0, len(seen), settings.batch_size):
-        some = seen[start : start + settings.batch_size]
-        batch = collator.collate(
-            [queries[place] for place, _, _ in some],
-            [augmentation for _, _, augmentation in some],
-            tell_symmetry=settings.tell_symmetry,
-        ).to(device)
+
+    def add(seen: Sequence[Seen], origin: Origin, proposed: Proposed) -> None:
+        for (place, number, view), (grid, log_prob) in zip(seen, proposed, strict=True):
+            candidates[place].append(Candidate(grid_tuple(view.invert(grid)), origin, number, log_prob))
+
+    for seen, batch in _seen(collator, queries, settings, device):
         for origin, proposed in _proposals(models, batch, settings, noise, best):
-            for (place, number, augmentation), (grid, log_prob) in zip(some, proposed, strict=True):
-                back = augmentation.invert(grid)
-                candidate = Candidate(grid_tuple(back), origin, number, log_prob)
-                candidates[place].append(candidate)
+            add(seen, origin, proposed)
     if settings.qwen:
-        for of_query, scored in zip(
-            candidates, _qwen_scores(models, collator, queries, candidates, seen, settings, device), strict=True
-        ):
-            of_query += scored
+        # It writes what it reads, whatever the agent is told.
+        reader = replace(collator, reads_views=True)
+        for seen, batch in _seen(reader, queries, settings, device):
+            written = models.qwen.writer().greedy(batch.inputs.tokens, batch.inputs.token_mask)
+            add(seen, "qwen", [(each.grid, each.log_prob) for each in written])
+        scores = _qwen_scores(models, reader, queries, candidates, settings, device)
+        candidates = [of_query + scored for of_query, scored in zip(candidates, scores, strict=True)]
     return [sorted(of_query, key=lambda candidate: candidate.view) for of_query in candidates]
+
+
+Seen: TypeAlias = tuple[int, int, Augmentation]
+"""The place of a query, the number of a view, and the view."""
+
+
+def _seen(
+    collator: Collator, queries: Sequence[Query], settings: Proposing, device: torch.device
+) -> Iterator[tuple[list[Seen], QueryBatch]]:
+    """All views of all queries, `settings.batch_size` of them at a time."""
+    of_task = list(enumerate(views(settings.views, queries[0].task_id, settings.seed)))
+    for first in range(0, len(queries), settings.batch_size):
+        group = list(enumerate(queries))[first : first + settings.batch_size]
+        at_once = max(1, settings.batch_size // len(group))
+        for start in range(0, len(of_task), at_once):
+            seen = [
+                (place, number, replace(view, order=tuple(range(len(query.context)))))
+                for place, query in group
+                for number, view in of_task[start : start + at_once]
+            ]
+            read = [queries[place] for place, _, _ in seen] if collator.reads_views else [query for _, query in group]
+            batch = collator.collate(read, [view for _, _, view in seen], tell_symmetry=settings.tell_symmetry)
+            yield seen, batch.to(device)
 
 
 def _qwen_scores(
@@ -194,7 +212,6 @@ def _qwen_scores(
     collator: Collator,
     queries: Sequence[Query],
     candidates: Sequence[Sequence[Candidate]],
-    seen: Sequence[tuple[int, int, Augmentation]],
     settings: Proposing,
     device: torch.device,
 ) -> list[list[Candidate]]:
@@ -202,12 +219,10 @@ def _qwen_scores(
     writer = models.qwen.writer()
     grids = [list(dict.fromkeys(candidate.grid for candidate in of_query)) for of_query in candidates]
     totals = [dict.fromkeys(of_query, 0.0) for of_query in grids]
-    for start in range(0, len(seen), settings.batch_size):
-        some = seen[start : start + settings.batch_size]
-        batch = collator.collate([queries[place] for place, _, _ in some], [each for _, _, each in some]).to(device)
-        asked = [[view.apply(np.array(grid, np.uint8)) for grid in grids[place]] for place, _, view in some]
+    for seen, batch in _seen(collator, queries, settings, device):
+        asked = [[view.apply(np.array(grid, np.uint8)) for grid in grids[place]] for place, _, view in seen]
         log_probs = writer.log_prob(batch.inputs.tokens, batch.inputs.token_mask, asked)
-        for (place, _, _), of_view in zip(some, log_probs, strict=True):
+        for (place, _, _), of_view in zip(seen, log_probs, strict=True):
             for grid, log_prob in zip(grids[place], of_view, strict=True):
                 totals[place][grid] += log_prob
     return [[Candidate(grid, "qwen_score", 0, total) for grid, total in of_query.items()] for of_query in totals]
@@ -240,11 +255,7 @@ def _proposals(
         kinds.append("refiner" if number != best else "demonstrations")
         logits.append(response.proposal.weigh(drawn.final_logits))
         sizes.append(drawn.size_logits)
-    proposed = list(zip(kinds, _grids(torch.stack(logits), torch.stack(sizes), batch), strict=True))
-    if settings.qwen:
-        written = models.qwen.writer().greedy(batch.inputs.tokens, batch.inputs.token_mask)
-        proposed.append(("qwen", [(each.grid, each.log_prob) for each in written]))
-    return proposed
+    return list(zip(kinds, _grids(torch.stack(logits), torch.stack(sizes), batch), strict=True))
 
 
 def _grids(

@@ -89,6 +89,7 @@ class TaskSolver:
                 tokenizer,
                 task_rows={name: row for row, name in enumerate(trained.tasks)},
                 max_grid_size=trained.longest_side,
+                reads_views=trained.config.agent.views_per_reading == 1,
             ),
             too_long=refused,
             held_out=held_out,

@@ -55,7 +55,9 @@ def test_of_another_source_all_tasks_count(scored, tmp_path):
     given = scored("--data.source", tmp_path / "theirs")
     assert ([task.id for task in given.tasks.used], given.protocol, given.max_side) == (["c", "d"], "unseen", 30)
     # What the run joined to its own tasks is no part of what is asked.
-    joined = scored("--data.source", tmp_path / "theirs", run=f", also_demonstrations_of: ['{tmp_path}/ours']")
+    joined = scored(
+        "--data.source", tmp_path / "theirs", run=f", also_demonstrations_of: ['{tmp_path}/large'], max_side: 30"
+    )
     assert [task.id for task in joined.tasks.tasks] == ["c", "d"]
     less = scored("--data.source", tmp_path / "theirs", "--data.max_tasks", "1", "--data.max_side", "9")
     assert ([task.id for task in less.tasks.used], len(less.tasks.tasks), less.max_side) == (["c"], 2, 9)
