@@ -129,3 +129,35 @@ def test_the_working_area_is_capped():
     tall = query(context=[([[1]], [[1]] * 5)], asked=[[1]] * 4)
     assert collator()([tall]).inputs.working_area.tolist() == [[20, 1]]
     assert collator(max_grid_size=10)([tall]).inputs.working_area.tolist() == [[10, 1]]
+
+
+def test_one_reading_serves_several_views(arc_queries):
+    """Qwen is given the query in its own form, the agent what it looks like; each as if it were given that alone."""
+    some, collate = arc_queries[3:6], collator(seed=3, views=3, reads_views=False, **ALL_ON)
+    batch = collate(some, epoch=2)
+    own = collator()(some)
+    views = [view for one in some for view in collate.draw(one, 2)]
+    seen = collator().collate([one for one in some for _ in range(3)], views)
+    inputs, targets = batch.inputs, batch.targets
+    assert (batch.ids, inputs.views) == (own.ids, 3)
+    for name in ("tokens", "token_mask", "features", "summary"):
+        assert torch.equal(getattr(inputs, name), getattr(own.inputs, name)), name
+    assert torch.equal(targets.written, own.targets.target)
+    assert torch.equal(targets.written_size, own.targets.target_size)
+    for name in ("query", "query_size", "working_area", "context_inputs", "context_outputs", "context_sizes"):
+        assert torch.equal(getattr(inputs, name), getattr(seen.inputs, name)), name
+    assert torch.equal(inputs.dihedral, seen.inputs.dihedral)
+    assert torch.equal(targets.target, seen.targets.target)
+    assert torch.equal(targets.target_size, seen.targets.target_size)
+    assert inputs.of_views(torch.tensor([[1.0], [2.0], [3.0]])).flatten().tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    taken = inputs.take(torch.tensor([4, 0]))
+    assert torch.equal(taken.query, inputs.query[[4, 0]])
+    assert torch.equal(taken.tokens, inputs.tokens)
+    assert torch.equal(targets.take(torch.tensor([4, 0])).target, targets.target[[4, 0]])
+
+
+@pytest.mark.parametrize(("queries", "views", "reads_views"), [(2, 3, False), (2, 4, True), (3, 2, False)])
+def test_every_query_has_as_many_views(arc_queries, queries, views, reads_views):
+    seen = [collator().draw(arc_queries[0])[0]] * views
+    with pytest.raises(ValueError, match=f"{views} augmentations for {queries} queries"):
+        collator(reads_views=reads_views).collate(arc_queries[:queries], seen)

@@ -264,6 +264,8 @@ def archive(kind):
         (gzip.compress(b'{"a": 1}' * 9)[:-9], "cannot be read (Compressed file ended before the end-of-stream marker"),
         (b"\x1f\x8b" + bytes(20), "cannot be read (Unknown compression method)"),
     ],
+    # The bytes of an archive hold the time.
+    ids=["zip", "tar.gz", "tar.xz", "tar", "LFS", "HTML", "Parquet", "cut off", "no gzip"],
 )
 def test_what_is_not_json_is_recognised(tmp_path, content, message):
     (tmp_path / "a.json").write_bytes(content)

@@ -23,7 +23,8 @@ def targets_of(*grids, size=None):
         sizes.append((len(grid), len(grid[0])) if grid else (0, 0))
         if grid:
             canvas[row, : len(grid), : len(grid[0])] = torch.tensor(grid)
-    return QueryTargets(target=canvas, target_size=torch.tensor(sizes))
+    size = torch.tensor(sizes)
+    return QueryTargets(target=canvas, target_size=size, written=canvas, written_size=size)
 
 
 def answers_of(grid, size):

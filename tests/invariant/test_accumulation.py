@@ -15,6 +15,9 @@ from arcdist.training.step import StepSettings, train_step
 ROWS = (range(8), range(4, 12), range(8), (11, 3, 8, 0, 9))
 """Batches that share queries, so that some prompts are kept, all are, or none is; the last divides unevenly."""
 
+VIEWS = ("--agent.views_per_reading=3", "--agent.backward_share=0.5", "--refiner.share=0.25")
+"""Of several views of a query, some are planned backwards, and some of these are rewarded."""
+
 
 def load(session, rows):
     (batch,) = session.training.load([list(rows)], 0, session.device)
@@ -75,8 +78,9 @@ def padded(session, batch, position=0):
         ("--qwen.every=3",),
         ("--qwen.gradient_checkpointing=true", "--qwen.every=2"),
         ("--qwen.lm_weight=0.5", "--qwen.every=3"),
+        (*VIEWS, "--qwen.lm_weight=0.5", "--qwen.every=3"),
     ],
-    ids=["plain", "kept prompts", "checkpointing", "writing"],
+    ids=["plain", "kept prompts", "checkpointing", "writing", "views"],
 )
 def test_passes_change_no_number(build_tiny, flags):
     def run(accumulation):
@@ -114,8 +118,9 @@ def test_passes_change_no_number(build_tiny, flags):
         ("--train.accumulation=2",),
         ("--train.accumulation=2", "--qwen.lora_dropout=0.3", "--qwen.gradient_checkpointing=true"),
         ("--qwen.lora_dropout=0.3", "--qwen.every=3", "--qwen.lm_weight=0.5"),
+        (*VIEWS, "--qwen.every=3"),
     ],
-    ids=["one pass", "one pass, dropout", "two passes", "two passes, dropout", "one pass, dropout, writing"],
+    ids=["one pass", "one pass, dropout", "two passes", "two passes, dropout", "one pass, dropout, writing", "views"],
 )
 def test_a_pass_of_padding_changes_not_a_bit(build_tiny, flags):
     """Where it makes two passes of one, Qwen reads twice what it read once: with the same units dropped."""

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from arcdist.checkpoint.state import gather_moments, gather_weights
-from arcdist.training.step import StepSettings, admits, train_step
+from arcdist.data import Share
+from arcdist.training.step import StepSettings, admits, draw_views, train_step
 
 
 @pytest.mark.parametrize(
@@ -277,3 +278,64 @@ def test_a_loss_scale_bears_a_batch_whose_prompts_are_all_cached(build_tiny, sca
     assert report.finite
     assert report.group_norms["lora"] == 0.0
     assert report.group_norms["agent"] > 0.0
+
+
+def test_views_are_drawn_as_often_as_others_whoever_computes_them(build_tiny):
+    config = build_tiny("--agent.backward_share=0.5", "--refiner.share=0.125").config
+
+    def drawn(positions, step):
+        share = Share(rows=tuple(positions), positions=tuple(positions), is_padding=False)
+        return draw_views(share, 2, config, step, torch.device("cpu"))
+
+    backward, rewarded = torch.zeros(12), torch.zeros(12)
+    for step_number in range(400):
+        whole = drawn(range(6), step_number)
+        assert torch.equal(whole.backward[whole.places], whole.rewarded)
+        assert len(whole.backward) == 6
+        assert len(whole.rewarded) in (1, 2)
+        backward[whole.backward] += 1
+        rewarded[whole.rewarded] += 1
+        for name in ("backward", "rewarded"):
+            parts = [
+                positions[row // 2] * 2 + row % 2
+                for positions in ((4, 0, 3), (1, 2, 5))
+                for row in getattr(drawn(positions, step_number), name).tolist()
+            ]
+            assert sorted(parts) == getattr(whole, name).tolist()
+    assert backward.div(400).tolist() == pytest.approx([0.5] * 12, abs=0.01)
+    assert rewarded.div(400).tolist() == pytest.approx([0.125] * 12, abs=0.01)
+
+
+def test_rewards_of_views_are_means_of_queries(build_tiny):
+    config = build_tiny("--refiner.share=0.5").config
+    share = Share(rows=(0, 1, 2), positions=(0, 1, 2), is_padding=False)
+    drawn = replace(
+        draw_views(share, 2, config, 0, torch.device("cpu")),
+        rewarded=torch.tensor([0, 1, 5]),
+    )
+    means, weights = drawn.of_queries(torch.tensor([1.0, 4.0, 7.0]), torch.full((3,), 1 / 3))
+    assert means.tolist() == [2.5, 0.0, 7.0]
+    # Of 6 views 3 are rewarded, as expected: each of them weighs a third.
+    assert weights.tolist() == pytest.approx([2 / 3, 0.0, 1 / 3])
+
+
+def test_a_share_of_the_views_costs_no_expectation(build_tiny):
+    """Of two queries, one of which is planned backwards in each of two steps, both are what they are in one step."""
+    whole = build_tiny()
+    expected = step(whole, first_batch(whole, range(2))).metrics
+    found = []
+    for number in range(2):
+        session = build_tiny("--agent.backward_share=0.5", "--refiner.share=0.5")
+        found.append(step(session, first_batch(session, range(2)), number).metrics)
+    for name in ("efe/bidirectional", "reversibility_loss", "reward/d_acc", "reward/d_rev", "efe/total"):
+        mean = sum(metrics[name] for metrics in found) / 2
+        assert mean == pytest.approx(expected[name], rel=1e-5, abs=1e-7), name
+    assert found[0]["reversibility_loss"] != found[1]["reversibility_loss"]
+
+
+def test_queries_without_a_drawn_view_are_learned(build_tiny):
+    session = build_tiny("--agent.backward_share=0.1", "--refiner.share=0.1")
+    report = step(session, first_batch(session, [0]), number=1)
+    assert report.finite
+    assert report.metrics["efe/bidirectional"] == report.metrics["reward/mean"] == report.metrics["reward/std"] == 0.0
+    assert report.metrics["efe/risk"] > 0

@@ -52,6 +52,14 @@ def test_20_steps_are_those_of_a_single_process(several, single, assert_same_tra
     assert_same_trajectory(several, single)
 
 
+@pytest.mark.parametrize(("config", "processes"), [("cpu_2proc", 3), ("zero2", 2)])
+def test_several_views_of_a_query_are_those_of_a_single_process(launched, assert_same_trajectory, config, processes):
+    flags = ("--agent.views_per_reading=2", "--agent.backward_share=0.5", "--refiner.share=0.25", "--qwen.every=3")
+    one, several = (launched(*launch, *flags, program="noting") for launch in (SINGLE, (config, processes)))
+    assert len({record["reward/d_acc"] for record in one.steps()}) > 2
+    assert_same_trajectory(several, one)
+
+
 def test_every_query_is_computed_once_by_someone(several, single):
     for *ranks, alone in zip(*several.noted(), *single.noted(), strict=True):
         assert {tuple(note["batch"]) for note in ranks} == {tuple(alone["batch"])}
