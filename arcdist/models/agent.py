@@ -152,6 +152,8 @@ class ARCPromptGuidedAgent(nn.Module):
         num_tasks: training tasks; rows of the table of task vectors.
         task_vectors: whether the table exists (`recursive` only).
         ema_decay: decay of the moving average of the weights; kept for the training step, see `EMA`.
+        views_per_reading: views of a query that learn with one prompt; kept for the training step.
+        backward_share: share of the views that are planned backwards; kept for the training step.
     """
 
     def __init__(
@@ -166,11 +168,15 @@ class ARCPromptGuidedAgent(nn.Module):
         num_tasks: int = 0,
         task_vectors: bool = True,
         ema_decay: float = 0.999,
+        views_per_reading: int = 1,
+        backward_share: float = 1.0,
     ) -> None:
         super().__init__()
         self.num_colors = num_colors
         self.max_steps = max_steps
         self.ema_decay = ema_decay
+        self.views_per_reading = views_per_reading
+        self.backward_share = backward_share
         self.from_prompt = nn.Linear(prompt_dim, hidden_dim)
         self.directions = nn.Parameter(torch.randn(2, hidden_dim) * 0.5)
         self.views = nn.Parameter(torch.randn(8, hidden_dim) * 0.5)

@@ -99,8 +99,7 @@ def build_models(config: Config, num_tasks: int, device: torch.device, sharding:
     torch.manual_seed(config.train.seed)
     width, side = config.qwen.prompt_dim, config.agent.max_grid_size
     qwen = QwenHybridPrompt(**section_arguments(config.qwen), seed=config.train.seed, sharding=sharding)
-    of_agent = section_arguments(config.agent, without=["views_per_reading", "backward_share"])
-    agent = ARCPromptGuidedAgent(**of_agent, prompt_dim=width, num_tasks=num_tasks)
+    agent = ARCPromptGuidedAgent(**section_arguments(config.agent), prompt_dim=width, num_tasks=num_tasks)
     return Models(
         qwen=qwen,
         agent=agent,
@@ -108,9 +107,7 @@ def build_models(config: Config, num_tasks: int, device: torch.device, sharding:
         efe=EFELoss(
             **section_arguments(config.efe, without=["reversibility_weight"]), max_grid_size=side, prompt_dim=width
         ),
-        refiner=PolicyRefinedAgent(
-            **section_arguments(config.refiner, without=["share"]), rl_prompt_dim=width, rl_ctrl_dim=width
-        ),
+        refiner=PolicyRefinedAgent(**section_arguments(config.refiner), rl_prompt_dim=width, rl_ctrl_dim=width),
         averaged_agent=EMA(agent, agent.ema_decay),
         prompts=PromptCache(config.qwen.every, width, device),
     )

@@ -171,7 +171,9 @@ def test_the_split_backward_equals_the_joint_one(build_tiny, batches, flags):
     # The refiner learns from its own loss alone, though the combined loss reaches it by log_prob.
     assert split.keys() == joint.keys() | refiner.keys()
     for name, gradient in (joint | refiner).items():
-        torch.testing.assert_close(split[name], gradient, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        # Elements near 0 are differences of numbers of the others' size, and rounded as these are.
+        rounding = 1e-6 + 1e-5 * gradient.abs().max().item()
+        torch.testing.assert_close(split[name], gradient, rtol=0, atol=rounding, msg=lambda m, n=name: f"{n}: {m}")
     assert any(gradient.abs().max() > 1e-3 for name, gradient in joint.items() if ".lora_" in name)
 
 

@@ -1,13 +1,12 @@
 """The agent of both kinds: what its output is, what it depends on, what it must not depend on, who learns."""
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from arcdist.config import AgentConfig
-from arcdist.config.schema import section_arguments
 from arcdist.data import QueryInputs
 from arcdist.models import AgentOutput, ARCPromptGuidedAgent, predicted_size
 from arcdist.models.agent import RULES, SizeHead, size_candidates
@@ -463,8 +462,7 @@ def test_a_seed_gives_the_same_weights(kind):
 
 def test_takes_the_keys_of_its_section():
     section = AgentConfig(kind="conv", max_grid_size=20, hidden_dim=16, max_steps=2, task_vectors=False, ema_decay=0.5)
-    of_step = ["views_per_reading", "backward_share"]
-    agent = ARCPromptGuidedAgent(**section_arguments(section, without=of_step), prompt_dim=8, num_tasks=3)
+    agent = ARCPromptGuidedAgent(**asdict(section), prompt_dim=8, num_tasks=3)
     assert agent.ema_decay == 0.5
     assert agent.max_steps == 2
     assert agent.from_prompt.weight.shape == (16, 8)

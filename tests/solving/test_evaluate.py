@@ -52,12 +52,11 @@ def test_without_a_source_the_runs_own_validation_is_scored(scored, tmp_path):
 def test_of_another_source_all_tasks_count(scored, tmp_path):
     write_tasks(tmp_path / "theirs", "c", "d", first=2)
     write_tasks(tmp_path / "large", "e", "f", first=4, side=29)
+    write_tasks(tmp_path / "other", "g", "h", first=6)
     given = scored("--data.source", tmp_path / "theirs")
     assert ([task.id for task in given.tasks.used], given.protocol, given.max_side) == (["c", "d"], "unseen", 30)
     # What the run joined to its own tasks is no part of what is asked.
-    joined = scored(
-        "--data.source", tmp_path / "theirs", run=f", also_demonstrations_of: ['{tmp_path}/large'], max_side: 30"
-    )
+    joined = scored("--data.source", tmp_path / "theirs", run=f", also_demonstrations_of: ['{tmp_path}/other']")
     assert [task.id for task in joined.tasks.tasks] == ["c", "d"]
     less = scored("--data.source", tmp_path / "theirs", "--data.max_tasks", "1", "--data.max_side", "9")
     assert ([task.id for task in less.tasks.used], len(less.tasks.tasks), less.max_side) == (["c"], 2, 9)
