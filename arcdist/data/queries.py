@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
+from arcdist.data.batch import working_area
 from arcdist.data.tasks import Pair, Task, tasks_digest
 from arcdist.data.text import grid_tokens
 from arcdist.errors import DataError, PlatformError
@@ -94,6 +95,8 @@ class Queries:
     output_tokens: Int[np.ndarray, " Q"]
     """Tokens of each query's output and of the mark that ends it, as a model that learns to write it reads them; 0 if
     it is not known."""
+    sides: Int[np.ndarray, " Q"]
+    """Longest side of each query's working area, all its context shown."""
     max_pairs: int | None = None
     """Most context pairs of a query, at least 1; None if all are shown."""
     max_tokens: int | None = None
@@ -272,6 +275,7 @@ def build_queries(tasks: Sequence[Task], kind: Kind) -> Queries:
     ids: list[str] = []
     of_task: list[str] = []
     rows: list[int] = []
+    sides: list[int] = []
     tokens: list[tuple[int, int]] = []
     for task in tasks:
         first = len(tokens)
@@ -284,6 +288,9 @@ def build_queries(tasks: Sequence[Task], kind: Kind) -> Queries:
         queries = slice(len(ids), len(ids) + len(pairs))
         asked.append(_Asked(id=task.id, first=first, demonstrations=len(task.demonstrations), queries=queries))
         ids += [f"{task.id}:{kind}:{index}" for index in range(len(pairs))]
+        for asks in pairs:
+            others = tuple(pair for pair in task.demonstrations if pair is not asks)
+            sides.append(max(working_area(others, asks.input)))
         of_task += [task.id] * len(pairs)
         rows += range(own, own + len(pairs))
     if not ids:
@@ -297,6 +304,7 @@ def build_queries(tasks: Sequence[Task], kind: Kind) -> Queries:
         pairs=_store_pairs(tasks),
         rows=own_rows,
         asked=tuple(asked),
+        sides=np.array(sides),
         pair_tokens=counts.sum(axis=1),
         input_tokens=counts[own_rows, 0] + 1,
         output_tokens=counts[own_rows, 1],

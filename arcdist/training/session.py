@@ -28,6 +28,9 @@ from arcdist.training.models import Models, build_models
 
 _logger = logging.getLogger(__name__)
 
+_LONGEST_TEXT = 1_000_000
+"""Tokens; so that queries are sorted by side first, then by length."""
+
 
 def warmup_cosine(warmup_steps: int, total_steps: int, final_share: float) -> Callable[[int], float]:
     """Share of the peak learning rate after so many steps: linear warm-up, then half a cosine down to `final_share`.
@@ -201,8 +204,10 @@ def build_session(
                 most_pairs,
                 "" if most_tokens is None else f", in a prompt of at most {most_tokens:,} tokens",
             )
+    views = config.agent.views_per_reading
     batches = BucketedBatches(
-        training.lengths,
+        # Of several views of a query, the agent takes most of the time: canvases of like sides waste least.
+        training.lengths if views == 1 else lambda epoch: training.sides * _LONGEST_TEXT + training.lengths(epoch),
         training.tasks,
         batch_size=train.batch_size,
         window=config.data.bucket_window,
@@ -233,8 +238,8 @@ def build_session(
                 dihedral=augment.dihedral,
                 colors=augment.colors,
                 order=augment.order,
-                views=config.agent.views_per_reading,
-                reads_views=config.agent.views_per_reading == 1,
+                views=views,
+                reads_views=views == 1,
             ),
             partial(partitioner, passes=train.accumulation),
             process,
