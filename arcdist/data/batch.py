@@ -77,7 +77,7 @@ class QueryTargets:
     """The target grid, top left on a canvas of its own; `OUTSIDE` beyond it."""
     target_size: Int[Tensor, "B 2"]
     """Height and width of the target."""
-    written: Int[Tensor, "N h w"]
+    written: Int[Tensor, "N p q"]
     """The target in the form in which Qwen reads the query, which it learns to write."""
     written_size: Int[Tensor, "N 2"]
     """Height and width of it."""

@@ -28,9 +28,9 @@ def demonstrations(name="a"):
 DEMONSTRATIONS = demonstrations()
 
 
-@pytest.fixture
-def collator():
-    return Collator(embedded_tokenizer(), task_rows={"a": 0, "b": 1})
+@pytest.fixture(params=[True, False], ids=["Qwen reads each view", "Qwen reads the query's own form"])
+def collator(request):
+    return Collator(embedded_tokenizer(), task_rows={"a": 0, "b": 1}, reads_views=request.param)
 
 
 @pytest.fixture

@@ -41,9 +41,9 @@ def demonstrations(name="a"):
     ]
 
 
-@pytest.fixture
-def collator():
-    return Collator(embedded_tokenizer(), task_rows={"a": 0, "b": 1})
+@pytest.fixture(params=[True, False], ids=["Qwen reads each view", "Qwen reads the query's own form"])
+def collator(request):
+    return Collator(embedded_tokenizer(), task_rows={"a": 0, "b": 1}, reads_views=request.param)
 
 
 @pytest.fixture
@@ -153,3 +153,19 @@ def test_an_answer_changes_nothing_that_is_proposed(evaluated, collator, part):
     for target in (None, ((1, 2, 3), (4, 5, 6)), ((0,) * 30,) * 30):
         assert proposed(target) == expected
     assert vote(expected[0], {"agent": 1.0})
+
+
+def test_qwen_reads_once_what_the_agent_sees_from_several_sides(evaluated, collator, monkeypatch):
+    read, texts = evaluated.qwen.forward, []
+
+    def noting(tokens, *others):
+        texts.extend(tokens.tolist())
+        return read(tokens, *others)
+
+    monkeypatch.setattr(evaluated.qwen, "forward", noting)
+    propose(evaluated, collator, [query()], [], Proposing(views=8), CPU)
+    own = collator([query()]).inputs.tokens[0].tolist()
+    if collator.reads_views:
+        assert len({tuple(text) for text in texts}) == len(texts) == 8
+    else:
+        assert texts == [own]
