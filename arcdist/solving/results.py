@@ -15,7 +15,7 @@ WEIGHTS: dict[Origin, float] = {
     "memory": 0.3,
     "refiner": 0.3,
     "demonstrations": 1.0,
-    "qwen": 1.0,
+    "qwen": 0.1,
     "qwen_score": 4.0,
 }
 """Of the candidates' votes, by where they come from; that of Qwen's score is shared out over the grids."""
