@@ -49,7 +49,7 @@ class Queue:
         costs = {place: self._solver.cost(self._tasks[place]) for place in self._left}
         own = _share(costs)
         if is_main() and len(self._left) < len(self._tasks):
-            _logger.info("%s already.", self.progress())
+            _logger.info("%s answered already.", self.progress())
         # One of middle size first, which shows how long all will take; then the longest, so that none is left over.
         if own:
             own.insert(0, own.pop(len(own) // 2))

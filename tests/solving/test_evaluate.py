@@ -64,6 +64,15 @@ def test_of_another_source_all_tasks_count(scored, tmp_path):
         scored("--data.source", tmp_path / "large")
 
 
+def test_a_file_names_the_source_as_flags_do(scored, tmp_path):
+    write_tasks(tmp_path / "theirs", "c", "d", first=2)
+    mine = tmp_path / "mine.yaml"
+    for source, used, side in (("ours", ["a", "b"], 10), ("theirs", ["c", "d"], 30)):
+        mine.write_text(f"data: {{source: {tmp_path / source}, max_side: 10}}")
+        given = scored("--config", mine)
+        assert ([task.id for task in given.tasks.used], given.max_side) == (used, side)
+
+
 def test_the_size_of_a_test_output_leaves_no_task_out(scored, tmp_path):
     write_tasks(tmp_path / "theirs", "c", "d", first=2)
     content = json.loads((tmp_path / "theirs" / "c.json").read_text())
