@@ -93,7 +93,7 @@ def check_answered(answers: Mapping[str, Answers]) -> None:
     Raises:
         ArcdistError: each has failed.
     """
-    failed = [given.failed for given in answers.values()]
+    failed = [None if any(given.outputs) else given.failed for given in answers.values()]
     if failed and all(failed):
         raise ArcdistError(
             f"None of {counted(len(failed), 'task')} could be answered. The first: {failed[0]} The files are written, "

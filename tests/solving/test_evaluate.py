@@ -4,24 +4,13 @@ import json
 import logging
 
 import pytest
-from shared.answers import write_tasks
+from shared.answers import Known, write_tasks
 
 from arcdist.config import load_config
 from arcdist.config.loader import EVALUATE
 from arcdist.errors import ArcdistError, DataError
 from arcdist.solving.evaluate import check_answered, find_scored
 from arcdist.solving.results import Answers
-from arcdist.solving.trained import Trained
-
-
-class Known(Trained):
-    """What is known of a run, without its models."""
-
-    longest_side = 30
-
-    def __init__(self, config, tasks):
-        object.__setattr__(self, "config", config)
-        object.__setattr__(self, "tasks", tasks)
 
 
 @pytest.fixture
