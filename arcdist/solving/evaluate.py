@@ -93,7 +93,7 @@ def check_answered(answers: Mapping[str, Answers]) -> None:
     Raises:
         ArcdistError: each has failed.
     """
-    failed = [given.failed for given in answers.values()]
+    failed = [None if any(given.outputs) else given.failed for given in answers.values()]
     if failed and all(failed):
         raise ArcdistError(
             f"None of {counted(len(failed), 'task')} could be answered. The first: {failed[0]} The files are written, "
@@ -107,11 +107,7 @@ def find_scored(loaded: LoadedConfig, trained: Trained) -> Scored:
     Raises:
         DataError: there are none, or they were trained on and nothing accepts it.
     """
-    ours, data = trained.config.data, loaded.config.data
-
-    def is_given(key: str) -> bool:
-        return loaded.sources[key] == "flag"
-
+    ours, data, is_given = trained.config.data, loaded.config.data, loaded.is_given
     if not (is_given("data.source") or is_given("data.split")):
         sets = read_task_sets(ours)
         # As the run validates them: what it leaves out there is not asked here either.

@@ -49,7 +49,7 @@ class Queue:
         costs = {place: self._solver.cost(self._tasks[place]) for place in self._left}
         own = _share(costs)
         if is_main() and len(self._left) < len(self._tasks):
-            _logger.info("%s already.", self.progress())
+            _logger.info("%s answered already.", self.progress())
         # One of middle size first, which shows how long all will take; then the longest, so that none is left over.
         if own:
             own.insert(0, own.pop(len(own) // 2))
@@ -113,6 +113,10 @@ class Queue:
         for is_last in (False, True):
             try:
                 outputs, failed = self._solver.answer(task), None
+                if unanswered := sum(not each for each in outputs):
+                    of_all = f"{counted(unanswered, 'test pair')} of {len(outputs)} not answered"
+                    failed = f"{of_all}: {self._solver.too_long[task.id]}"
+                    _logger.warning("Task %s, %s", task.id, failed)
                 break
             except (DataError, NotFiniteError) as error:
                 failed = str(error)
@@ -126,7 +130,7 @@ class Queue:
             "task": task.id,
             "failed": failed,
             "seconds": time.monotonic() - start,
-            "not_held_out": None if failed else self._solver.not_held_out(task),
+            "not_held_out": self._solver.not_held_out(task) if any(outputs) else None,
             "outputs": list(map(_packed, outputs)),
         }
         with writable(self._folder.parent), replacing(self._file(place)) as partial:

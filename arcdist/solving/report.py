@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -103,28 +103,26 @@ def notes(content: Mapping[str, Any]) -> Iterator[str]:
         unknown = counted(content["unknown_outputs"], "test output")
         what = "nothing can be scored" if not content["outputs"] else "answered without being scored"
         yield f"{unknown} not known: {what}; submission.json holds the answers."
-    yield from not_held_out(content["not_held_out"].values(), content["protocol"]["solve"])
+    missed = not_held_out(content["protocol"]["solve"])
+    for reason, count in Counter(content["not_held_out"].values()).items():
+        yield f"{counted(count, 'task')} {missed}: {'it has' if count == 1 else 'they have'} {reason}."
     if content["without_tests"]:
         yield f"{counted(len(content['without_tests']), 'task')} without test pairs: nothing to answer."
 
 
-def not_held_out(reasons: Iterable[str], solve: Mapping[str, Any]) -> Iterator[str]:
-    """How many tasks nothing was learned from at test time, and why, a sentence a reason.
-
-    Args:
-        reasons: what each of these tasks has.
-        solve: the section `solve`.
-    """
-    ways = [("adapt_steps", "could not be adapted"), ("draws", "had no demonstrations to choose a draw by")]
-    what = " and ".join(words for key, words in ways if solve.get(key))
-    for reason, count in Counter(reasons).items():
-        yield f"{counted(count, 'task')} {what}: {'it has' if count == 1 else 'they have'} {reason}."
+def not_held_out(solve: Mapping[str, Any]) -> str:
+    """What a task misses of which nothing can be held out, in words, by the section `solve`."""
+    ways = [("adapt_steps", "could not be adapted"), ("draws", "could have no draw chosen")]
+    return " and ".join(words for key, words in ways if solve.get(key))
 
 
 def without_answer(content: Mapping[str, Any]) -> str:
-    """How many tasks have no answer, in words."""
+    """How many tasks have no answer, or not all, in words."""
+    some = any(any(content["results"][name]) for name in content["left_out"])
     wrong = ", counted as wrong" if content["outputs"] else ""
-    return f"{counted(len(content['left_out']), 'task')} without an answer{wrong}"
+    return (
+        f"{counted(len(content['left_out']), 'task')} without an answer{' to each test input' if some else ''}{wrong}"
+    )
 
 
 def _print(folder: Path, content: Mapping[str, Any]) -> None:

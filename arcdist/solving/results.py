@@ -32,7 +32,7 @@ class Answers:
     outputs: list[list[Candidate]]
     """The candidates for each of its test pairs."""
     failed: str | None
-    """Why there are none; None if there are."""
+    """Why there are none, or none for some of them; None if there are."""
     seconds: float
     """Of one process."""
     not_held_out: str | None = None
@@ -160,7 +160,7 @@ def check_submission(given: Mapping[str, Any], tasks: Sequence[Task]) -> None:
 
 
 def _left_out(tasks: TaskSet, answers: Mapping[str, Answers], max_side: int) -> dict[str, str]:
-    """Why a task has no answers."""
+    """Why a task has no answers, or not all."""
     reasons = {}
     for task in tasks.tasks:
         given, side = answers.get(task.id), task.without_answers().longest_side

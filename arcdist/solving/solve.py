@@ -50,10 +50,10 @@ def solve(loaded: LoadedConfig) -> None:
                 continue
             for part in _shown(task, answers, loaded.config.solve.views, console):
                 console.print(part)
+            if problem := solver.too_long.get(task.id):
+                console.print(f"{problem}\n")
             if why := solver.not_held_out(task):
-                for note in not_held_out([why], section_arguments(loaded.config.solve)):
-                    console.print(note)
-                console.print()
+                console.print(f"It {not_held_out(section_arguments(loaded.config.solve))}: it has {why}.\n")
     shutdown()
 
 
@@ -105,6 +105,8 @@ def _shown(
         yield ""
         yield Text(f"test {index}", style="bold")
         yield _row(_panels(pair, ranked, views, candidates), console)
+        if not candidates:
+            yield "no answer: too long for Qwen"
         if steps := [each.grid for each in candidates if each.origin == "steps" and each.view == 0]:
             yield ""
             yield "how the agent arrives at its answer, as it sees the puzzle unchanged:"

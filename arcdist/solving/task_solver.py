@@ -27,7 +27,9 @@ class TaskSolver:
     demonstrations: Queries | None
     collator: Collator
     too_long: Mapping[str, str]
-    """Tasks with a test query that is too long for Qwen, and which it is."""
+    """Tasks with a test query that is too long for Qwen, and which it is: those are not answered."""
+    asked: Mapping[str, Sequence[int]]
+    """The test queries of tasks; those that are too long for Qwen are not."""
     held_out: Mapping[str, Sequence[int]]
     """The demonstrations of tasks that are held out in turn, as queries; those that are too long for Qwen are not."""
 
@@ -45,22 +47,24 @@ class TaskSolver:
             built = build_queries(tasks, kind)
             return replace(built, max_pairs=loaded.config.data.max_context_pairs, max_tokens=tokenizer.max_tokens)
 
-        def too_long(queries: Queries) -> dict[int, str]:
-            return {} if tokenizer.max_tokens is None else queries.too_long(tokenizer.max_tokens)
+        def too_long(queries: Queries | None) -> dict[int, str]:
+            return queries.too_long(tokenizer.max_tokens) if queries and tokenizer.max_tokens is not None else {}
+
+        def fitting(queries: Queries | None, unfit: Mapping[int, str]) -> dict[str, list[int]]:
+            found: dict[str, list[int]] = {}
+            for query, task_id in enumerate(queries.tasks if queries is not None else ()):
+                if query not in unfit:
+                    found.setdefault(task_id, []).append(query)
+            return found
 
         learns = solve.adapt_steps > 0 or solve.draws > 0
         tests = queries("test", any(task.tests for task in tasks))
         demonstrations = queries("train", learns and any(len(task.demonstrations) > 1 for task in tasks))
+        unfit = too_long(tests)
         refused: dict[str, str] = {}
         if tests is not None:
-            for query, problem in too_long(tests).items():
+            for query, problem in unfit.items():
                 refused.setdefault(tests.tasks[query], f"{problem}: choose a run whose model has more.")
-        held_out: dict[str, list[int]] = {}
-        if demonstrations is not None:
-            unfit = too_long(demonstrations)
-            for query, task_id in enumerate(demonstrations.tasks):
-                if query not in unfit:
-                    held_out.setdefault(task_id, []).append(query)
         return cls(
             trained=trained,
             proposing=Proposing(
@@ -92,21 +96,22 @@ class TaskSolver:
                 reads_views=trained.config.agent.views_per_reading == 1,
             ),
             too_long=refused,
-            held_out=held_out,
+            asked=fitting(tests, unfit),
+            held_out=fitting(demonstrations, too_long(demonstrations)),
         )
 
     def answer(self, task: Task) -> list[list[Candidate]]:
-        """The candidates for each test pair of a task.
+        """The candidates for each test pair of a task; none for one that is too long for Qwen.
 
         Raises:
-            DataError: it is too long for Qwen.
+            DataError: each of them is too long for Qwen.
             NotFiniteError: what the models compute for it is not finite.
         """
-        if task.id in self.too_long:
-            raise DataError(self.too_long[task.id])
         if not task.tests or self.tests is None:
             return []
-        asked = self.tests.read(self.tests.of_task(task.id))
+        if task.id not in self.asked:
+            raise DataError(self.too_long[task.id])
+        asked = self.tests.read(self.asked[task.id])
         shown = self.demonstrations.read(self.held_out.get(task.id, ())) if self.demonstrations else []
         trained = self.trained
         with (
@@ -117,7 +122,8 @@ class TaskSolver:
         if not all(math.isfinite(each.log_prob) for of_query in candidates for each in of_query):
             remedy = "lower --solve.adapt_lr" if self.adapting.steps else "give --train.precision no"
             raise NotFiniteError(f"The models' outputs are not finite: {remedy}.")
-        return candidates
+        by_query = dict(zip(self.asked[task.id], candidates, strict=True))
+        return [by_query.get(query, []) for query in self.tests.of_task(task.id)]
 
     def not_held_out(self, task: Task) -> str | None:
         """What a task has if something was to learn from its demonstrations and none can be held out; else None."""

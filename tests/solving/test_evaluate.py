@@ -4,24 +4,13 @@ import json
 import logging
 
 import pytest
-from shared.answers import write_tasks
+from shared.answers import Known, write_tasks
 
 from arcdist.config import load_config
 from arcdist.config.loader import EVALUATE
 from arcdist.errors import ArcdistError, DataError
 from arcdist.solving.evaluate import check_answered, find_scored
 from arcdist.solving.results import Answers
-from arcdist.solving.trained import Trained
-
-
-class Known(Trained):
-    """What is known of a run, without its models."""
-
-    longest_side = 30
-
-    def __init__(self, config, tasks):
-        object.__setattr__(self, "config", config)
-        object.__setattr__(self, "tasks", tasks)
 
 
 @pytest.fixture
@@ -62,6 +51,15 @@ def test_of_another_source_all_tasks_count(scored, tmp_path):
     assert ([task.id for task in less.tasks.used], len(less.tasks.tasks), less.max_side) == (["c"], 2, 9)
     with pytest.raises(DataError, match=r"each of its 2 tasks has a side longer than data\.max_side = 30"):
         scored("--data.source", tmp_path / "large")
+
+
+def test_a_file_names_the_source_as_flags_do(scored, tmp_path):
+    write_tasks(tmp_path / "theirs", "c", "d", first=2)
+    mine = tmp_path / "mine.yaml"
+    for source, used, side in (("ours", ["a", "b"], 10), ("theirs", ["c", "d"], 30)):
+        mine.write_text(f"data: {{source: {tmp_path / source}, max_side: 10}}")
+        given = scored("--config", mine)
+        assert ([task.id for task in given.tasks.used], given.max_side) == (used, side)
 
 
 def test_the_size_of_a_test_output_leaves_no_task_out(scored, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from shared.answers import ALL, ANSWERS, PROTOCOL, RIGHT, TASKS, answered, candidates, task
@@ -58,6 +59,51 @@ def test_what_cannot_be_scored_is_said(tmp_path, capsys):
     assert "pass@" not in printed
     assert "<h2>Scores</h2>" not in (tmp_path / "answers.html").read_text()
     assert json.loads((tmp_path / "results.json").read_text())["outputs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("solve", "missed"),
+    [
+        ({"adapt_steps": 2, "draws": 0}, "could not be adapted"),
+        ({"adapt_steps": 0, "draws": 3}, "could have no draw chosen"),
+        ({"adapt_steps": 2, "draws": 3}, "could not be adapted and could have no draw chosen"),
+    ],
+)
+def test_tasks_without_demonstrations_to_hold_out_are_counted(tmp_path, capsys, solve, missed):
+    reasons = {"a": "one demonstration", "b": "one demonstration", "c": "demonstrations that are too long for Qwen"}
+    answers = {
+        name: replace(given, not_held_out=None if given.failed else reasons.get(name))
+        for name, given in ANSWERS.items()
+    }
+    write_results(tmp_path, TASKS, answers, PROTOCOL | {"solve": {"views": 2} | solve}, 30)
+    told = (
+        f"2 tasks {missed}: they have one demonstration.",
+        f"1 task {missed}: it has demonstrations that are too long for Qwen.",
+    )
+    printed, page = " ".join(capsys.readouterr().out.split()), (tmp_path / "answers.html").read_text()
+    for sentence in told:
+        assert sentence in printed
+        assert f"<p>{sentence}</p>" in page
+
+
+def test_tasks_left_out_by_limits_or_in_part_are_named(tmp_path, capsys):
+    small, large = [task(f"t{number}", RIGHT) for number in range(5)], task("u", RIGHT, side=12)
+    part = task("v", RIGHT, RIGHT)
+    tasks = TaskSet(origin=Origin("mine", "training"), tasks=(*small, large, part), used=(small[0], part))
+    told = "1 test pair of 2 not answered: too long"
+    answers = {"t0": answered(candidates(RIGHT)), "v": answered(candidates(RIGHT), [], failed=told)}
+    write_results(tmp_path, tasks, answers, PROTOCOL, 10)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[-9:-2] == [
+        "6 tasks without an answer to each test input, counted as wrong:",
+        *(f"  t{number}: left out by data.max_tasks" for number in range(1, 5)),
+        "  u: its longest side is 12, and 10 is the limit",
+        "  and 1 more: results.json says why.",
+    ]
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["left_out"]["v"] == told
+    # A half of v is solved, and t0; of 7 tasks.
+    assert (content["outputs"], content["solved_at_2"], content["pass_at_2"]) == (8, 2, 1.5 / 7)
 
 
 def test_the_page_shows_the_solved_and_the_near_ones_first(written):

@@ -11,6 +11,7 @@ from shared.answers import PROTOCOL, write_tasks
 from arcdist.config import AugmentConfig, load_config
 from arcdist.config.loader import EVALUATE
 from arcdist.data import Pair, read_tasks
+from arcdist.solving.evaluate import check_answered
 from arcdist.solving.queue import Queue, claimed
 from arcdist.solving.task_solver import TaskSolver
 
@@ -81,6 +82,27 @@ def test_a_task_that_is_too_long_for_qwen_is_left_out_and_the_others_are_answere
     told = "Query long:test:0 has 28 tokens with its shortest context pair alone, and qwen.model has positions for 20"
     assert answers["long"].failed.startswith(told)
     assert caplog.messages == [f"Task long is not answered: {answers['long'].failed}"]
+
+
+def test_of_a_task_the_test_queries_that_fit_are_answered(run, read_models, tmp_path, caplog):
+    trained = read_models(run)
+    small, large = ({"input": [[1] * side] * side, "output": [[1]]} for side in (2, 9))
+    (tmp_path / "puzzles").mkdir()
+    content = {"train": [small, small], "test": [large, small]}
+    (tmp_path / "puzzles" / "p.json").write_text(json.dumps(content))
+    tasks = read_tasks(str(tmp_path / "puzzles"))
+    trained.predictor.qwen.tokenizer = replace(trained.predictor.qwen.tokenizer, max_tokens=40)
+    solver = TaskSolver.of(trained, adapting(run), tasks)
+    with caplog.at_level(logging.WARNING), claimed(tmp_path / "answers", PROTOCOL):
+        queue = Queue(tmp_path / "answers", solver, tasks)
+        queue.run()
+    answers = queue.answers()["p"]
+    alone = replace(tasks[0], tests=tasks[0].tests[1:])
+    assert answers.outputs == [[], *TaskSolver.of(trained, adapting(run), [alone]).answer(alone)]
+    assert answers.failed.startswith("1 test pair of 2 not answered: Query p:test:0 has ")
+    assert answers.failed.endswith("and qwen.model has positions for 40: choose a run whose model has more.")
+    assert caplog.messages == [f"Task p, {answers.failed}"]
+    check_answered({"p": answers})
 
 
 def test_without_room_for_its_demonstrations_a_task_is_answered_without_them(run, read_models, tmp_path):
