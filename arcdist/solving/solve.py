@@ -42,9 +42,10 @@ def solve(loaded: LoadedConfig) -> None:
         platform = start_platform(loaded.config)
         trained = read_trained(expanded(run), loaded.config, platform.accelerator.device)
         tasks = [task for name in names for task in _find(name, trained)]
-        solver = TaskSolver.of(trained, loaded, tasks)
         console = Console(highlight=False, markup=False, emoji=False)
         for task in tasks:
+            # Each by itself: puzzles of several files may have the same id.
+            solver = TaskSolver.of(trained, loaded, [task])
             answers = solver.answer(task)
             if not is_main():
                 continue
