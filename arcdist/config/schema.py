@@ -168,7 +168,7 @@ class AgentConfig(_Section):
     views_per_reading: Annotated[int, _between(1, 8)] = 1
     """Views that the agent learns with one prompt: above 1 Qwen reads the query in its own form, at 1 what it sees."""
     backward_share: ShareAbove0 = 1.0
-    """Share of the views whose backward trajectory is planned, which count by as much more; reward is among them."""
+    """Share of the views that are planned backwards too; their terms are divided by it. Rewarded ones are of these."""
     ema_decay: ShareBelow1 = 0.999
     """Decay a step of the moving average of the weights that validation uses; 0 turns it off."""
 
@@ -218,8 +218,8 @@ EFE_TERMS = {key.metadata["term"]: key for key in fields(EFEConfig) if "term" in
 class RefinerConfig(_Section):
     """The policy that edits the prompt, and its optimizer."""
 
-    share: ShareAbove0 = 1.0
-    """Share of the views that are rewarded: answered under the unrefined prompt too; they count by as much more."""
+    rewarded_share: ShareAbove0 = 1.0
+    """Share of the views that are rewarded, so answered under the unrefined prompt too; their loss is divided by it."""
     rl_hidden: Count = 512
     """Width of the policy's hidden layers."""
     rl_delta_scale: Positive = 0.2
@@ -434,8 +434,15 @@ class Config:
                 f"data.max_side is {self.data.max_side}, over agent.max_grid_size = {self.agent.max_grid_size}: "
                 f"raise agent.max_grid_size or lower data.max_side."
             )
-        if self.refiner.share > self.agent.backward_share:
+        if self.refiner.rewarded_share > self.agent.backward_share:
             raise ConfigError(
-                f"refiner.share is {self.refiner.share}, over agent.backward_share = {self.agent.backward_share}: the "
-                f"reward needs the way back. Lower --refiner.share or raise --agent.backward_share."
+                f"refiner.rewarded_share is {self.refiner.rewarded_share}, over agent.backward_share = "
+                f"{self.agent.backward_share}: the reward needs the way back. Lower --refiner.rewarded_share or raise "
+                f"--agent.backward_share."
+            )
+        if self.agent.views_per_reading > 1 and not self.data.augment.dihedral:
+            raise ConfigError(
+                f"agent.views_per_reading is {self.agent.views_per_reading}, and the views of a query differ by their "
+                f"symmetry, which data.augment.dihedral = false turns off: give --data.augment.dihedral true, or "
+                f"--agent.views_per_reading 1."
             )

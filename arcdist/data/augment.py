@@ -67,7 +67,7 @@ def draw_augmentation(
     )
 
 
-def draw_views(
+def draw_augmentations(
     rng: np.random.Generator, count: int, *, dihedral: bool, colors: bool, order: bool, num_pairs: int
 ) -> list[Augmentation]:
     """Draw so many augmentations of one query; the symmetries of the square are all different, as far as there are 8.

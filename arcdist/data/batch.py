@@ -59,7 +59,7 @@ class QueryInputs:
 
     def of_views(self, values: Float[Tensor, "N ..."]) -> Float[Tensor, "B ..."]:
         """What belongs to each query, for each of its views."""
-        # Not by an index, whose gradient a GPU would add up in any order.
+        # Not by repeat_interleave or index_select, whose gradients a GPU adds up in any order.
         return values[:, None].expand(-1, self.views, *values.shape[1:]).flatten(0, 1)
 
     def take(self, rows: Int[Tensor, " R"]) -> "QueryInputs":

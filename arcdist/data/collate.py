@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float64, Int, UInt8
 from torch import Tensor
 
-from arcdist.data.augment import Augmentation, draw_views
+from arcdist.data.augment import Augmentation, draw_augmentations
 from arcdist.data.batch import OUTSIDE, QueryBatch, QueryInputs, QueryTargets, stack_grids, working_area
 from arcdist.data.features import color_shares, pair_features
 from arcdist.data.queries import Query
@@ -94,7 +94,7 @@ class Collator:
 
     def draw(self, query: Query, epoch: int = 0) -> list[Augmentation]:
         """Give the augmentations that a query is seen under in an epoch."""
-        return draw_views(
+        return draw_augmentations(
             stream(self.seed, "augment", epoch, query.id),
             self.views,
             dihedral=self.dihedral,
@@ -103,7 +103,7 @@ class Collator:
             num_pairs=len(query.context),
         )
 
-    def _tokens(self, queries: Sequence[Query]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+    def _tokens(self, queries: Sequence[Query]) -> tuple[Int[Tensor, "N L"], Bool[Tensor, "N L"]]:
         texts = [self.tokenizer.encode(query.context, query.input) for query in queries]
         lengths = np.array([len(text) for text in texts])
         token_mask = np.arange(lengths.max()) < lengths[:, None]

@@ -151,6 +151,11 @@ class Queries:
                     )
         return problems
 
+    def sizes(self, epoch: int = 0, *, by_side: bool) -> Int[np.ndarray, " Q"]:
+        """What queries are sorted by into batches that waste little: their length, or first the side of their area."""
+        lengths = self.lengths(epoch)
+        return self.sides * (lengths.max() + 1) + lengths if by_side else lengths
+
     def lengths(self, epoch: int = 0) -> Int[np.ndarray, " Q"]:
         """Tokens that the model reads of each query in an epoch: its context and input, its output only if it is read.
 

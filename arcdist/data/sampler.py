@@ -113,7 +113,7 @@ _BATCHES_AHEAD = 2
 
 
 class BucketedBatches:
-    """Batches of queries of similar length, each query exactly once an epoch.
+    """Batches of queries that cost about the same, each query exactly once an epoch.
 
     An epoch shuffles all queries, cuts them into windows and sorts each window by length. The queries of one task have
     similar lengths; so that they do not fill a batch, each run of `_MIXED_BATCHES` batches is sorted by task and
@@ -121,7 +121,7 @@ class BucketedBatches:
     epoch only, so every process that cuts its share out of each batch sees the same epoch.
 
     Args:
-        lengths: gives those of all queries' texts in an epoch, in any unit.
+        lengths: gives what all queries are sorted by in an epoch: the length of their text, or first their side.
         tasks: of each query.
         batch_size: queries of a batch; up to `_MIXED_BATCHES` are smaller if it does not divide their number.
         window: batches that are sorted together.

@@ -174,12 +174,12 @@ def propose(
         for origin, proposed in _proposals(models, batch, settings, noise, best):
             add(seen, origin, proposed)
     if settings.qwen:
-        # It writes what it reads, whatever the agent is told.
-        reader = replace(collator, reads_views=True)
-        for seen, batch in _seen(reader, queries, settings, device):
+        # It writes the forms that it has learned to read.
+        written_in = settings if collator.reads_views else replace(settings, views=1)
+        for seen, batch in _seen(collator, queries, written_in, device):
             written = models.qwen.writer().greedy(batch.inputs.tokens, batch.inputs.token_mask)
             add(seen, "qwen", [(each.grid, each.log_prob) for each in written])
-        scores = _qwen_scores(models, reader, queries, candidates, settings, device)
+        scores = _qwen_scores(models, collator, queries, candidates, written_in, device)
         candidates = [of_query + scored for of_query, scored in zip(candidates, scores, strict=True)]
     return [sorted(of_query, key=lambda candidate: candidate.view) for of_query in candidates]
 

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from arcdist.data.batch import QueryInputs
 from arcdist.models.cores import Context, ContextEncoder, ConvCore, RecursiveCore, cells_within, one_hot_colors
 
-# T steps, B queries, R of them planned backwards, K context pairs, H W canvas, C colours, C1 = C + 1 (the last is
-# "outside"), S states (= C), P prompt, D width of a cell's state and of the conditioning, G largest side of a grid,
-# R rules of the size in `SizeHead`.
+# T steps, B queries, R of them planned backwards, r of these taken, K context pairs, H W canvas, C colours, C1 = C + 1
+# (the last is "outside"), S states (= C), P prompt, D width of a cell's state and of the conditioning, G largest side
+# of a grid, U rules of the size.
 
 _OBSERVATION_SHARPNESS = 6.0
 """P(o | s) is nearly the identity at the start, so that states begin as colours."""
@@ -22,7 +22,7 @@ _SIZE_FLOOR = 1e-6
 RULES = ("as the query", "as the first context output", "as the last context output", "by the context's mean ratio")
 
 
-def size_candidates(inputs: QueryInputs, max_grid_size: int) -> Int[Tensor, "R B 2"]:
+def size_candidates(inputs: QueryInputs, max_grid_size: int) -> Int[Tensor, "U B 2"]:
     """The size that each of `RULES` gives each query.
 
     Same, constant and fixed-ratio sizes over the demonstrations cover 88 % of ARC-AGI-1's evaluation outputs.
@@ -59,8 +59,8 @@ class SizeHead(nn.Module):
         numbers = torch.cat([candidates, inputs.working_area[None]]).movedim(0, 1).flatten(1) / self.max_grid_size
         hidden = F.silu(self.hidden(torch.cat([conditioning, numbers.to(conditioning.dtype)], dim=-1)))
         guess = self.guess(hidden).float().unflatten(-1, (2, -1)).softmax(-1)
-        gates = self.gates(hidden).float().unflatten(-1, (2, -1)).softmax(-1)  # [B, 2, R+1]
-        rules = F.one_hot(candidates - 1, self.max_grid_size).permute(1, 2, 0, 3).float()  # [B, 2, R, G]
+        gates = self.gates(hidden).float().unflatten(-1, (2, -1)).softmax(-1)  # [B, 2, U+1]
+        rules = F.one_hot(candidates - 1, self.max_grid_size).permute(1, 2, 0, 3).float()  # [B, 2, U, G]
         mixed = (gates[..., None] * torch.cat([rules, guess[:, :, None]], dim=2)).sum(2)
         return (mixed + _SIZE_FLOOR).log().log_softmax(-1)
 
@@ -153,7 +153,7 @@ class ARCPromptGuidedAgent(nn.Module):
         task_vectors: whether the table exists (`recursive` only).
         ema_decay: decay of the moving average of the weights; kept for the training step, see `EMA`.
         views_per_reading: views of a query that learn with one prompt; kept for the training step.
-        backward_share: share of the views that are planned backwards; kept for the training step.
+        backward_share: share of the views that the training step plans backwards; kept for it.
     """
 
     def __init__(

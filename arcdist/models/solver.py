@@ -290,7 +290,8 @@ class PermanentSolver(nn.Module):
         width = 4 * self.memory.features.shape[1]
         place, features, queries, outcomes, exact = rows.split([8, width, side * side, side * side, 1], dim=1)
         places = place.flatten().view(torch.int64)
-        order = places.argsort()
+        # Several views of a query have one place: in the order of their packing, so that the same one is kept anywhere.
+        order = places.argsort(stable=True)
         self.memory.add(
             ids=[ids[index] for index in places[order].tolist()],
             features=features.flatten().view(torch.float32).unflatten(0, (len(order), -1))[order],

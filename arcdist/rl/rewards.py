@@ -103,7 +103,7 @@ class RewardTotals(NamedTuple):
 
     @property
     def mean(self) -> Float[Tensor, ""]:
-        """Mean reward of a query."""
+        """Mean reward of a rewarded answer."""
         return self.reward / self.queries.clamp_min(1.0)
 
     @property

@@ -51,8 +51,10 @@ class Interval:
     seconds: float = 0.0
     written: int = 0
     """Queries whose output Qwen was taught to write."""
+    rewarded: int = 0
+    """Views that were rewarded."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Of each metric over the queries; of `lm_loss` over those written."""
+    """Of each metric over the queries; of `lm_loss` over those written, of rewards over those rewarded."""
     norm_sums: dict[str, float] = field(default_factory=dict)
     """Of `grad_norm/<group>` over the steps."""
     largest_norms: dict[str, float] = field(default_factory=dict)
@@ -64,11 +66,11 @@ class Interval:
         self.queries += report.queries
         self.tokens += report.tokens
         self.written += report.written
+        self.rewarded += report.rewarded
         self.seconds += seconds
         for name, value in report.metrics.items():
             # By queries: the last batch of an epoch may be smaller.
-            queries = report.written if name == "lm_loss" else report.queries
-            self.sums[name] = self.sums.get(name, 0.0) + value * queries
+            self.sums[name] = self.sums.get(name, 0.0) + value * _counted(report, name)
         for group, norm in report.group_norms.items():
             name = f"grad_norm/{group}"
             self.norm_sums[name] = self.norm_sums.get(name, 0.0) + norm
@@ -78,9 +80,7 @@ class Interval:
         """Every metric of the steps, `pairs_per_s` and `tokens_per_s`; only the pace if nothing was added."""
         seconds = max(self.seconds, 1e-9)
         return {
-            **{
-                name: total / (self.written if name == "lm_loss" else self.queries) for name, total in self.sums.items()
-            },
+            **{name: total / max(1, _counted(self, name)) for name, total in self.sums.items()},
             "pairs_per_s": self.queries / seconds,
             "tokens_per_s": self.tokens / seconds,
         }
@@ -88,6 +88,11 @@ class Interval:
     def mean_norms(self) -> dict[str, float]:
         """Gradient norms by group."""
         return {name.removeprefix("grad_norm/"): total / self.steps for name, total in self.norm_sums.items()}
+
+
+def _counted(of: StepReport | Interval, name: str) -> int:
+    """How many a mean is over."""
+    return of.written if name == "lm_loss" else of.rewarded if name.startswith("reward/") else of.queries
 
 
 class Cost:
@@ -223,4 +228,6 @@ class LoopState:
             if name in state:  # Checkpoints of older versions have no `cost`.
                 getattr(self, name).load_state(state[name])
         for name in self._INTERVALS:
-            setattr(self, name, Interval(**deepcopy(state[name])))
+            # A checkpoint that does not count rewards has one for each query.
+            kept = {"rewarded": state[name]["queries"]} | deepcopy(state[name])
+            setattr(self, name, Interval(**kept))

@@ -30,7 +30,7 @@ from arcdist.models import (
 from arcdist.regions import region
 from arcdist.rl import PolicyRefinedAgent
 
-# B queries, M of them read, P prompt.
+# N queries, M of them read, P prompt.
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -117,9 +117,9 @@ def build_models(config: Config, num_tasks: int, device: torch.device, sharding:
 class PromptReading:
     """The prompts of a share, and what it takes to send a gradient back through the queries that were read."""
 
-    prompt: Float[Tensor, "B P"]
+    prompt: Float[Tensor, "N P"]
     """A leaf that collects its gradient: the one tensor that crosses between the engines."""
-    control: Float[Tensor, "B P"]
+    control: Float[Tensor, "N P"]
     """Without a graph."""
     queries: QueryBatch
     rows: Int[Tensor, " M"]
@@ -135,8 +135,8 @@ class PromptReading:
     def backward(
         self,
         qwen: Engine,
-        gradient: Float[Tensor, "B P"],
-        lm_gradient: Float[Tensor, " B"] | None = None,
+        gradient: Float[Tensor, "N P"],
+        lm_gradient: Float[Tensor, " N"] | None = None,
         *,
         is_last: bool,
     ) -> None:

@@ -28,9 +28,6 @@ from arcdist.training.models import Models, build_models
 
 _logger = logging.getLogger(__name__)
 
-_LONGEST_TEXT = 1_000_000
-"""Tokens; so that queries are sorted by side first, then by length."""
-
 
 def warmup_cosine(warmup_steps: int, total_steps: int, final_share: float) -> Callable[[int], float]:
     """Share of the peak learning rate after so many steps: linear warm-up, then half a cosine down to `final_share`.
@@ -207,7 +204,7 @@ def build_session(
     views = config.agent.views_per_reading
     batches = BucketedBatches(
         # Of several views of a query, the agent takes most of the time: canvases of like sides waste least.
-        training.lengths if views == 1 else lambda epoch: training.sides * _LONGEST_TEXT + training.lengths(epoch),
+        partial(training.sizes, by_side=views > 1),
         training.tasks,
         batch_size=train.batch_size,
         window=config.data.bucket_window,

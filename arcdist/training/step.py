@@ -67,7 +67,7 @@ class Signals(NamedTuple):
     broken: bool
     """Its own losses or rewards are not finite."""
     admitted: int
-    """Queries that it puts into the solver's memory."""
+    """Views of queries that it gives to the solver's memory, which keeps one of each query."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +75,8 @@ class StepReport:
     """What a step did on all processes, on the host of each."""
 
     metrics: dict[str, float]
-    """Means over the views of the batch, by their names in `steps.jsonl`."""
+    """Means over the views of the batch, by their names in `steps.jsonl`; of rewards over the views rewarded, `lm_loss`
+    over the outputs written."""
     group_norms: dict[str, float]
     """Gradient norm of each parameter group, before clipping."""
     queries: int
@@ -87,7 +88,9 @@ class StepReport:
     signals: tuple[Signals, ...]
     """Of each process."""
     written: int = 0
-    """Queries whose output Qwen was taught to write; `lm_loss`, if there are any, is the mean over these."""
+    """Queries whose output Qwen was taught to write; without any there is no `lm_loss`."""
+    rewarded: int = 0
+    """Views that were rewarded; without any the rewards are 0."""
 
     @property
     def stop(self) -> bool:
@@ -140,7 +143,9 @@ def train_step(
     weights = settings.config.reward
 
     for each in passes:
-        advantage, weight = each.drawn.of_queries(advantages(each.reward, rewards.mean, rewards.variance), each.weight)
+        advantage, weight = each.sampled.of_queries(
+            advantages(each.reward, rewards.mean, rewards.variance), each.weight
+        )
         by_reward = policy_gradient(each.score, advantage, weight, weights.reward_weight)
         # Both are times the loss scale, as the engine's backward pass expects.
         gradient = each.energy_gradient + engines.precision.loss_scale * by_reward
@@ -169,7 +174,7 @@ def train_step(
 
 
 class Sums(NamedTuple):
-    """Sums over the views of a pass, then of the batch: all that a step exchanges before it moves a parameter."""
+    """Sums over a pass, then over the batch: all that a step exchanges before it moves a parameter."""
 
     views: Float[Tensor, ""]
     energy: Float[Tensor, ""]
@@ -202,7 +207,7 @@ class Pass:
     score: Float[Tensor, "N P"]
     """Derivative of the refinement's log-probability in the prompt."""
     transition: Transition
-    drawn: "Drawn"
+    sampled: "SampledViews"
     reward: Float[Tensor, " r"]
     solved: SolvedQueries
     metrics: tuple[str, ...]
@@ -211,19 +216,19 @@ class Pass:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drawn:
+class SampledViews:
     """The views of a pass that are planned backwards, and those of them that are rewarded."""
 
     backward: Int[Tensor, " R"]
     """Rows of the views that are planned backwards."""
     rewarded: Int[Tensor, " r"]
     """Rows of the views that are rewarded."""
-    places: Int[Tensor, " r"]
+    rewarded_in_backward: Int[Tensor, " r"]
     """Their places among those planned backwards."""
     views: int
     """Views of each query."""
-    share: float
-    """Of all views that are rewarded."""
+    rewarded_share: float
+    """Of all views."""
 
     def of_queries(
         self, values: Float[Tensor, " r"], weight: Float[Tensor, " N"]
@@ -235,35 +240,48 @@ class Drawn:
         of_views = values.new_zeros(2, len(weight) * self.views)
         of_views = of_views.index_copy(1, self.rewarded, torch.stack([values, torch.ones_like(values)]))
         total, count = of_views.unflatten(1, (-1, self.views)).sum(2)
-        return total / count.clamp_min(1.0), weight * count / (self.views * self.share)
+        return total / count.clamp_min(1.0), weight * count / (self.views * self.rewarded_share)
 
 
-def draw_views(share: Share, views: int, config: Config, step: int, device: torch.device) -> Drawn:
-    """Draw which views are planned backwards, `agent.backward_share` of all, and rewarded, `refiner.share` of all.
+def sample_views(share: Share, views: int, config: Config, step: int, device: torch.device) -> SampledViews:
+    """Sample the views that are planned backwards, `agent.backward_share` of all, and rewarded, `rewarded_share`.
 
-    Every so many one of the batch, from a start that moves with the step by an irrational number: each view is drawn
+    Every so many one of the batch, from a start that moves with the step by an irrational number: each view is sampled
     as often as any other, and processes and passes that share a batch make no difference.
     """
-    backward_share, reward_share = config.agent.backward_share, config.refiner.share
-    rows = [place * views + view for place in share.positions for view in range(views)]
+    backward_share, rewarded_share = config.agent.backward_share, config.refiner.rewarded_share
+    in_batch = [place * views + view for place in share.positions for view in range(views)]
     backward: list[int] = []
     rewarded: list[int] = []
-    places: list[int] = []
-    for row, place in enumerate(rows):
-        number = _place_in_sample(place, backward_share, start=step * 0.6180339887498949 % 1.0)
+    rewarded_in_backward: list[int] = []
+    for row, place in enumerate(in_batch):
+        number = _number_in_sample(place, backward_share, start=step * 0.6180339887498949 % 1.0)
         if number is None:
             continue
-        if _place_in_sample(number, reward_share / backward_share, start=step * 0.7548776662466927 % 1.0) is not None:
+        fraction = rewarded_share / backward_share
+        if _number_in_sample(number, fraction, start=step * 0.7548776662466927 % 1.0) is not None:
             rewarded.append(row)
-            places.append(len(backward))
+            rewarded_in_backward.append(len(backward))
         backward.append(row)
-    chosen = (torch.tensor(each, dtype=torch.int64).to(device) for each in (backward, rewarded, places))
-    return Drawn(**dict(zip(("backward", "rewarded", "places"), chosen, strict=True)), views=views, share=reward_share)
+
+    def on_device(rows: list[int]) -> Int[Tensor, " _"]:
+        # From page-locked memory, so that the host does not wait for the step before.
+        pinned = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda")
+        return pinned.to(device, non_blocking=True)
+
+    return SampledViews(
+        backward=on_device(backward),
+        rewarded=on_device(rewarded),
+        rewarded_in_backward=on_device(rewarded_in_backward),
+        views=views,
+        rewarded_share=rewarded_share,
+    )
 
 
-def _place_in_sample(number: int, share: float, start: float) -> int | None:
-    place = math.floor(number * share + start)
-    return place if share == 1.0 or place > math.floor((number - 1) * share + start) else None
+def _number_in_sample(place: int, fraction: float, start: float) -> int | None:
+    """The number that an item has in a systematic sample of this fraction; None if it is not in it."""
+    number = math.floor(place * fraction + start)
+    return number if fraction == 1.0 or number > math.floor((place - 1) * fraction + start) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -272,7 +290,7 @@ class ForwardPass:
 
     queries: QueryBatch
     reading: PromptReading
-    drawn: Drawn
+    sampled: SampledViews
     before: AgentOutput
     """Of the rewarded views, under the prompt as Qwen gave it; without a graph."""
     refinement: RefinedPrompt
@@ -296,9 +314,9 @@ def _run_pass(
     queries, share = batch.queries[index], batch.shares[index]
     views, device = queries.inputs.views, queries.inputs.query.device
     is_last = index + 1 == len(batch.shares)
-    drawn = draw_views(share, views, settings.config, settings.number, device)
+    sampled = sample_views(share, views, settings.config, settings.number, device)
     # Of several passes, the graphs would have to wait for the rewards of the last: Qwen reads twice then.
-    forward = _forward(models, engines, queries, noise, drawn, settings, keep_graph=len(batch.shares) == 1)
+    forward = _forward(models, engines, queries, noise, sampled, settings, keep_graph=len(batch.shares) == 1)
     prompt = forward.reading.prompt
     target, mask = canvas_target(queries.targets, forward.after)
     with region("scores and rewards"):
@@ -333,7 +351,7 @@ def _run_pass(
         "solver/confidence": forward.proposal.confidence_logit.sigmoid(),
     }
     admitted = admits(scores.cell, settings.memory_threshold) & (counted > 0)
-    of_rewarded = counted[drawn.rewarded]
+    of_rewarded = counted[sampled.rewarded]
     total_energy, squared_reward = total(energy), (of_rewarded * rewards.reward.square()).sum()
     written = torch.zeros(0, device=energy.device) if forward.reading.lm_loss is None else forward.reading.lm_loss
     if share.is_padding or not forward.reading.counts:
@@ -346,7 +364,7 @@ def _run_pass(
         weight=query_weight,
         score=score,
         transition=forward.refinement.transition,
-        drawn=drawn,
+        sampled=sampled,
         reward=rewards.reward,
         solved=SolvedQueries(
             admitted=admitted,
@@ -379,7 +397,7 @@ def _forward(
     engines: Engines,
     queries: QueryBatch,
     noise: Float[Tensor, "N A"],
-    drawn: Drawn,
+    sampled: SampledViews,
     settings: StepSettings,
     *,
     keep_graph: bool,
@@ -392,20 +410,20 @@ def _forward(
         with region("agent"):
             context = models.agent.read_context(inputs)
             with torch.no_grad():
-                some = inputs.take(drawn.rewarded)
-                unrefined = inputs.of_views(reading.prompt)[drawn.rewarded]
-                before = models.agent(some, unrefined, None if context is None else context.take(drawn.rewarded))
+                some = inputs.take(sampled.rewarded)
+                unrefined = inputs.of_views(reading.prompt)[sampled.rewarded]
+                before = models.agent(some, unrefined, None if context is None else context.take(sampled.rewarded))
         with region("refiner"):
             refinement = models.refiner.refine_prompt(reading.prompt, reading.control, inputs.summary, noise=noise)
         with region("agent"):
-            after = models.agent(inputs, inputs.of_views(refinement.refined), context, backward=drawn.backward)
+            after = models.agent(inputs, inputs.of_views(refinement.refined), context, backward=sampled.backward)
         with region("solver"):
             ids = [query_id for query_id in queries.ids for _ in range(inputs.views)]
             proposal = models.solver(inputs.of_views(reading.prompt.detach()), inputs, ids)
     return ForwardPass(
         queries=queries,
         reading=reading,
-        drawn=drawn,
+        sampled=sampled,
         before=before,
         refinement=refinement,
         after=after,
@@ -418,12 +436,12 @@ def _forward(
 
 def _scores(forward: ForwardPass, settings: StepSettings) -> tuple[Grades, Rewards]:
     """How right the answers are, and how much the refinement has gained."""
-    inputs, targets, drawn = forward.queries.inputs, forward.queries.targets, forward.drawn
+    inputs, targets, sampled = forward.queries.inputs, forward.queries.targets, forward.sampled
     scores = grade(answer(forward.after.ahead, inputs, targets, forward.final_logits), targets)
-    inputs, targets = inputs.take(drawn.rewarded), targets.take(drawn.rewarded)
+    inputs, targets = inputs.take(sampled.rewarded), targets.take(sampled.rewarded)
     rewards = shaping_reward(
         answer(forward.before, inputs, targets),
-        answer(forward.after.take(drawn.rewarded, drawn.places), inputs, targets),
+        answer(forward.after.take(sampled.rewarded, sampled.rewarded_in_backward), inputs, targets),
         targets.target,
         inputs.query,
         settings.config.reward.reward_scale,
@@ -440,8 +458,8 @@ def _energy(
     settings: StepSettings,
 ) -> tuple[Float[Tensor, " B"], dict[str, Float[Tensor, " B"]]]:
     """What the grid modules minimise for each query, and the losses that it is made of, by their names in the log."""
-    after, inputs, drawn = forward.after, forward.queries.inputs, forward.drawn
-    backward_share = settings.config.agent.backward_share
+    after, inputs, sampled = forward.after, forward.queries.inputs, forward.sampled
+    backward_share = models.agent.backward_share
     terms = models.efe.per_query(
         forward_logits=after.forward_logits,
         backward_logits=after.backward_logits,
@@ -451,15 +469,15 @@ def _energy(
         target=target,
         prompt_embedding=inputs.of_views(forward.refinement.refined),
         grid_mask=mask,
-        backward=drawn.backward,
+        backward=sampled.backward,
         backward_share=backward_share,
     )
     height_logits, width_logits = after.size_logits.unbind(1)
     size = size_loss((height_logits, width_logits), forward.queries.targets.target_size)
     solver = consistency(forward.final_logits, target, mask)
-    query = inputs.query[drawn.backward]
+    query = inputs.query[sampled.backward]
     way_back = cell_mean(-after.reconstruction_logits.gather(-1, query.clamp_min(0)[..., None])[..., 0], query >= 0)
-    reversibility = of_some(way_back, drawn.backward, len(inputs.query), backward_share)
+    reversibility = of_some(way_back, sampled.backward, len(inputs.query), backward_share)
     energy = (
         hard_cell_weight(1.0 - scores.cell) * terms["total"]
         + settings.size_weight * size
@@ -498,13 +516,13 @@ def _report(
         "reward/std": rewards.variance.sqrt(),
         "lm_loss": totals.lm_loss / totals.written.clamp_min(1.0),
     }
-    counts = (totals.tokens, totals.written, totals.views)
+    counts = (totals.tokens, totals.written, totals.views, totals.rewarded)
     scalars = torch.stack([value.float() for value in (*means.values(), *norms.values(), *counts)])
     with region("results to the host"):
         host = torch.cat([scalars, totals.signals.flatten()]).tolist()
     numbers = iter(host)
     host_means, host_norms = ({name: next(numbers) for name in named} for named in (means, norms))
-    tokens, written, views = (round(next(numbers)) for _ in counts)
+    tokens, written, views, rewarded = (round(next(numbers)) for _ in counts)
     if not written:
         del host_means["lm_loss"]
     return StepReport(
@@ -513,6 +531,7 @@ def _report(
         queries=views,
         tokens=tokens,
         written=written,
+        rewarded=rewarded,
         finite=all(map(math.isfinite, (host_means["loss"], *host_norms.values()))),
         # The numbers that are left, five for each process.
         signals=tuple(

@@ -79,7 +79,7 @@ def _flops(session: Session, rows: Sequence[int], epoch: int) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LongestBatch:
-    """The `train.batch_size` training queries with most tokens, which need most memory as one batch."""
+    """The `train.batch_size` training queries that need most memory as one batch: those sorted last into batches."""
 
     epoch: int
     """In which they are that long: contexts that are drawn differ from epoch to epoch."""
@@ -91,12 +91,13 @@ class LongestBatch:
 def longest_batch(session: Session) -> LongestBatch:
     """The longest batch that any epoch of the run could have."""
     queries, size = session.training.queries, session.config.train.batch_size
+    by_side = session.config.agent.views_per_reading > 1
     longest = None
     for epoch in range(session.config.train.epochs if queries.drawn.any() else 1):
-        lengths = queries.lengths(epoch)
-        rows = np.argsort(lengths, kind="stable")[-size:].tolist()
-        if longest is None or lengths[rows[-1]] > longest.tokens:
-            longest = LongestBatch(epoch=epoch, rows=rows, tokens=int(lengths[rows[-1]]))
+        rows = np.argsort(queries.sizes(epoch, by_side=by_side), kind="stable")[-size:].tolist()
+        tokens = int(queries.lengths(epoch)[rows].max())
+        if longest is None or tokens > longest.tokens:
+            longest = LongestBatch(epoch=epoch, rows=rows, tokens=tokens)
     assert longest is not None
     return longest
 

@@ -473,6 +473,25 @@ def test_a_contradiction_says_where_each_value_came_from(tmp_path: Path) -> None
     assert message.endswith(f"(data.max_side: flag; agent.max_grid_size: file {file})")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--refiner.rewarded_share", "0.5", "--agent.backward_share", "0.25"),
+            "refiner.rewarded_share is 0.5, over agent.backward_share = 0.25: the reward needs the way back. ",
+        ),
+        (
+            ("--agent.views_per_reading", "4", "--data.augment.dihedral", "false"),
+            "agent.views_per_reading is 4, and the views of a query differ by their symmetry, ",
+        ),
+    ],
+)
+def test_views_fit_what_they_need(flags, message):
+    with pytest.raises(ConfigError) as refused:
+        load_config(list(flags))
+    assert str(refused.value).startswith(message)
+
+
 def reloaded(tmp_path: Path, text: str) -> LoadedConfig:
     file = tmp_path / "again.yaml"
     file.write_text(text, encoding="utf-8")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from arcdist.data.augment import Augmentation, draw_augmentation, draw_views
+from arcdist.data.augment import Augmentation, draw_augmentation, draw_augmentations
 from arcdist.data.queries import Query
 from arcdist.data.tasks import Pair
 
@@ -100,7 +100,7 @@ def test_what_is_off_is_the_identity_and_leaves_the_other_draws():
 @given(count=st.integers(1, 10), seed=st.integers(0, 2**32))
 def test_views_of_a_query_have_different_symmetries(count, seed):
     all_on = {"dihedral": True, "colors": True, "order": True, "num_pairs": 3}
-    views = draw_views(np.random.default_rng(seed), count, **all_on)
+    views = draw_augmentations(np.random.default_rng(seed), count, **all_on)
     one = draw_augmentation(np.random.default_rng(seed), **all_on)
     assert (views[0].dihedral, views[0].colors.tolist(), views[0].order) == (
         *(one.dihedral, one.colors.tolist(), one.order),
@@ -108,5 +108,5 @@ def test_views_of_a_query_have_different_symmetries(count, seed):
     assert len(views) == count
     assert len({view.dihedral for view in views[:8]}) == min(count, 8)
     assert len({tuple(view.colors) for view in views}) == count
-    off = draw_views(np.random.default_rng(seed), count, **all_on | {"dihedral": False, "colors": False})
+    off = draw_augmentations(np.random.default_rng(seed), count, **all_on | {"dihedral": False, "colors": False})
     assert {(view.dihedral, tuple(view.colors)) for view in off} == {(0, tuple(range(10)))}

@@ -15,7 +15,7 @@ from arcdist.training.step import StepSettings, train_step
 ROWS = (range(8), range(4, 12), range(8), (11, 3, 8, 0, 9))
 """Batches that share queries, so that some prompts are kept, all are, or none is; the last divides unevenly."""
 
-VIEWS = ("--agent.views_per_reading=3", "--agent.backward_share=0.5", "--refiner.share=0.25")
+VIEWS = ("--agent.views_per_reading=3", "--agent.backward_share=0.5", "--refiner.rewarded_share=0.25")
 """Of several views of a query, some are planned backwards, and some of these are rewarded."""
 
 

@@ -59,6 +59,17 @@ def test_the_loss_of_writing_is_a_mean_over_what_was_written():
     assert "lm_loss" not in never.means()
 
 
+def test_a_reward_is_a_mean_over_what_was_rewarded():
+    interval, first = Interval(), report(1.0, queries=8)
+    for reward, rewarded in ((2.0, 3), (0.0, 0), (6.0, 1)):
+        step = replace(first, metrics=first.metrics | {"reward/mean": reward}, rewarded=rewarded)
+        interval.add(step, seconds=1.0)
+    assert interval.means()["reward/mean"] == 3.0
+    never = Interval()
+    never.add(replace(first, metrics={"reward/mean": 0.0}), seconds=1.0)
+    assert never.means()["reward/mean"] == 0.0
+
+
 def test_means_maxima_and_pace_by_hand():
     interval = Interval()
     interval.add(report(2.0, queries=4, tokens=100, lora=0.0, agent=3.0), seconds=0.5)
@@ -125,6 +136,7 @@ def test_a_state_is_no_part_of_what_it_was_taken_of():
         "tokens": 1,
         "seconds": 0.5,
         "written": 0,
+        "rewarded": 0,
         "sums": {"loss": 1.0, "train/cell": 0.0},
         "norm_sums": {"grad_norm/agent": 2.0},
         "largest_norms": {"agent": 2.0},

@@ -8,7 +8,7 @@ import torch
 
 from arcdist.checkpoint.state import gather_moments, gather_weights
 from arcdist.data import Share
-from arcdist.training.step import StepSettings, admits, draw_views, train_step
+from arcdist.training.step import StepSettings, admits, sample_views, train_step
 
 
 @pytest.mark.parametrize(
@@ -281,16 +281,16 @@ def test_a_loss_scale_bears_a_batch_whose_prompts_are_all_cached(build_tiny, sca
 
 
 def test_views_are_drawn_as_often_as_others_whoever_computes_them(build_tiny):
-    config = build_tiny("--agent.backward_share=0.5", "--refiner.share=0.125").config
+    config = build_tiny("--agent.backward_share=0.5", "--refiner.rewarded_share=0.125").config
 
     def drawn(positions, step):
         share = Share(rows=tuple(positions), positions=tuple(positions), is_padding=False)
-        return draw_views(share, 2, config, step, torch.device("cpu"))
+        return sample_views(share, 2, config, step, torch.device("cpu"))
 
     backward, rewarded = torch.zeros(12), torch.zeros(12)
     for step_number in range(400):
         whole = drawn(range(6), step_number)
-        assert torch.equal(whole.backward[whole.places], whole.rewarded)
+        assert torch.equal(whole.backward[whole.rewarded_in_backward], whole.rewarded)
         assert len(whole.backward) == 6
         assert len(whole.rewarded) in (1, 2)
         backward[whole.backward] += 1
@@ -307,10 +307,10 @@ def test_views_are_drawn_as_often_as_others_whoever_computes_them(build_tiny):
 
 
 def test_rewards_of_views_are_means_of_queries(build_tiny):
-    config = build_tiny("--refiner.share=0.5").config
+    config = build_tiny("--refiner.rewarded_share=0.5").config
     share = Share(rows=(0, 1, 2), positions=(0, 1, 2), is_padding=False)
     drawn = replace(
-        draw_views(share, 2, config, 0, torch.device("cpu")),
+        sample_views(share, 2, config, 0, torch.device("cpu")),
         rewarded=torch.tensor([0, 1, 5]),
     )
     means, weights = drawn.of_queries(torch.tensor([1.0, 4.0, 7.0]), torch.full((3,), 1 / 3))
@@ -325,7 +325,7 @@ def test_a_share_of_the_views_costs_no_expectation(build_tiny):
     expected = step(whole, first_batch(whole, range(2))).metrics
     found = []
     for number in range(2):
-        session = build_tiny("--agent.backward_share=0.5", "--refiner.share=0.5")
+        session = build_tiny("--agent.backward_share=0.5", "--refiner.rewarded_share=0.5")
         found.append(step(session, first_batch(session, range(2)), number).metrics)
     for name in ("efe/bidirectional", "reversibility_loss", "reward/d_acc", "reward/d_rev", "efe/total"):
         mean = sum(metrics[name] for metrics in found) / 2
@@ -334,8 +334,9 @@ def test_a_share_of_the_views_costs_no_expectation(build_tiny):
 
 
 def test_queries_without_a_drawn_view_are_learned(build_tiny):
-    session = build_tiny("--agent.backward_share=0.1", "--refiner.share=0.1")
+    session = build_tiny("--agent.backward_share=0.1", "--refiner.rewarded_share=0.1")
     report = step(session, first_batch(session, [0]), number=1)
     assert report.finite
     assert report.metrics["efe/bidirectional"] == report.metrics["reward/mean"] == report.metrics["reward/std"] == 0.0
+    assert (report.queries, report.rewarded) == (1, 0)
     assert report.metrics["efe/risk"] > 0

@@ -101,3 +101,11 @@ def test_running_out_of_memory_is_explained_as_in_a_run(dry_run, tmp_path):
     with pytest.raises(OutOfMemoryError, match="--dry_run shows the peak"):
         dry_run(f"--qwen.prompt_dim={width}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_views_the_longest_batch_has_the_largest_canvas(build_tiny):
+    session = build_tiny("--agent.views_per_reading=2", "--data.augment.dihedral=true")
+    longest, queries = longest_batch(session), session.training.queries
+    chosen = queries.sides[longest.rows]
+    assert sorted(queries.sides)[-len(chosen) :] == sorted(chosen)
+    assert longest.tokens == queries.lengths()[longest.rows].max()
