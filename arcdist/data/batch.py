@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from arcdist.data.tasks import MAX_SIDE, Pair
 
 # N queries, B views of them (each query's one after the other), K context pairs (padded), H W canvas (the largest
-# working area of the batch), h w canvas of the targets, L tokens, F features, S numbers of the grid summary.
+# working area of the batch), h w canvas of the targets, p q of what Qwen writes, L tokens, F features, S numbers of the
+# grid summary, G grids.
 
 OUTSIDE = -1
 """Colour of a canvas cell that belongs to no grid."""
@@ -98,6 +99,11 @@ class QueryBatch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def ids_of_views(self) -> tuple[str, ...]:
+        """The id of the query that each view shows."""
+        return tuple(query_id for query_id in self.ids for _ in range(self.inputs.views))
 
     def pin_memory(self) -> "QueryBatch":
         """Copy to page-locked memory, from which `to` a CUDA device does not wait for the copy. Needs CUDA."""

@@ -86,8 +86,7 @@ class Predictor:
         prompt = PromptOutput(*self.read(inputs.tokens, inputs.token_mask, inputs.features))
         context = self.agent.read_context(inputs)
         plan = self.agent.plan(inputs, self.refined(prompt, batch), context)
-        ids = [query_id for query_id in batch.ids for _ in range(inputs.views)]
-        proposal = self.solver(inputs.of_views(prompt.prompt), inputs, ids)
+        proposal = self.solver(inputs.of_views(prompt.prompt), inputs, batch.ids_of_views)
         return Response(
             prompt=prompt,
             context=context,

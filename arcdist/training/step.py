@@ -418,8 +418,7 @@ def _forward(
         with region("agent"):
             after = models.agent(inputs, inputs.of_views(refinement.refined), context, backward=sampled.backward)
         with region("solver"):
-            ids = [query_id for query_id in queries.ids for _ in range(inputs.views)]
-            proposal = models.solver(inputs.of_views(reading.prompt.detach()), inputs, ids)
+            proposal = models.solver(inputs.of_views(reading.prompt.detach()), inputs, queries.ids_of_views)
     return ForwardPass(
         queries=queries,
         reading=reading,

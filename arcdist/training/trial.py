@@ -53,9 +53,11 @@ def run_steps(session: Session, batches: Sequence[Sequence[int]], epoch: int = 0
     for number, batch in enumerate(session.training.load(batches, epoch, session.device)):
         settings = StepSettings(config=session.config, number=number, size_weight=1.0, memory_threshold=0.0)
         noise = session.refinement_noise(batch, epoch)
-        # The others' prompts were kept from an earlier batch.
-        places = session.models.prompts.lookup(batch.ids, number).missing.tolist()
-        read += [batch.partition.rows[place] for place in places]
+        if session.models.qwen.every == 1:
+            read += batch.partition.rows
+        else:  # The others' prompts were kept from an earlier batch. Asking which waits for the device.
+            places = session.models.prompts.lookup(batch.ids, number).missing.tolist()
+            read += [batch.partition.rows[place] for place in places]
         report = train_step(batch, session.models, session.engines, noise, settings)
         queries += report.queries
         tokens += report.tokens
