@@ -165,6 +165,8 @@ class AgentConfig(_Section):
     """Planning steps T."""
     task_vectors: bool = True
     """A learned vector for each training task; unknown tasks get zeros."""
+    halting: bool = True
+    """Whether the agent says after each step how likely the planning stops there, and stops so when it answers."""
     views_per_reading: Annotated[int, _between(1, 8)] = 1
     """Views that the agent learns with one prompt: above 1 Qwen reads the query in its own form, at 1 what it sees."""
     backward_share: ShareAbove0 = 1.0
@@ -193,7 +195,7 @@ class EFEConfig(_Section):
     lambda_amb: float = field(default=0.0, metadata={"term": "ambiguity", "color": "#56B4E9"})
     """Expected entropy of the observation given the state."""
     lambda_step: float = field(default=0.1, metadata={"term": "step", "color": "#000000"})
-    """Expected number of planning steps; a constant as long as no agent stops early."""
+    """Expected number of planning steps; a constant if agent.halting is off."""
     lambda_cons: float = field(default=1.0, metadata={"term": "consistency", "color": "#D55E00"})
     """Cross-entropy of the last step against the target."""
     lambda_bi: float = field(default=0.5, metadata={"term": "bidirectional", "color": "#009E73"})

@@ -85,7 +85,7 @@ class Predictor:
         inputs = batch.inputs
         prompt = PromptOutput(*self.read(inputs.tokens, inputs.token_mask, inputs.features))
         context = self.agent.read_context(inputs)
-        plan = self.agent.plan(inputs, self.refined(prompt, batch), context)
+        plan = self.agent.plan_until_stopped(inputs, self.refined(prompt, batch), context)
         proposal = self.solver(inputs.of_views(prompt.prompt), inputs, batch.ids_of_views)
         return Response(
             prompt=prompt,
@@ -250,7 +250,7 @@ def _proposals(
         sizes.append(plan.size_logits)
     for number, draw in enumerate(noise):
         refined = models.refined(response.prompt, batch, draw)
-        drawn = models.agent.plan(batch.inputs, refined, response.context)
+        drawn = models.agent.plan_until_stopped(batch.inputs, refined, response.context)
         kinds.append("refiner" if number != best else "demonstrations")
         logits.append(response.proposal.weigh(drawn.final_logits))
         sizes.append(drawn.size_logits)

@@ -49,7 +49,7 @@ def _scores(models: Predictor, batch: QueryBatch, known: Tensor, predictions: Pr
     """Every score that is logged, of each query."""
     inputs, targets = batch.inputs, batch.targets
     response = models.respond(batch)
-    before = models.agent.plan(inputs, inputs.of_views(response.prompt.prompt), response.context)
+    before = models.agent.plan_until_stopped(inputs, inputs.of_views(response.prompt.prompt), response.context)
 
     first = grade(answer(before, inputs, targets, response.proposal.weigh(before.final_logits)), targets)
     final_answer = answer(response.plan, inputs, targets, response.logits)

@@ -79,12 +79,31 @@ def expected_steps(halting: Float[Tensor, "T B"]) -> Float[Tensor, " B"]:
     return 1.0 + (1.0 - halting[:-1]).cumprod(dim=0).sum(dim=0)
 
 
+def stopping(halting: Float[Tensor, "T B"]) -> Float[Tensor, "T B"]:
+    """Probability that the planning stops after each step, from `halting` as in `expected_steps`: sums to 1 over t."""
+    going_on = torch.cat([torch.ones_like(halting[:1]), (1.0 - halting[:-1]).cumprod(dim=0)])
+    return going_on * torch.cat([halting[:-1], torch.ones_like(halting[:1])])
+
+
 def consistency(
     log_final: Float[Tensor, "B H W C"], target: Int[Tensor, "B H W"], mask: Bool[Tensor, "B H W"]
 ) -> Float[Tensor, " B"]:
-    """Cross-entropy of the last prediction with the target, over the masked cells whose target is known."""
+    """Cross-entropy of a prediction with the target, over the masked cells whose target is known."""
     surprise = -log_final.gather(-1, target.clamp_min(0).long().unsqueeze(-1)).squeeze(-1)
     return cell_mean(surprise, mask & (target >= 0))
+
+
+def expected_consistency(
+    log_forward: Float[Tensor, "T B H W C"],
+    target: Int[Tensor, "B H W"],
+    mask: Bool[Tensor, "B H W"],
+    halting: Float[Tensor, "T B"],
+) -> Float[Tensor, " B"]:
+    """`consistency` of the step that the planning stops after, in expectation (PonderNet, Banino et al. 2021)."""
+    wanted = target.clamp_min(0).long()[None, ..., None].expand(*log_forward.shape[:-1], 1)
+    surprise = -log_forward.gather(-1, wanted).squeeze(-1)  # [T, B, H, W]
+    of_steps = cell_mean(surprise.movedim(0, -1), mask & (target >= 0))  # [B, T]
+    return (stopping(halting) * of_steps.T).sum(dim=0)
 
 
 def bidirectional(
@@ -215,6 +234,9 @@ class EFELoss(nn.Module):
         all), drawn with the probability `backward_share`: `bidirectional` is 0 for the others, and as much larger for
         these, so that its expectation is that of all.
 
+        With `halting`, `consistency` is expected over the step that the planning stops after: each step learns as far
+        as the answer may be its own, and stopping is worth what the steps that it saves would not improve.
+
         Raises:
             ValueError: the canvas exceeds `max_grid_size`.
         """
@@ -235,7 +257,9 @@ class EFELoss(nn.Module):
                 "risk": risk(log_forward, preferred_outcome(preference, target, self.target_share), grid_mask),
                 "ambiguity": ambiguity(state_logits.float(), obs_probs.float(), grid_mask),
                 "step": prompt.new_full((queries,), steps) if halting is None else expected_steps(halting.float()),
-                "consistency": consistency(log_final, target, grid_mask),
+                "consistency": consistency(log_final, target, grid_mask)
+                if halting is None
+                else expected_consistency(log_forward, target, grid_mask, halting.float()),
                 "bidirectional": divergence,
                 "z_learning": z_learning(preference, floored(self.outcome_statistics), grid_mask),
                 "prompt": prompt_alignment(self.prompt_projection(prompt), predicted_colors),

@@ -1,5 +1,6 @@
 """The grid agent: a query's grid and a prompt in, planning steps of colours and a size out."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -18,6 +19,8 @@ from arcdist.models.cores import Context, ContextEncoder, ConvCore, RecursiveCor
 _OBSERVATION_SHARPNESS = 6.0
 """P(o | s) is nearly the identity at the start, so that states begin as colours."""
 _SIZE_FLOOR = 1e-6
+_SIGNAL_FLOOR = 1e-4
+"""Entropies in nats and moved probabilities below this are as good as none."""
 
 RULES = ("as the query", "as the first context output", "as the last context output", "by the context's mean ratio")
 
@@ -91,6 +94,41 @@ class Emission(nn.Module):
         return state_logits, colors.log()
 
 
+class Halting(nn.Module):
+    """After each planning step, the probability that the planning stops there.
+
+    It looks at how sure the predicted colours are, and how much they have moved since the step before (LoopViT, arXiv
+    2602.02156, stops where the entropy is stable). Both are looked at without a gradient: an agent that could be sure
+    of less in order to stop sooner would learn that.
+    """
+
+    def __init__(self, max_steps: int, hidden_dim: int = 16) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(4, hidden_dim)
+        self.out = nn.Linear(hidden_dim, 1)
+        nn.init.zeros_(self.out.weight)
+        # An untrained agent may stop after any step.
+        nn.init.constant_(self.out.bias, -math.log(max(max_steps - 1, 1)))
+
+    def forward(
+        self,
+        log_colors: Float[Tensor, "T B H W C"],
+        before: Float[Tensor, "T B H W C"],
+        area: Bool[Tensor, "B H W"],
+    ) -> Float[Tensor, "T B"]:
+        """The probability to stop after each step, if it is taken; `before` is what was believed at its beginning."""
+        with torch.no_grad():
+            colors = log_colors.exp()
+            inside = area.to(colors.dtype)
+            entropy = -(colors * log_colors).sum(-1) * inside  # [T, B, H, W]
+            moved = 0.5 * (colors - before).abs().sum(-1) * inside
+            cells = inside.sum((1, 2)).clamp_min(1.0)
+            signals = [signal for of in (entropy, moved) for signal in (of.sum((2, 3)) / cells, of.amax((2, 3)))]
+            # An answer is right if all of its cells are: small differences near certainty matter most.
+            signal = (torch.stack(signals, -1) + _SIGNAL_FLOOR).log()
+        return self.out(F.silu(self.hidden(signal))).squeeze(-1).float().sigmoid()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """What the agent plans for B queries on the way ahead. Logits of colours are log-probabilities."""
@@ -103,11 +141,23 @@ class Plan:
     """Log-probabilities of the answer's height and width, 1 to `max_grid_size`."""
     area: Bool[Tensor, "B H W"]
     """The cells that were computed: each query's working area."""
+    halting: Float[Tensor, "T B"] | None
+    """Probability to stop after each step, given that it was taken; None for an agent that always takes all."""
+
+    @property
+    def steps(self) -> Int[Tensor, " B"]:
+        """Steps, 1 to T, after which each query is answered: the first ones of which stopping is likelier than not."""
+        if self.halting is None:
+            return torch.full_like(self.area[:, 0, 0], len(self.forward_logits), dtype=torch.int64)
+        goes_on = (1.0 - self.halting.detach()[:-1]).cumprod(0) > 0.5
+        return 1 + goes_on.sum(0)
 
     @property
     def final_logits(self) -> Float[Tensor, "B H W C"]:
-        """Q->(o_T)."""
-        return self.forward_logits[-1]
+        """Q->(o_t) of the step after which each query is answered."""
+        if self.halting is None:
+            return self.forward_logits[-1]
+        return self.forward_logits[self.steps - 1, torch.arange(len(self.area), device=self.area.device)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +184,7 @@ class AgentOutput(Plan):
             state_logits=self.state_logits[:, rows],
             size_logits=self.size_logits[rows],
             area=self.area[rows],
+            halting=None if self.halting is None else self.halting[:, rows],
             backward_logits=self.backward_logits[:, places],
             reconstruction_logits=self.reconstruction_logits[places],
         )
@@ -151,6 +202,7 @@ class ARCPromptGuidedAgent(nn.Module):
         max_steps: planning steps T.
         num_tasks: training tasks; rows of the table of task vectors.
         task_vectors: whether the table exists (`recursive` only).
+        halting: whether the agent says after each step how likely the planning stops there.
         ema_decay: decay of the moving average of the weights; kept for the training step, see `EMA`.
         views_per_reading: views of a query that learn with one prompt; kept for the training step.
         backward_share: share of the views that the training step plans backwards; kept for it.
@@ -167,6 +219,7 @@ class ARCPromptGuidedAgent(nn.Module):
         *,
         num_tasks: int = 0,
         task_vectors: bool = True,
+        halting: bool = True,
         ema_decay: float = 0.999,
         views_per_reading: int = 1,
         backward_share: float = 1.0,
@@ -197,6 +250,7 @@ class ARCPromptGuidedAgent(nn.Module):
         else:
             self.core = ConvCore(num_colors=num_colors, hidden_dim=hidden_dim, max_steps=max_steps)
         self.emission = Emission(hidden_dim, num_colors)
+        self.halting = Halting(max_steps) if halting else None
         self.origin = nn.Linear(hidden_dim, num_colors)
         self.size_head = SizeHead(conditioning_dim=hidden_dim, max_grid_size=max_grid_size)
 
@@ -239,16 +293,60 @@ class ARCPromptGuidedAgent(nn.Module):
             state_logits=plan.state_logits,
             size_logits=plan.size_logits,
             area=plan.area,
+            halting=plan.halting,
             backward_logits=backward_logits.flip(0),
             reconstruction_logits=self.origin(last).float().log_softmax(-1),
             obs_probs=self.emission.observation.float().softmax(-1),
         )
 
     def plan(self, inputs: QueryInputs, prompt: Float[Tensor, "B P"], context: Context | None = None) -> Plan:
-        """The way ahead alone, which is all that an answer takes; arguments as for a call."""
+        """The way ahead alone; arguments as for a call."""
         if context is None:
             context = self.read_context(inputs)
         return self._plan_ahead(inputs, self._conditioning(inputs, prompt, context)[0], context)
+
+    def plan_until_stopped(
+        self, inputs: QueryInputs, prompt: Float[Tensor, "B P"], context: Context | None = None
+    ) -> Plan:
+        """The same answers as `plan`, without the steps after which they are given: they repeat the answer.
+
+        The host waits for the device after each step, to learn which queries go on.
+        """
+        if self.halting is None:
+            return self.plan(inputs, prompt, context)
+        if context is None:
+            context = self.read_context(inputs)
+        conditioning, _ = self._conditioning(inputs, prompt, context)
+        area = cells_within(inputs.working_area, *inputs.query.shape[1:])
+        query = one_hot_colors(inputs.query, self.num_colors)
+        step = self.core.start(query, inputs.query_size, conditioning, context, area)
+        belief = query[..., : self.num_colors]
+        going_on = torch.arange(len(query), device=query.device)
+        goes_on = torch.ones(len(query), device=query.device)
+        kept = going_on  # Which of those that take a step are among the next.
+        taken: list[tuple[Tensor, ...]] = []
+        for _ in range(self.max_steps):
+            state_logits, log_colors = self.emission(step(belief, kept))
+            halting = self.halting(log_colors[None], belief[None], area[going_on])[0]
+            before = taken[-1][:2] if taken else (torch.zeros_like(state_logits), torch.zeros_like(log_colors))
+            stopped = torch.ones_like(goes_on)
+            of_step = zip((*before, stopped), (state_logits, log_colors, halting), strict=True)
+            taken.append(tuple(old.index_copy(0, going_on, new) for old, new in of_step))
+            goes_on = goes_on * (1.0 - taken[-1][2])
+            kept = (goes_on[going_on] > 0.5).nonzero().squeeze(1)
+            going_on = going_on[kept]
+            if not len(going_on):
+                break
+            belief = log_colors[kept].exp() * area[going_on][..., None]
+        taken += [(*taken[-1][:2], stopped)] * (self.max_steps - len(taken))
+        states, colors, stops = (torch.stack(each) for each in zip(*taken, strict=True))
+        return Plan(
+            forward_logits=colors,
+            state_logits=states,
+            size_logits=self.size_head(conditioning, inputs),
+            area=area,
+            halting=stops,
+        )
 
     def _conditioning(
         self, inputs: QueryInputs, prompt: Float[Tensor, "B P"], context: Context | None
@@ -269,11 +367,16 @@ class ARCPromptGuidedAgent(nn.Module):
         area = cells_within(inputs.working_area, *inputs.query.shape[1:])
         query = one_hot_colors(inputs.query, self.num_colors)
         state_logits, forward_logits, _ = self._trajectory(query, inputs.query_size, ahead, context, area)
+        halting = None
+        if self.halting is not None:
+            before = torch.cat([query[None, ..., : self.num_colors], forward_logits[:-1].detach().exp()])
+            halting = self.halting(forward_logits, before, area)
         return Plan(
             forward_logits=forward_logits,
             state_logits=state_logits,
             size_logits=self.size_head(ahead, inputs),
             area=area,
+            halting=halting,
         )
 
     def _trajectory(

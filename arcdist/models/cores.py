@@ -1,9 +1,8 @@
 """What an agent is made of: the encoder of the context pairs, and the two cores that plan from a grid."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,8 +14,18 @@ from arcdist.data.batch import OUTSIDE, QueryInputs
 # B queries, K context pairs, H W canvas, C colours, C1 = C + 1 (the last is "outside"), D width of a cell's state and
 # of the conditioning, N context tokens.
 
-PlanningStep: TypeAlias = Callable[[Float[Tensor, "B H W C"]], Float[Tensor, "B H W D"]]
-"""The next step of a trajectory: from what the answer is believed to be at present to the state of each cell."""
+
+@runtime_checkable
+class PlanningStep(Protocol):
+    """The next step of a trajectory."""
+
+    def __call__(
+        self, belief: Float[Tensor, "B H W C"], kept: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B H W D"]:
+        """From what the answer is believed to be at present to the state of each cell.
+
+        `kept` are the queries, of those that took the step before, that go on; none means all.
+        """
 
 
 def one_hot_colors(grid: Int[Tensor, "*shape"], num_colors: int) -> Float[Tensor, "*shape C1"]:
@@ -110,7 +119,7 @@ class RecursiveBlock(nn.Module):
         nn.init.normal_(self.modulation.weight, std=0.3 / math.sqrt(hidden_dim))
         nn.init.zeros_(self.modulation.bias)
 
-    def modulate(self, conditioning: Float[Tensor, "B D"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def modulate(self, conditioning: Float[Tensor, "B D"]) -> tuple[Tensor, ...]:
         """Scale and shift before and after mixing, each [B, 1, 1, D]; the same for all steps of a trajectory."""
         scale, shift, scale_mixed, shift_mixed = self.modulation(conditioning)[:, None, None].chunk(4, dim=-1)
         return 1.0 + scale, shift, 1.0 + scale_mixed, shift_mixed
@@ -119,7 +128,7 @@ class RecursiveBlock(nn.Module):
         self,
         state: Float[Tensor, "B H W D"],
         injection: Float[Tensor, "B H W D"],
-        modulation: tuple[Tensor, Tensor, Tensor, Tensor],
+        modulation: tuple[Tensor, ...],
         area: Float[Tensor, "B H W 1"],
     ) -> Float[Tensor, "B H W D"]:
         """One planning step. `area` is 1 in the working area and 0 beyond it."""
@@ -174,8 +183,11 @@ class RecursiveCore(nn.Module):
         inside = area[..., None].to(injection.dtype)
         state = torch.zeros_like(injection)
 
-        def step(belief: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W D"]:
-            nonlocal state
+        def step(belief: Float[Tensor, "B H W C"], kept: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B H W D"]:
+            nonlocal state, injection, modulation, inside
+            if kept is not None:
+                state, injection, inside = state[kept], injection[kept], inside[kept]
+                modulation = tuple(each[kept] for each in modulation)
             state = self.block(state, injection + self.belief(belief), modulation, inside)
             return state
 
@@ -208,7 +220,10 @@ class ConvCore(nn.Module):
         encoded = F.silu(_convolve(encoded, self.second) + self.fuse_prompt(conditioning)[:, None, None]) * inside
         heads = iter(self.heads)
 
-        def step(belief: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W D"]:
+        def step(belief: Float[Tensor, "B H W C"], kept: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B H W D"]:
+            nonlocal encoded, inside
+            if kept is not None:
+                encoded, inside = encoded[kept], inside[kept]
             return F.silu(_convolve((encoded + self.belief(belief)) * inside, next(heads))) * inside
 
         return step

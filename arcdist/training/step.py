@@ -468,6 +468,7 @@ def _energy(
         target=target,
         prompt_embedding=inputs.of_views(forward.refinement.refined),
         grid_mask=mask,
+        halting=after.halting,
         backward=sampled.backward,
         backward_share=backward_share,
     )

@@ -15,11 +15,13 @@ from arcdist.losses.efe import (
     ambiguity,
     bidirectional,
     consistency,
+    expected_consistency,
     expected_steps,
     floored,
     preferred_outcome,
     prompt_alignment,
     risk,
+    stopping,
     z_learning,
 )
 
@@ -137,9 +139,16 @@ def slow_terms(loss: EFELoss, inputs: dict[str, Any], halting: Tensor | None = N
         terms["step"] = float(steps)
         if halting is not None:
             alive, expected = 1.0, 0.0
+            terms["consistency"] = 0.0
             for t in range(steps):
                 expected += alive
-                alive *= 1.0 - halting[t, b].item()
+                stops = alive * (halting[t, b].item() if t + 1 < steps else 1.0)
+                alive -= stops
+                for i, j in cells:
+                    surprise = -math.log(
+                        softmax(inputs["forward_logits"][t, b, i, j].tolist())[inputs["target"][b, i, j]]
+                    )
+                    terms["consistency"] += stops * surprise / len(cells)
             terms["step"] = expected
         norms = math.hypot(*projected) * math.hypot(*predicted)
         terms["prompt"] = 1.0 - sum(a * p for a, p in zip(projected, predicted, strict=True)) / norms
@@ -167,6 +176,16 @@ class TestTermsByHand:
     def test_expected_steps(self) -> None:
         halting = torch.tensor([[0.5, 0.0, 1.0], [0.5, 0.0, 0.0], [0.9, 0.0, 0.0]])
         assert expected_steps(halting).tolist() == pytest.approx([1.75, 3.0, 1.0])
+
+    def test_stopping(self) -> None:
+        halting = torch.tensor([[0.5, 0.0, 1.0], [0.5, 0.0, 0.0], [0.9, 0.0, 0.0]])
+        expected = [[0.5, 0.0, 1.0], [0.25, 0.0, 0.0], [0.25, 1.0, 0.0]]
+        torch.testing.assert_close(stopping(halting), torch.tensor(expected))
+
+    def test_expected_consistency(self) -> None:
+        steps, target = log_cells([0.25, 0.75], [0.5, 0.5]), torch.ones(1, 1, 1, dtype=torch.long)
+        value = expected_consistency(steps, target, ONE_CELL, torch.tensor([[0.3], [0.0]]))
+        assert value.item() == pytest.approx(-0.3 * math.log(0.75) - 0.7 * math.log(0.5), abs=1e-6)
 
     def test_consistency(self) -> None:
         value = consistency(log_cells([0.25, 0.75])[0], torch.ones(1, 1, 1, dtype=torch.long), ONE_CELL)
@@ -421,3 +440,17 @@ def test_everything_exists_at_construction_and_the_preference_starts_uniform() -
 def test_a_canvas_that_is_too_large_says_which_key_to_raise() -> None:
     with pytest.raises(ValueError, match=r"canvas is 3 x 4.*max_grid_size >= 4"):
         EFELoss(max_grid_size=3, prompt_dim=4)(**random_inputs([(3, 4)], (3, 4)))
+
+
+def test_stopping_is_worth_what_the_steps_that_it_saves_would_not_improve() -> None:
+    """The gradient of lambda_step E[t] + lambda_cons E[CE_t] in the halting of two steps, by hand."""
+    inputs = random_inputs([(1, 1)], (1, 1), steps=2)
+    loss = EFELoss(lambda_step=0.2, lambda_cons=3.0, prompt_dim=inputs["prompt_embedding"].shape[1])
+    halting = torch.tensor([[0.5], [0.5]], requires_grad=True)
+    loss(**inputs, halting=halting)["total"].backward()
+    first, last = (
+        consistency(step.log_softmax(-1), inputs["target"], inputs["grid_mask"]).item()
+        for step in inputs["forward_logits"]
+    )
+    assert halting.grad is not None
+    assert halting.grad.flatten().tolist() == pytest.approx([3.0 * (first - last) - 0.2, 0.0], abs=1e-5)

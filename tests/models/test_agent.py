@@ -192,7 +192,7 @@ def of_query(output: AgentOutput, row: int, area: tuple[int, int]) -> dict[str, 
     """What the output says about one query: its cells in its working area, and its size."""
     height, width = area
     cells = {name: getattr(output, name)[..., row, :height, :width, :] for name in PER_CELL}
-    return {**cells, "size_logits": output.size_logits[row]}
+    return {**cells, "size_logits": output.size_logits[row], "halting": output.halting[:, row]}
 
 
 def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
@@ -205,7 +205,7 @@ def all_losses(output: AgentOutput) -> Tensor:
     total = output.size_logits.cos().sum() + output.obs_probs.sin().sum()
     for name in PER_CELL:
         total = total + getattr(output, name).cos()[..., output.area, :].sum()
-    return total
+    return total + output.halting.cos().sum()
 
 
 def differs(first: Tensor, second: Tensor) -> bool:
@@ -220,7 +220,7 @@ def test_shapes_of_mixed_sizes(agent, mixed):
     assert output.state_logits.shape == (T, 3, 7, 8, 10)
     assert output.obs_probs.shape == (10, 10)
     assert output.size_logits.shape == (3, 2, 30)
-    assert torch.equal(output.final_logits, output.forward_logits[-1])
+    assert output.halting.shape == (T, 3)
     for row, (height, width) in enumerate(AREAS):
         assert output.area[row, :height, :width].all()
         assert output.area[row].sum() == height * width
@@ -466,3 +466,75 @@ def test_takes_the_keys_of_its_section():
     assert agent.ema_decay == 0.5
     assert agent.max_steps == 2
     assert agent.from_prompt.weight.shape == (16, 8)
+
+
+def stopping_at(agent: ARCPromptGuidedAgent, steps: list[int], monkeypatch) -> ARCPromptGuidedAgent:
+    """The agent, whose queries stop after so many steps each; 0: after none before the last."""
+    plans = torch.zeros(T, len(steps))
+    for row, step in enumerate(steps):
+        plans[step - 1, row] = 1.0
+    rows = {}
+
+    def halting(log_colors, before, area):
+        if len(log_colors) == T:
+            return plans
+        taken = sum(len(each) > 0 for each in rows.values())
+        left = [row for row, step in enumerate(steps) if step == 0 or step > taken]
+        rows[taken] = left
+        return plans[taken, left][None]
+
+    monkeypatch.setattr(agent.halting, "forward", halting)
+    return agent
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [([1, 2, 3], [1, 2, 3]), ([0, 1, 0], [3, 1, 3]), ([1, 1, 1], [1, 1, 1])]
+)
+def test_a_query_is_answered_after_the_step_at_which_it_stops(agent, mixed, monkeypatch, steps, expected):
+    output = stopping_at(agent, steps, monkeypatch)(mixed, prompts(3))
+    assert output.steps.tolist() == expected
+    for row, step in enumerate(expected):
+        assert torch.equal(output.final_logits[row], output.forward_logits[step - 1, row])
+
+
+def test_it_stops_where_stopping_is_likelier_than_not(agent, mixed, monkeypatch):
+    halting = torch.tensor([[0.4, 0.6, 0.1], [0.2, 0.0, 0.1], [0.0, 0.0, 0.0]])
+    monkeypatch.setattr(agent.halting, "forward", lambda *_: halting)
+    # 0.6 x 0.8 = 0.48 go on after the second step of the first query, 0.9 x 0.9 after that of the last.
+    assert agent(mixed, prompts(3)).steps.tolist() == [2, 1, 3]
+
+
+@pytest.mark.parametrize("steps", [[1, 2, 3], [0, 1, 0], [1, 1, 1]])
+def test_steps_after_which_nothing_is_asked_are_not_taken(agent, mixed, monkeypatch, steps):
+    expected = stopping_at(agent, steps, monkeypatch).plan(mixed, prompts(3))
+    taken, emission = [], agent.emission.forward
+    monkeypatch.setattr(agent.emission, "forward", lambda state: taken.append(len(state)) or emission(state))
+    plan = agent.plan_until_stopped(mixed, prompts(3))
+    assert sum(taken) == expected.steps.sum()
+    assert torch.equal(plan.steps, expected.steps)
+    torch.testing.assert_close(plan.final_logits, expected.final_logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plan.size_logits, expected.size_logits)
+    for row, step in enumerate(expected.steps):
+        ahead = expected.forward_logits[:step, row], plan.forward_logits[:step, row]
+        torch.testing.assert_close(*ahead, rtol=1e-5, atol=1e-5)
+        repeated = plan.forward_logits[step - 1 :, row]
+        assert torch.equal(repeated, repeated[:1].expand_as(repeated))
+
+
+def test_an_agent_that_cannot_stop_takes_every_step(kind, shaken, mixed):
+    agent = shaken(build(kind, halting=False))
+    output = agent(mixed, prompts(3))
+    assert output.halting is None
+    assert output.steps.tolist() == [T] * 3
+    assert torch.equal(output.final_logits, output.forward_logits[-1])
+    assert torch.equal(agent.plan_until_stopped(mixed, prompts(3)).forward_logits, output.forward_logits)
+
+
+def test_an_untrained_agent_may_stop_after_any_step(kind, mixed):
+    torch.testing.assert_close(build(kind)(mixed, prompts(3)).halting, torch.full((T, 3), 1 / T))
+
+
+def test_how_likely_it_stops_teaches_the_agent_nothing_else(agent, mixed):
+    agent(mixed, prompts(3)).halting.sum().backward()
+    learned = {name.split(".")[0] for name, parameter in agent.named_parameters() if parameter.grad is not None}
+    assert learned == {"halting"}
