@@ -45,6 +45,7 @@ def output_of(colors, area, sizes, *, num_colors=10):
         obs_probs=torch.eye(num_colors),
         size_logits=size_logits,
         area=torch.tensor(area, dtype=torch.bool),
+        halting=None,
     )
 
 

@@ -78,7 +78,7 @@ def test_every_view_is_taken_back_exactly(rows, count, seed):
 @pytest.fixture
 def echo(evaluated, monkeypatch):
     """Models whose agent answers with its input: what is taken back wrongly is another grid."""
-    planned = evaluated.agent.plan
+    planned = evaluated.agent.plan_until_stopped
 
     def plan(inputs, prompt, context=None):
         colors = torch.nn.functional.one_hot(inputs.query.clamp_min(0), 10).float()
@@ -87,7 +87,7 @@ def echo(evaluated, monkeypatch):
         logits = (colors * 20).log_softmax(-1).expand_as(made.forward_logits)
         return replace(made, forward_logits=logits, size_logits=(sides * 20).log_softmax(-1))
 
-    monkeypatch.setattr(evaluated.agent, "plan", plan)
+    monkeypatch.setattr(evaluated.agent, "plan_until_stopped", plan)
     # The memory is empty and must not be trusted.
     torch.nn.init.constant_(evaluated.solver.confidence[-1].bias, -60.0)
     return evaluated

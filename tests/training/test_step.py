@@ -67,7 +67,7 @@ def test_the_report_has_the_documented_numbers(build_tiny):
     assert report.tokens == sum(session.training.queries.lengths()[:4])
     weights = session.models.efe.weights
     assert metrics["efe/total"] == pytest.approx(sum(weights[name] * metrics[f"efe/{name}"] for name in weights))
-    assert metrics["efe/step"] == session.config.agent.max_steps
+    assert 1.0 < metrics["efe/step"] < session.config.agent.max_steps
     assert metrics["mask_ratio"] == pytest.approx(1.0 - metrics["train/cell"])
     assert all(0.0 <= metrics[name] <= 1.0 for name in ("train/exact", "train/cell", "solver/confidence"))
 
