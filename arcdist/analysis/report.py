@@ -161,7 +161,7 @@ def _outcome(record: RunRecord) -> str:
         losses = finite_values(record.steps, "loss")
         change = f", loss {losses[0]:.3f} at first and {losses[-1]:.3f} now" if losses else ""
         return f"No validation yet: {counted(len(record.epochs), 'epoch')} ended{change}"
-    last, planned = scored[-1], record.config.get("train.epochs")
+    last, planned = scored[-1], _planned_epochs(record)
     done = last["epoch"] + 1
     after = f"{done} of {planned} epochs" if planned is not None and done < planned else counted(done, "epoch")
     share, exact = percent(last["val/exact"]), record.exact_queries
@@ -176,15 +176,27 @@ def _outcome(record: RunRecord) -> str:
     return outcome
 
 
+def _planned_epochs(record: RunRecord) -> int | None:
+    """None if the run does not say, or ends by time."""
+    return record.config.get("train.epochs") if record.config.get("train.budget_minutes") is None else None
+
+
 def progress(record: RunRecord, log: Sequence[LogEntry], now: datetime) -> str:
     """How far the run came, whether it continues, and how often it was resumed."""
-    ended, planned = len(record.epochs), record.config.get("train.epochs")
+    ended, planned, minutes = len(record.epochs), _planned_epochs(record), record.config.get("train.budget_minutes")
+    used = max(finite_values(record.epochs, "time/elapsed_s"), default=0.0) / 60
     resumed = sum(entry.text.startswith("Resumed from ") for entry in log)
     times = "" if not resumed else f" It was resumed {'once' if resumed == 1 else f'{resumed} times'}."
     steps = counted(max((step["step"] for step in record.steps), default=0), "step")
-    if planned is None or ended >= planned:
+    if minutes is not None:
+        # The loop compares float32, which may be rounded up.
+        is_complete = used >= minutes * (1 - 1e-6)
+        so_far = f"Not complete: {used:.1f} of {minutes:g} minutes when the last epoch ended, {steps} logged."
+    else:
+        is_complete = planned is None or ended >= planned
+        so_far = f"Not complete: {ended} of {counted(planned or 0, 'epoch')} ended, {steps} logged."
+    if is_complete:
         return f"Complete: {counted(ended, 'epoch')}, {steps}.{times}"
-    so_far = f"Not complete: {ended} of {counted(planned, 'epoch')} ended, {steps} logged."
     endings = ("Interrupted", "Asked to make room", "Ended by Ctrl-C")
     if log and (log[-1].level in ("ERROR", "CRITICAL") or log[-1].text.startswith(endings)):
         return f"{so_far}{times} The log ends with: {log[-1].text}"

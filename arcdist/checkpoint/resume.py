@@ -1,6 +1,7 @@
 """How a run is resumed: from which checkpoint, in which folder, and under which configuration."""
 
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,10 +36,12 @@ from arcdist.tracking.run_folder import NOT_COMPUTED, discard_run_folder, held, 
 _logger = logging.getLogger(__name__)
 
 _WITH_A_WARNING = (
-    *("train.epochs", "train.precision", "qwen.dtype", "qwen.model"),
+    *("train.epochs", "train.budget_minutes", "train.precision", "qwen.dtype", "qwen.model"),
     *("optim.", "reward.", "curriculum.", "efe."),
 )
 """What a user may want to change on the way; the curve has a bend there. Another base is known by its checksum."""
+
+_LENGTHS = ("train.epochs", "train.budget_minutes")
 
 _NEEDED = {
     **dict.fromkeys(("step", "epoch", "batch", "skipped", "skipped_in_a_row", "gradients_checked"), int),
@@ -265,7 +268,7 @@ def check_configuration(
         flags = " ".join(f"--{name} {then}" for name, (_, then) in refused.items())
         raise ConfigError(f"{named}: a run cannot change that on the way. Resume with {flags}, or start a new run.")
     for name, (now, then) in changes.items():
-        also = ": the learning rates follow the new length" if name == "train.epochs" else ""
+        also = ": the learning rates follow the new length" if name in _LENGTHS else ""
         _logger.warning("%s is %s from here on, no longer %s%s.", name, now, then, also)
     for role, digest in data.items():
         if digest != state["data"][role]:
@@ -278,8 +281,15 @@ def check_configuration(
             f"Qwen's frozen base is {base['model']} (SHA-256 {base['sha256'][:12]}), and the checkpoint's adapters "
             f"belong to {state['base']['model']} ({state['base']['sha256'][:12]}): give that one with --qwen.model."
         )
-    begun = state["epoch"] + (state["batch"] > 0)
-    if config.train.epochs < begun:
+    begun, minutes = state["epoch"] + (state["batch"] > 0), config.train.budget_minutes
+    used = state.get("seconds", 0.0) / 60
+    # A run that has used its time is complete, and may be resumed as it is.
+    if minutes is not None and "train.budget_minutes" in changes and minutes < used:
+        raise ConfigError(
+            f"train.budget_minutes is {minutes:g}, and the checkpoint was taken after {used:.2f} minutes: choose "
+            f"--budget_minutes {math.ceil(10 * used) / 10} or more."
+        )
+    if minutes is None and config.train.epochs < begun:
         raise ConfigError(
             f"train.epochs is {config.train.epochs}, and the checkpoint was taken after {state['step']} steps, in the "
             f"run's epoch {begun}: choose --epochs {begun} or more."

@@ -34,6 +34,7 @@ _RECIPES = resources.files("arcdist.config") / "recipes"
 
 SHORT_FLAGS = {
     "train.epochs": "--epochs",
+    "train.budget_minutes": "--budget_minutes",
     "train.max_batches": "--max_batches",
     "train.batch_size": "--batch_size",
     "train.device": "--device",
@@ -237,6 +238,14 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
         for name, raw in layer.items():
             values[name] = _converted(types, keys[name], raw)
             sources[name] = source
+        if "train.epochs" in layer and "train.budget_minutes" not in layer and values["train.budget_minutes"]:
+            # Whoever gives a number of epochs over a budget wants these.
+            values["train.budget_minutes"], sources["train.budget_minutes"] = None, source
+    if {"train.epochs", "train.budget_minutes"} <= layers["flag"].keys() and values["train.budget_minutes"]:
+        raise ConfigError(
+            f"--epochs {values['train.epochs']} and --budget_minutes {values['train.budget_minutes']:g} are two "
+            f"lengths of one run: leave out --epochs to train by time, or --budget_minutes to train so many epochs."
+        )
     for name, variable in KEY_VARIABLES.items():
         # W&B puts the runs of a sweep where the sweep is.
         has_precedence = bool(os.environ.get("WANDB_SWEEP_ID")) or sources[name] == "default" or values[name] is None

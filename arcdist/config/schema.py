@@ -302,10 +302,14 @@ class OptimConfig(_Section):
     """Decoupled weight decay."""
     beta2: ShareBelow1 = 0.999
     """AdamW's second-moment decay."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """How rates fall after the warm-up: along a cosine, or linearly after a stable part (warm-up, stable, decay)."""
     warmup_steps: Natural = 100
     """Steps of linear warm-up, at most a tenth of the run."""
+    decay_share: ShareAbove0 = 0.4
+    """Share of the run, at its end, over which the rates of `wsd` fall."""
     final_lr_share: Share = 0.0
-    """Share of the peak learning rate at the end of the cosine."""
+    """Share of the peak learning rate at the end of the run."""
     max_grad_norm: Positive = 1.0
     """Largest gradient norm of each engine."""
 
@@ -316,6 +320,9 @@ class TrainConfig(_Section):
 
     epochs: Count = 10
     """Passes over the training queries."""
+    budget_minutes: Positive | None = None
+    """Minutes that training takes, validations in between included; the last validation and answering come after. In
+    place of `train.epochs`."""
     max_batches: Count | None = None
     """At most this many optimizer steps an epoch."""
     batch_size: Count = 16

@@ -9,6 +9,7 @@ from arcdist.engine.base import (
     OptimizerSettings,
     ParameterGroup,
     Precision,
+    RateShare,
     count_weights,
     on_cpu,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "ParameterGroup",
     "PlainEngine",
     "Precision",
+    "RateShare",
     "count_weights",
     "on_cpu",
 ]

@@ -13,17 +13,22 @@ from torch import Tensor, nn
 from arcdist.errors import ConfigError
 from arcdist.regions import region
 
+RateShare = Callable[[int, float], float]
+"""Share of the peak learning rates, by the steps done and the share of a time budget that is used (0 to 1)."""
+
 
 class Schedule:
-    """Sets the learning rates of an optimizer's groups: their first ones, multiplied by a share of the step.
+    """Sets the learning rates of an optimizer's groups: their first ones, multiplied by a share.
 
-    The rates depend on the number of steps done and on nothing else, so a run can continue anywhere.
+    The rates depend on the number of steps done, on the share of the time that is used if a run has a budget of it, and
+    on nothing else, so a run can continue anywhere.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, share: Callable[[int], float]) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, share: RateShare) -> None:
         self._optimizer = optimizer  # Loading its state replaces the groups.
         self._peaks: list[float] = [group["lr"] for group in optimizer.param_groups]
         self._share = share
+        self._budget_used = 0.0
         self.steps_done = 0
 
     @property
@@ -34,8 +39,21 @@ class Schedule:
     @steps_done.setter
     def steps_done(self, steps: int) -> None:
         self._steps_done = steps
+        self._set_rates()
+
+    @property
+    def budget_used(self) -> float:
+        """Share of the time budget that is used, 0 to 1; setting it sets the rates of the next step."""
+        return self._budget_used
+
+    @budget_used.setter
+    def budget_used(self, share: float) -> None:
+        self._budget_used = share
+        self._set_rates()
+
+    def _set_rates(self) -> None:
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * self._share(steps)
+            group["lr"] = peak * self._share(self._steps_done, self._budget_used)
 
     def rates(self) -> list[float]:
         """Present rate of each group."""
@@ -150,8 +168,8 @@ class ParameterGroup:
 class OptimizerSettings:
     """AdamW and its schedule."""
 
-    schedule: Callable[[int], float]
-    """Multiplies the peak learning rates; takes the number of steps done."""
+    schedule: RateShare
+    """Multiplies the peak learning rates."""
     max_grad_norm: float
     """Largest norm of all gradients of an engine together."""
     weight_decay: float
@@ -295,6 +313,11 @@ class Engines:
         for engine in self.by_name().values():
             engine.skip()
         self.precision.update(finite=False)
+
+    def use_budget(self, share: float) -> None:
+        """Set the learning rates of the next step, of a run that has used so much of its time budget (0 to 1)."""
+        for engine in self.by_name().values():
+            engine.schedule.budget_used = share
 
     def learning_rates(self) -> dict[str, float]:
         """Present learning rates of all groups."""

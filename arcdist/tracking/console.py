@@ -202,21 +202,29 @@ class ProgressBar:
 
     On a terminal, and in a notebook that has widgets, it is one bar on the shared console. Elsewhere it prints a line
     when `interval` seconds have passed since the last, and one at the end: the share done, the time taken and, at the
-    same pace, the time left. `quiet` prints nothing. `done` steps were taken by an earlier run.
+    same pace, the time left. `quiet` prints nothing. `done` steps were taken by an earlier run. A `unit` is shown after
+    the counts.
     """
 
     def __init__(
-        self, total: int, *, done: int = 0, interval: float = 30.0, quiet: bool = False, console: Console | None = None
+        self,
+        total: int,
+        *,
+        done: int = 0,
+        unit: str = "",
+        interval: float = 30.0,
+        quiet: bool = False,
+        console: Console | None = None,
     ) -> None:
-        self._total, self._interval = total, interval
+        self._total, self._unit, self._interval = total, unit, interval
         self._console = Console(quiet=True, force_terminal=False) if quiet else console or shared_console()
-        self._done = self._before = done
+        self.done = self._before = done
         self._label = self._note = ""
         self._start = self._printed = self._console.get_time()
         self._phase_lines = PhaseLines(self._console)
         self._bar: Progress | None = None
         if _can_draw(self._console):
-            self._bar = Progress(*_columns(self._console.width), console=self._console)
+            self._bar = Progress(*_columns(self._console.width, unit), console=self._console)
             self._bar.speed_estimate_period = _ESTIMATE_SECONDS
             self._task = self._bar.add_task("", total=total, completed=done, note="")
 
@@ -232,14 +240,14 @@ class ProgressBar:
 
     def advance(self, steps: int = 1, *, label: str | None = None, note: str | None = None) -> None:
         """Count `steps` more (0 changes the texts only); `label` is shown before the bar, `note` after it."""
-        self._done += steps
+        self.done += steps
         self._label = self._label if label is None else label
         self._note = self._note if note is None else note
         if self._bar is not None:
             self._bar.update(self._task, advance=steps, description=self._label, note=self._note)
             return
         now = self._console.get_time()
-        if now - self._printed >= self._interval or (steps > 0 and self._done == self._total):
+        if now - self._printed >= self._interval or (steps > 0 and self.done == self._total):
             self._printed = now
             _print_line(self._console, self._line(now - self._start))
 
@@ -252,10 +260,10 @@ class ProgressBar:
             self._phase_lines(doing, seconds)
 
     def _line(self, elapsed: float) -> str:
-        taken, left = self._done - self._before, "?"
+        taken, left = self.done - self._before, "?"
         if taken:
-            left = str(timedelta(seconds=round(elapsed / taken * (self._total - self._done))))
-        counts = f"{self._done}/{self._total}, {self._done / self._total:.0%}"
+            left = str(timedelta(seconds=round(elapsed / taken * (self._total - self.done))))
+        counts = f"{self.done}/{self._total}{self._unit}, {self.done / self._total:.0%}"
         parts = (self._label, counts, f"{timedelta(seconds=round(elapsed))} passed", f"{left} left", self._note)
         return ", ".join(filter(None, parts))
 
@@ -270,20 +278,29 @@ def _can_draw(console: Console) -> bool:
     return console.is_terminal
 
 
-def _columns(width: int) -> list[str | ProgressColumn]:
+def _columns(width: int, unit: str) -> list[str | ProgressColumn]:
     """The parts of the bar. On a narrow terminal the note is shortened, and nothing else is cut."""
     is_wide = width >= 110  # with room for the elapsed time as well
-    bar_width = width - 88 - (8 if is_wide else 0)  # what the texts leave
+    bar_width = width - 88 - len(unit) - (8 if is_wide else 0)  # what the texts leave
     whole = Column(no_wrap=True)
     return [
         TextColumn("{task.description}", markup=False, table_column=whole),
         BarColumn(max(5, min(40, bar_width)), table_column=whole),
-        MofNCompleteColumn(table_column=whole),
+        _CountColumn(unit, table_column=whole),
         *([TimeElapsedColumn(table_column=whole)] if is_wide else []),
         "ETA",
         TimeRemainingColumn(table_column=whole),
         _NoteColumn(),
     ]
+
+
+class _CountColumn(MofNCompleteColumn):
+    def __init__(self, unit: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return super().render(task).append(self._unit)
 
 
 class _NoteColumn(ProgressColumn):

@@ -146,14 +146,15 @@ class StepProfiler:
     Args:
         folder: of the run.
         steps: to record; with 0 nothing happens.
-        ahead: steps that the run has still to take; if they are few, fewer warm up, at least one.
+        ahead: steps that the run has still to take; if they are few, fewer warm up, at least one. None if it ends by
+            time.
         device: that the run computes on.
     """
 
-    def __init__(self, folder: Path, steps: int, ahead: int, device: torch.device) -> None:
+    def __init__(self, folder: Path, steps: int, ahead: int | None, device: torch.device) -> None:
         self.folder = folder / "profile"
         self.steps = steps
-        self.warm_up = max(1, min(5, ahead - steps))
+        self.warm_up = 5 if ahead is None else max(1, min(5, ahead - steps))
         self._device = device
         self._seconds: list[float] = []
         self._profile: torch.profiler.profile | None = None

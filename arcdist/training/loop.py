@@ -133,11 +133,12 @@ class Loop:
         """
         restore(self.session, snapshot)
         self.state.load_state(snapshot.state)
+        self.session.engines.use_budget(self.state.budget_used)
         self.checkpointing.saved_step = self.state.step
         self.metrics_logger.tracker.resume_from(self.state.step, snapshot.state["epochs"])
 
     def run(self, mirrors: Mirrors | None = None) -> bool:
-        """Train all epochs; True at their end, False if the run was preempted before.
+        """Train all epochs, or until the time is used; True at that end, False if the run was preempted before.
 
         Args:
             mirrors: show the run's numbers elsewhere; process 0's.
@@ -153,16 +154,18 @@ class Loop:
         state.cost.start()
         if mirrors:
             self.metrics_logger.show_in(mirrors)
-        profiler = StepProfiler(self.folder, self.profiled_steps, state.total_steps - state.step, session.device)
-        progress = ProgressBar(state.total_steps, done=state.step, quiet=not session.is_main)
+        by_steps = state.budget is None
+        ahead = state.total - state.step if by_steps else None
+        profiler = StepProfiler(self.folder, self.profiled_steps, ahead, session.device)
+        progress = ProgressBar(state.total, done=state.done, unit="" if by_steps else " s", quiet=not session.is_main)
         with Interrupt() as interrupt, progress, profiler:
             self.heartbeat.observer = progress.show_phase
-            while state.epoch < self.config.train.epochs:
+            while not state.is_complete:
                 for batch, start in self._batches():
                     report = self._train_on(batch, start, interrupt)
                     loss, exact = report.metrics["loss"], report.metrics["train/exact"]
                     note = f"loss {loss:.3g}, exact {exact:.0%}, {self.pace}"
-                    progress.advance(label=f"epoch {state.epoch}", note=note)
+                    progress.advance(state.done - progress.done, label=f"epoch {state.epoch}", note=note)
                     profiler.step(self.pace.seconds)
                     stop, preempted = report.stop, report.preempted
                     if state.ends_epoch:
@@ -170,14 +173,17 @@ class Loop:
                         stop, preempted = self._ask_all(interrupt)
                     if stop:
                         return self._stop(preempted=preempted)
-                    if not state.ends_epoch:
-                        self._save()
+                    if state.ends_epoch:
+                        break  # The time may be used before the batches are.
+                    self._save()
                 self._end_epoch()
         return True
 
     def _batches(self) -> Iterator[tuple[DistributedBatch, float]]:
         """The batches that are left of this epoch, each with the time at which the wait for it began."""
         state, device = self.state, self.session.device
+        if state.ends_epoch:
+            return  # A resumed run may have only its validation before it.
         batches = self.session.training.loader(state.epoch, device, state.steps_per_epoch, start=state.batch)
         # Logging and saving, which come between two batches, are no part of the steps' pace.
         start = time.perf_counter()
@@ -198,12 +204,14 @@ class Loop:
             stop=interrupt.requested,
             preempted=interrupt.preempted,
             save_failed=self.checkpointing.failed(),
+            seconds=state.cost.seconds,
         )
         with region(STEP):
             noise = session.refinement_noise(batch, state.epoch)
             report = train_step(batch, session.models, session.engines, noise, settings)
         state.step += 1
         state.batch += 1
+        self._use_time(report.seconds)
         if report.save_failed:
             self.checkpointing.report_failure()
         try:
@@ -257,15 +265,24 @@ class Loop:
 
     def _end_epoch(self) -> None:
         """Validate if that is due, log the epoch, and begin the next one with its checkpoint."""
-        epochs = self.state.epoch + 1
+        state = self.state
         scores: dict[str, float] = {}
         validation = None
-        if epochs == self.config.train.epochs or epochs % self.config.output.validate_every == 0:
+        if state.ends_run or (state.epoch + 1) % self.config.output.validate_every == 0:
             self.heartbeat.doing("validating")
-            scores, validation = validate(self.session, epoch=self.state.epoch, step=self.state.step)
+            scores, validation = validate(self.session, epoch=state.epoch, step=state.step)
+            if state.budget is not None and not state.ends_run:
+                # If the validation has used the rest of the time, it was the last one.
+                own = torch.tensor(state.cost.seconds if self.session.is_main else 0.0, device=self.session.device)
+                self._use_time(all_reduce_sum({"seconds": own})["seconds"].item())
         self.checkpointing.best_is_new = self.metrics_logger.log_epoch(scores, validation)
-        self.state.begin_epoch()
-        self._save(now=self.state.ends_run)
+        state.begin_epoch()
+        self._save(now=state.ends_run)
+
+    def _use_time(self, seconds: float) -> None:
+        """Take in the time that the run has taken, on which all processes agree."""
+        self.state.seconds = seconds
+        self.session.engines.use_budget(self.state.budget_used)
 
     def _ask_all(self, interrupt: Interrupt) -> tuple[bool, bool]:
         """Whether some process was asked to stop, and whether because it is preempted, as of now."""

@@ -1,5 +1,6 @@
 """Where a run is, and what it has counted so far."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -120,6 +121,11 @@ class Cost:
         finally:
             self._counted["tracking"] += time.perf_counter() - start
 
+    @property
+    def seconds(self) -> float:
+        """By the clock of this process."""
+        return self.state()["seconds"]
+
     def record(self) -> dict[str, float]:
         """As it is logged."""
         state = self.state()
@@ -153,19 +159,24 @@ class LoopState:
         processes: each of which computes on its own device.
     """
 
-    _NUMBERS = ("step", "epoch", "batch", "skipped", "skipped_in_a_row", "gradients_checked")
+    _NUMBERS = ("step", "epoch", "batch", "seconds", "skipped", "skipped_in_a_row", "gradients_checked")
     _PARTS = ("memory_gate", "health", "cost")
     _INTERVALS = ("since_log", "since_epoch")
 
     def __init__(self, config: Config, steps_per_epoch: int, processes: int) -> None:
         curriculum = self._curriculum = config.curriculum
         self.steps_per_epoch = steps_per_epoch
-        self.total_steps = config.train.epochs * steps_per_epoch
+        minutes = config.train.budget_minutes
+        self.budget = None if minutes is None else 60.0 * minutes
+        """Seconds after which the run ends, in place of a number of steps."""
+        self._total_steps = config.train.epochs * steps_per_epoch
         self.epoch = 0
         self.batch = 0
         """Batches of this epoch so far."""
         self.step = 0
         """Steps of the run so far, those that were skipped included."""
+        self.seconds = 0.0
+        """Time of the run before its last step, by the clock of process 0; all processes have the same number."""
         self.skipped = 0
         self.skipped_in_a_row = 0
         self.gradients_checked = False
@@ -180,13 +191,35 @@ class LoopState:
 
     @property
     def ends_epoch(self) -> bool:
-        """Whether all batches of this epoch are done."""
-        return self.batch == self.steps_per_epoch
+        """Whether all batches of this epoch are done, or those that there is time for."""
+        return self.batch == self.steps_per_epoch or (self.batch > 0 and self.ends_run)
 
     @property
     def ends_run(self) -> bool:
-        """Whether all steps of all epochs are done."""
-        return self.step == self.total_steps
+        """Whether all steps of all epochs are done, or the time is used."""
+        return self.step == self._total_steps if self.budget is None else self.seconds >= self.budget
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run has ended, its last epoch too."""
+        return self.ends_run and self.batch == 0
+
+    @property
+    def budget_used(self) -> float:
+        """Share of the budget that is used, 0 to 1; 0 without a budget."""
+        return 0.0 if self.budget is None else min(1.0, self.seconds / self.budget)
+
+    @property
+    def total(self) -> int:
+        """Steps of the run, or seconds if it has a budget, rounded up."""
+        return self._total_steps if self.budget is None else math.ceil(self.budget)
+
+    @property
+    def done(self) -> int:
+        """How many of `total` are over."""
+        if self.budget is None:
+            return self.step
+        return self.total if self.ends_run else min(int(self.seconds), self.total - 1)
 
     @property
     def size_weight(self) -> float:
@@ -222,10 +255,12 @@ class LoopState:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()` of another run, on any number of processes."""
+        # Checkpoints of older versions have no `seconds`, and the oldest no `cost`.
+        known = {"seconds": state.get("cost", {}).get("seconds", 0.0), **state}
         for name in self._NUMBERS:
-            setattr(self, name, state[name])
+            setattr(self, name, known[name])
         for name in self._PARTS:
-            if name in state:  # Checkpoints of older versions have no `cost`.
+            if name in state:
                 getattr(self, name).load_state(state[name])
         for name in self._INTERVALS:
             # A checkpoint that does not count rewards has one for each query.

@@ -147,8 +147,13 @@ def _resume(loop: Loop, snapshot: Snapshot, start: Start | None) -> None:
             "Resumed from %s: step %d, epoch %d, batch %d of %d.",
             *(start.checkpoint, loop.state.step, loop.state.epoch, loop.state.batch, loop.state.steps_per_epoch),
         )
-        if loop.state.epoch == loop.config.train.epochs:
-            _logger.info("All its %d epochs were trained already; a larger --epochs makes it longer.", loop.state.epoch)
+        if loop.state.is_complete:
+            minutes, epochs = loop.config.train.budget_minutes, loop.state.epoch
+            if minutes is None:
+                _logger.info("All its %d epochs were trained already; a larger --epochs makes it longer.", epochs)
+            else:
+                longer = "a larger --budget_minutes makes it longer"
+                _logger.info("All its time was used already (%g min, %d epochs); %s.", minutes, epochs, longer)
     # What W&B has of a path that is left cannot be taken back: from here on the run is another one there.
     loop.run_id = broadcast_text(secrets.token_hex(4) if leaves_a_path else "") or loop.run_id
 
@@ -174,7 +179,7 @@ def _writable(folder: Path) -> Iterator[None]:
 
 
 def _run(loop: Loop, mirrors: Mirrors) -> bool:
-    """Train, and close the mirrors in whichever way that ends; whether all epochs were trained."""
+    """Train, and close the mirrors in whichever way that ends; whether the run came to its end."""
     exit_code, whole = 1, False
     try:
         whole = loop.run(mirrors)

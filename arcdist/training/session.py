@@ -19,7 +19,7 @@ from arcdist.data import BucketedBatches, Collator, Partitioner, build_queries, 
 from arcdist.data.batch import DistributedBatch
 from arcdist.data.sampler import QuerySet
 from arcdist.distributed.collectives import check_agreement
-from arcdist.engine import Engine, Engines, OptimizerSettings, ParameterGroup, PlainEngine, Precision
+from arcdist.engine import Engine, Engines, OptimizerSettings, ParameterGroup, PlainEngine, Precision, RateShare
 from arcdist.engine.platform import Platform, start_platform
 from arcdist.formatting import counted
 from arcdist.models import attention_share
@@ -29,24 +29,42 @@ from arcdist.training.models import Models, build_models
 _logger = logging.getLogger(__name__)
 
 
-def warmup_cosine(warmup_steps: int, total_steps: int, final_share: float) -> Callable[[int], float]:
-    """Share of the peak learning rate after so many steps: linear warm-up, then half a cosine down to `final_share`.
+def learning_rate_share(optim: OptimConfig, total_steps: int | None) -> RateShare:
+    """How the learning rates go: a linear warm-up of at most a tenth of the run, then down to `optim.final_lr_share`.
 
-    The warm-up takes at most a tenth of the run. `final_share` is within 0 to 1, and kept after `total_steps`.
+    `cosine` falls along half a cosine: from the end of the warm-up or, by time, from the start, since how long a
+    warm-up of so many steps takes is not known. `wsd` stays at the peak until the last `optim.decay_share` of the run,
+    and falls linearly there.
+
+    Args:
+        optim: of the run.
+        total_steps: of a run that ends by steps, whatever time it has used; None for one that ends by time.
     """
-    warmup = max(1, min(warmup_steps, total_steps // 10))
+    final, most = optim.final_lr_share, optim.warmup_steps
+    warmup = max(1, most if total_steps is None else min(most, total_steps // 10))
 
-    def share(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-        return final_share + (1.0 - final_share) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    def share(steps: int, budget_used: float) -> float:
+        rising = (steps + 1) / warmup
+        if total_steps is None:
+            rising, progress, falling_since = max(rising, 10.0 * budget_used), budget_used, budget_used
+        else:
+            progress, falling_since = steps / total_steps, (steps - warmup) / max(1, total_steps - warmup)
+        if optim.schedule == "wsd":
+            left = min(1.0, max(0.0, 1.0 - progress) / optim.decay_share)
+            return min(rising, 1.0 - (1.0 - final) * (1.0 - left))
+        if falling_since < 0.0:
+            return rising
+        return min(rising, final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, falling_since))))
 
     return share
 
 
 def build_engines(
-    accelerator: Accelerator, models: Models, config: Config, total_steps: int, zero: Mapping[str, Any] | None = None
+    accelerator: Accelerator,
+    models: Models,
+    config: Config,
+    total_steps: int | None,
+    zero: Mapping[str, Any] | None = None,
 ) -> Engines:
     """Give every trainable parameter its engine and its learning rate.
 
@@ -54,12 +72,12 @@ def build_engines(
         accelerator: places the models.
         models: of the run.
         config: of the run.
-        total_steps: length of the schedule.
+        total_steps: length of the schedule; None if the run ends by time.
         zero: DeepSpeed's whole configuration, for an accelerator that was started under DeepSpeed.
     """
     optim = config.optim
     settings = OptimizerSettings(
-        schedule=warmup_cosine(optim.warmup_steps, total_steps, optim.final_lr_share),
+        schedule=learning_rate_share(optim, total_steps),
         max_grad_norm=optim.max_grad_norm,
         weight_decay=optim.weight_decay,
         betas=(0.9, optim.beta2),
@@ -73,7 +91,10 @@ def build_engines(
     refiner = ParameterGroup(name="refiner", parameters=list(models.refiner.parameters()), lr=config.refiner.rl_lr)
     # A policy near zero is no likelier than another, and its own learning needs no schedule.
     refiner_settings = OptimizerSettings(
-        schedule=lambda _step: 1.0, max_grad_norm=config.refiner.rl_grad_clip, weight_decay=0.0, betas=(0.9, 0.999)
+        schedule=lambda _steps, _budget_used: 1.0,
+        max_grad_norm=config.refiner.rl_grad_clip,
+        weight_decay=0.0,
+        betas=(0.9, 0.999),
     )
     qwen: Engine
     if zero is None:
@@ -213,7 +234,8 @@ def build_session(
     steps_per_epoch = min(len(batches), train.max_batches or len(batches))
     zero = platform.zero_config(config, models.qwen.body.config.hidden_size)
     doing("preparing the engines")
-    engines = build_engines(accelerator, models, config, train.epochs * steps_per_epoch, zero)
+    total_steps = train.epochs * steps_per_epoch if train.budget_minutes is None else None
+    engines = build_engines(accelerator, models, config, total_steps, zero)
     models.averaged_agent.module.to(accelerator.device)
     models.averaged_agent.restart()
 

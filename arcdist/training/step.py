@@ -56,6 +56,8 @@ class StepSettings:
     """It was asked to stop because its machine is needed for something else."""
     save_failed: bool = False
     """It could not write a checkpoint."""
+    seconds: float = 0.0
+    """The time that the run has taken, by this process's clock."""
 
 
 class Signals(NamedTuple):
@@ -64,6 +66,8 @@ class Signals(NamedTuple):
     stop: bool
     preempted: bool
     save_failed: bool
+    seconds: float
+    """The time that the run has taken, by its own clock."""
     broken: bool
     """Its own losses or rewards are not finite."""
     admitted: int
@@ -101,6 +105,11 @@ class StepReport:
     def preempted(self) -> bool:
         """Whether some process was asked to stop because its machine is needed for something else."""
         return any(process.preempted for process in self.signals)
+
+    @property
+    def seconds(self) -> float:
+        """The time that the run has taken, by the clock of process 0, rounded to float32."""
+        return self.signals[0].seconds
 
     @property
     def save_failed(self) -> bool:
@@ -189,7 +198,7 @@ class Sums(NamedTuple):
     """What the rewards are made of."""
     metrics: Float[Tensor, " M"]
     target_colors: Float[Tensor, " C"]
-    signals: Float[Tensor, "W 5"]
+    signals: Float[Tensor, "W 6"]
     """`Signals` of each process."""
 
 
@@ -387,7 +396,7 @@ def _run_pass(
             gains=(of_rewarded * torch.stack([getattr(rewards, name) for name in GAINS])).sum(1),
             metrics=torch.stack([total(values) for values in metrics.values()]),
             target_colors=(counted[:, None] * color_shares(target, mask)).sum(0),
-            signals=_signals(batch, settings, broken, admitted.sum()),
+            signals=_signals(batch, settings, broken, admitted.sum(), is_last=is_last),
         ),
     )
 
@@ -489,11 +498,18 @@ def _energy(
 
 
 def _signals(
-    batch: DistributedBatch, settings: StepSettings, broken: Bool[Tensor, ""], admitted: Int[Tensor, ""]
-) -> Float[Tensor, "W 5"]:
+    batch: DistributedBatch,
+    settings: StepSettings,
+    broken: Bool[Tensor, ""],
+    admitted: Int[Tensor, ""],
+    *,
+    is_last: bool,
+) -> Float[Tensor, "W 6"]:
     """This process's signals in its own row, so that the sum over processes has those of each."""
     signals = torch.zeros(len(batch.partition.shares), len(Signals._fields), device=broken.device)
-    asked = signals.new_tensor([settings.stop, settings.preempted, settings.save_failed])
+    # What is summed over the passes of a step, too, has the time once.
+    seconds = settings.seconds if is_last else 0.0
+    asked = signals.new_tensor([settings.stop, settings.preempted, settings.save_failed, seconds])
     signals[batch.process] = torch.cat([asked, torch.stack([broken, admitted])])
     return signals
 
@@ -533,10 +549,12 @@ def _report(
         written=written,
         rewarded=rewarded,
         finite=all(map(math.isfinite, (host_means["loss"], *host_norms.values()))),
-        # The numbers that are left, five for each process.
+        # The numbers that are left, six for each process.
         signals=tuple(
-            Signals(stop > 0, preempted > 0, save_failed > 0, broken > 0, round(admitted))
-            for stop, preempted, save_failed, broken, admitted in zip(*[numbers] * len(Signals._fields), strict=True)
+            Signals(stop > 0, preempted > 0, save_failed > 0, seconds, broken > 0, round(admitted))
+            for stop, preempted, save_failed, seconds, broken, admitted in zip(
+                *[numbers] * len(Signals._fields), strict=True
+            )
         ),
     )
 

@@ -91,7 +91,7 @@ class LongestBatch:
 
 
 def longest_batch(session: Session) -> LongestBatch:
-    """The longest batch that any epoch of the run could have."""
+    """The longest batch that any epoch of the run could have; with a time budget, any of the first `train.epochs`."""
     queries, size = session.training.queries, session.config.train.batch_size
     by_side = session.config.agent.views_per_reading > 1
     longest = None
@@ -162,6 +162,11 @@ def dry_run(config: Config) -> None:
     grid, refiner = (engine.parameter_counts()[1] for engine in (session.engines.grid, session.engines.refiner))
     steps = session.steps_per_epoch
     per_epoch = pace.seconds / pace.steps * steps
+    epochs, minutes = config.train.epochs, config.train.budget_minutes
+    if minutes is None:
+        run = {f"{epochs} epochs": f"{per_epoch * epochs / 60:,.1f} min"}
+    else:
+        run = {f"{minutes:g} minutes": f"{60 * minutes / per_epoch:,.1f} epochs"}
     _print_table(
         "Dry run: no file was written",
         {
@@ -171,7 +176,7 @@ def dry_run(config: Config) -> None:
             "peak memory, longest batch included": _largest_peak(session.device),
             "pace": f"{pace.queries / pace.seconds:,.1f} queries/s, {pace.tokens / pace.seconds:,.0f} tokens/s",
             f"an epoch of {steps} steps": f"{per_epoch:,.0f} s, without validation",
-            f"{config.train.epochs} epochs": f"{per_epoch * config.train.epochs / 60:,.1f} min",
+            **run,
         },
     )
 

@@ -124,6 +124,22 @@ def test_a_better_epoch_before_the_last_is_named():
     )
 
 
+@pytest.mark.parametrize(
+    ("elapsed", "told"),
+    [
+        (299.0, "Not complete: 5.0 of 5 minutes when the last epoch ended, 576 steps logged."),
+        (299.9999, "Complete: 2 epochs, 576 steps."),
+        (301.0, "Complete: 2 epochs, 576 steps."),
+    ],
+)
+def test_a_run_with_a_budget_is_complete_when_its_time_is_used(elapsed, told):
+    last = {"time/elapsed_s": elapsed}
+    config = {"train.epochs": 18, "train.budget_minutes": 5.0}
+    record = made_record(steps=STEPS, epochs=(epochs(0.1)[0], epochs(0.1)[0] | last | {"epoch": 1}), config=config)
+    assert progress(record, [], NOW).startswith(told)
+    assert summary(record).startswith("10.00 % of the validation queries exact after 2 epochs; ")
+
+
 def test_a_run_without_validation_shows_its_loss():
     record = made_record(steps=STEPS, epochs=({"epoch": 0},), config={"train.epochs": 18}, processes=2)
     assert summary(record) == (

@@ -33,6 +33,7 @@ WARNS = {
     *("train.precision", "qwen.dtype", "qwen.model"),
     *("optim.agent_lr", "optim.qwen_lr", "optim.solver_lr_scale", "optim.efe_lr_scale", "optim.task_vector_lr_scale"),
     *("optim.weight_decay", "optim.beta2", "optim.warmup_steps", "optim.final_lr_share", "optim.max_grad_norm"),
+    *("optim.schedule", "optim.decay_share"),
 }
 WARNING_SECTIONS = ("efe", "reward", "curriculum")
 
@@ -65,12 +66,9 @@ def test_every_key_may_change_bends_the_curve_or_is_refused(caplog, name):
     shown = ",".join(value) if isinstance(value, tuple) else value if isinstance(value, str) else json.dumps(value)
     if name in MAY_CHANGE:
         assert check(Config(), state, caplog) == []
-    elif name == "train.epochs":
+    elif name in ("train.epochs", "train.budget_minutes"):
         (told,) = check(Config(), state, caplog)
-        assert (
-            told
-            == f"train.epochs is {shown} from here on, no longer another: the learning rates follow the new length."
-        )
+        assert told == f"{name} is {shown} from here on, no longer another: the learning rates follow the new length."
     elif name in WARNS or name.partition(".")[0] in WARNING_SECTIONS:
         assert check(Config(), state, caplog) == [f"{name} is {shown} from here on, no longer another."]
     else:
@@ -151,6 +149,22 @@ def test_a_run_cannot_end_before_the_epoch_that_it_is_in(caplog, epochs, batch, 
         )
         with pytest.raises(ConfigError, match=message):
             check(config, state_of(config, batch=batch), caplog)
+
+
+def test_a_budget_cannot_end_before_the_time_that_is_used(caplog):
+    used, less, more = (Config(train=replace(Config().train, budget_minutes=minutes)) for minutes in (5.0, 4.5, 6.0))
+    state = state_of(used, seconds=300.5)
+    assert check(used, state, caplog) == []  # It is complete.
+    (told,) = check(more, state, caplog)
+    assert told.startswith("train.budget_minutes is 6.0 from here on, no longer 5.0: the learning rates follow")
+    with pytest.raises(ConfigError) as raised:
+        check(less, state, caplog)
+    assert str(raised.value) == (
+        "train.budget_minutes is 4.5, and the checkpoint was taken after 5.01 minutes: choose --budget_minutes 5.1 or "
+        "more."
+    )
+    # The number of epochs does not matter to it.
+    check(more, state_of(used, epoch=100, seconds=300.5), caplog)
 
 
 def test_all_that_is_refused_is_told_at_once(caplog):

@@ -281,6 +281,7 @@ def test_the_large_recipes_are_the_defaults_on_a_gpu(model: str) -> None:
     ("argv", "key", "value"),
     [
         (["--epochs", "3"], "train.epochs", 3),
+        (["--budget_minutes", "0.5"], "train.budget_minutes", 0.5),
         (["--max_batches=5"], "train.max_batches", 5),
         (["--batch_size", "4"], "train.batch_size", 4),
         (["--device", "cuda:1"], "train.device", "cuda:1"),
@@ -309,6 +310,28 @@ def test_flags_short_and_dotted(argv: list[str], key: str, value: object) -> Non
         part = getattr(part, name)
     assert getattr(part, leaf) == value
     assert loaded.sources[key] == "flag"
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "minutes", "source"),
+    [
+        ("epochs: 3", "--budget_minutes=5", 5.0, "flag"),
+        ("budget_minutes: 5", "", 5.0, "file {file}"),
+        ("{epochs: 3, budget_minutes: 5}", "", 5.0, "file {file}"),  # as a run saves it
+        ("budget_minutes: 5", "--epochs=3", None, "flag"),
+        ("{epochs: 3, budget_minutes: 5}", "--epochs=4", None, "flag"),
+        ("epochs: 3", "--epochs=3 --budget_minutes=null", None, "flag"),
+        ("epochs: 3", "--epochs=4", None, "default"),
+    ],
+)
+def test_of_epochs_and_a_budget_that_counts_which_was_given_last(
+    tmp_path: Path, text: str, flags: str, minutes: float | None, source: str
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"train: {text}\n" if text.startswith("{") else f"train:\n  {text}\n")
+    loaded = load_config(["--config", str(file), *flags.split()])
+    assert loaded.config.train.budget_minutes == minutes
+    assert loaded.sources["train.budget_minutes"] == source.format(file=file)
 
 
 def test_every_short_flag_belongs_to_a_key() -> None:
@@ -371,6 +394,15 @@ def test_switches() -> None:
         (["--local-rank", "-1"], "--local_rank is -1, but LOCAL_RANK is not set: leave it out, "),
         (["--tracking.wandb_project", "a:b"], "tracking.wandb_project is a:b: choose 1 to 128 characters other than "),
         (["--epochs", "0"], "train.epochs is 0: choose at least 1. (train.epochs: flag)"),
+        (
+            ["--budget_minutes", "0"],
+            "train.budget_minutes is 0.0: choose more than 0, or null. (train.budget_minutes: flag)",
+        ),
+        (
+            ["--epochs", "3", "--budget_minutes=5"],
+            "--epochs 3 and --budget_minutes 5 are two lengths of one run: leave out --epochs to train by time, or "
+            "--budget_minutes to train so many epochs.",
+        ),
     ],
 )
 def test_mistakes_on_the_command_line(argv: list[str], message: str) -> None:

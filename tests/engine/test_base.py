@@ -20,7 +20,7 @@ def optimizer():
 
 
 def test_rates_are_peaks_times_the_share_of_the_steps_done(optimizer):
-    schedule = Schedule(optimizer, lambda step: 1 / (1 + step))
+    schedule = Schedule(optimizer, lambda steps, _: 1 / (1 + steps))
     assert schedule.rates() == [0.5, 2.0]
     schedule.steps_done += 1
     assert schedule.rates() == [group["lr"] for group in optimizer.param_groups] == [0.25, 1.0]
@@ -29,12 +29,21 @@ def test_rates_are_peaks_times_the_share_of_the_steps_done(optimizer):
 
 
 def test_a_schedule_goes_on_anywhere_also_after_its_optimizer_was_loaded(optimizer):
-    schedule = Schedule(optimizer, lambda step: 1 / (1 + step))
+    schedule = Schedule(optimizer, lambda steps, _: 1 / (1 + steps))
     optimizer.load_state_dict(optimizer.state_dict())
     schedule.steps_done = 3
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.5]
     schedule.steps_done = 0
     assert schedule.rates() == [0.5, 2.0]
+
+
+def test_rates_follow_the_time_that_is_used(optimizer):
+    schedule = Schedule(optimizer, lambda steps, used: steps * (1 - used))
+    schedule.steps_done = 2
+    schedule.budget_used = 0.75
+    assert schedule.rates() == [group["lr"] for group in optimizer.param_groups] == [0.25, 1.0]
+    schedule.steps_done += 1
+    assert schedule.rates() == [0.375, 1.5]
 
 
 CPU = torch.device("cpu")
@@ -174,7 +183,7 @@ def make_engines(**options) -> Engines:
     """An engine of one layer in each place: 3 inputs, 2 numbers that cross, 2 outputs; the policy reads the inputs."""
     accelerator, precision = Accelerator(cpu=True), Precision("no", torch.device("cpu"))
 
-    def engine(name: str, inputs: int, outputs: int, schedule=lambda step: 1 / (1 + step)) -> PlainEngine:
+    def engine(name: str, inputs: int, outputs: int, schedule=lambda steps, _: 1 / (1 + steps)) -> PlainEngine:
         torch.manual_seed(len(name))
         module = nn.Linear(inputs, outputs)
         group = ParameterGroup(name=name, parameters=list(module.parameters()), lr=LR[name])
@@ -184,7 +193,7 @@ def make_engines(**options) -> Engines:
     return Engines(
         qwen=engine("qwen", 3, 2),
         grid=engine("grid", 2, 2),
-        refiner=engine("refiner", 3, 1, lambda _step: 1.0),
+        refiner=engine("refiner", 3, 1, lambda _steps, _: 1.0),
         precision=precision,
     )
 

@@ -33,8 +33,8 @@ class TwoLayers(nn.Module):
         return self.second(self.first(self.base(inputs)).tanh())
 
 
-def schedule(step: int) -> float:
-    return 1.0 / (1 + step)
+def schedule(steps: int, _budget_used: float = 0.0) -> float:
+    return 1.0 / (1 + steps)
 
 
 def engine(module: nn.Module, precision: str = "no", **options) -> PlainEngine:

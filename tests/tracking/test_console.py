@@ -201,6 +201,18 @@ def test_plain_lines_come_at_their_interval_and_at_the_end(interval, lines):
     assert written[-1].endswith("loss [3]")
 
 
+def test_what_is_counted_may_have_a_unit():
+    screen = io.StringIO()
+    with ProgressBar(300, unit=" s", interval=0.0, console=Console(file=screen)) as progress:
+        progress.advance(30)
+        assert progress.done == 30
+    assert screen.getvalue().startswith("30/300 s, 10%, ")
+    screen = io.StringIO()
+    with ProgressBar(300, unit=" s", console=Console(file=screen, force_terminal=True, width=120)) as progress:
+        progress.advance(30)
+    assert " 30/300 s" in screen.getvalue()
+
+
 def test_terminal_shows_one_bar_with_count_and_texts():
     screen = io.StringIO()
     with ProgressBar(4, console=Console(file=screen, force_terminal=True, width=120)) as progress:

@@ -18,6 +18,7 @@ from arcdist.checkpoint.store import checkpoints, load_checkpoint, save_checkpoi
 from arcdist.distributed import Heartbeat
 from arcdist.errors import HealthError, NotFiniteError, SaveError
 from arcdist.training.loop import MOST_SKIPPED_STEPS, PREEMPTIONS, Interrupt, Loop
+from arcdist.training.loop_state import Cost
 
 
 @pytest.fixture
@@ -386,6 +387,114 @@ def whole_run(undrawn, build_tiny, tmp_path):
         return whole, resume
 
     return make
+
+
+@pytest.fixture
+def pace(monkeypatch):
+    """Have each step and each validation take ten seconds; what is returned sets how many are over."""
+    taken = [0]
+
+    def seconds(_cost):
+        taken[0] += 1
+        return 10.0 * (taken[0] - 1)
+
+    monkeypatch.setattr(Cost, "seconds", property(seconds))
+    return lambda number: taken.__setitem__(0, number)
+
+
+BUDGET = ("--max_batches=4", "--log_every=1", "--save_every=1", "--output.keep_last=100", "--optim.warmup_steps=2")
+
+
+@pytest.fixture
+def timed(build_tiny, tmp_path, undrawn):
+    """Make a loop of `BUDGET` with a number of minutes in a folder, with another run's checkpoints up to a step."""
+
+    def make(name, minutes, *flags, source=None, step=0):
+        folder = tmp_path / name
+        if source is None:
+            folder.mkdir()
+        else:
+            shutil.copytree(source, folder)
+            for checkpoint in checkpoints(folder / "checkpoints"):
+                if int(checkpoint.name.removeprefix("step_")) > step:
+                    shutil.rmtree(checkpoint)
+        loop = Loop(build_tiny(*BUDGET, f"--budget_minutes={minutes}", *flags), folder, Heartbeat(folder, 0))
+        if source is not None:
+            loop.resume(load_checkpoint(checkpoints(folder / "checkpoints")[-1]))
+        return loop
+
+    return make
+
+
+def test_a_budget_ends_the_run_amid_an_epoch_which_is_validated(timed, pace):
+    loop = timed("whole", 2, "--agent_lr=1")
+    assert loop.run()
+    # Two epochs of four steps and a validation each, then the steps that begin after 100, 110 and 120 seconds.
+    steps, epochs = read_steps(loop.folder), read_metrics(loop.folder)["epochs"]
+    assert [(record["step"], record["epoch"]) for record in steps] == [
+        *((step, 0) for step in range(1, 5)),
+        *((step, 1) for step in range(5, 9)),
+        *((step, 2) for step in range(9, 12)),
+    ]
+    assert [(record["step"], "val/exact" in record) for record in epochs] == [(4, True), (8, True), (11, True)]
+    shares = [0.5 + 0.5 * math.cos(math.pi * used / 12) for used in (0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 12)]
+    assert [record["lr/agent"] for record in steps] == pytest.approx([*shares[:-1], 0.0], abs=1e-12)
+    assert (loop.state.step, loop.state.epoch, loop.state.batch, loop.state.is_complete) == (11, 3, 0, True)
+
+
+def test_a_validation_that_uses_the_rest_of_the_time_is_the_last(timed, pace):
+    loop = timed("whole", 1.5)
+    assert loop.run()
+    assert [record["step"] for record in read_metrics(loop.folder)["epochs"]] == [4, 8]
+    assert loop.state.step == 8
+
+
+def test_an_epoch_that_is_not_validated_does_not_end_a_run(timed, pace):
+    loop = timed("whole", 1, "--output.validate_every=3")
+    assert loop.run()
+    epochs = read_metrics(loop.folder)["epochs"]
+    assert [(record["step"], "val/exact" in record) for record in epochs] == [(4, False), (7, True)]
+
+
+def test_a_run_with_a_budget_has_the_rest_of_its_time_when_it_is_resumed(timed, pace):
+    whole = timed("whole", 2)
+    whole.run()
+    for step, taken in ((3, 3), (6, 7), (10, 12)):
+        loop = timed(f"from_{step}", 2, source=whole.folder, step=step)
+        pace(taken)
+        assert loop.session.engines.learning_rates()["agent"] == read_steps(whole.folder)[step - 1]["lr/agent"]
+        assert loop.run()
+        assert_same_run(loop.folder, whole.folder)
+
+
+def test_one_that_is_interrupted_when_its_time_is_used_has_its_validation_before_it(timed, pace):
+    whole = timed("whole", 2)
+    whole.run()
+    loop = timed("resumed", 2, source=whole.folder, step=10)
+    pace(12)
+    signal_in_step(loop, 1, signal.SIGTERM)
+    assert not loop.run()
+    assert (loop.state.step, loop.state.batch, loop.state.is_complete) == (11, 3, False)
+    loop = timed("again", 2, source=loop.folder, step=11)
+    assert loop.run()
+    assert loop.state.step == 11
+    for read in (read_steps, read_metrics):
+        assert without_measured(read(loop.folder)) == without_measured(read(whole.folder))
+
+
+def test_a_run_whose_time_is_used_is_complete_until_it_is_given_more(timed, pace):
+    whole = timed("whole", 2)
+    whole.run()
+    left = files_of(whole.folder)
+    loop = timed("again", 2, source=whole.folder, step=11)
+    assert loop.state.is_complete
+    assert loop.run()
+    assert files_of(loop.folder) == left
+    loop = timed("longer", 2.5, source=whole.folder, step=11)
+    pace(14)
+    assert loop.run()
+    # A new epoch begins: the steps after 140 and 150 seconds.
+    assert [record["step"] for record in read_metrics(loop.folder)["epochs"]] == [4, 8, 11, 13]
 
 
 def files_of(folder):

@@ -223,6 +223,38 @@ def test_where_epochs_and_the_run_end_and_what_the_size_loss_weighs():
     assert (state.epoch, state.batch, state.step) == (3, 0, 12)
 
 
+def test_a_budget_ends_the_run_and_its_last_epoch_wherever_that_is():
+    state = LoopState(load_config(["--budget_minutes=0.255"]).config, steps_per_epoch=4, processes=2)
+    assert (state.total, state.done, state.budget_used, state.is_complete) == (16, 0, 0.0, False)
+    make_steps(state, [1.0, 1.0])
+    state.seconds = 15.2
+    assert (state.ends_epoch, state.ends_run, state.done) == (False, False, 15)
+    assert state.budget_used == pytest.approx(15.2 / 15.3)
+    state.seconds = 15.3
+    assert (state.ends_epoch, state.ends_run, state.is_complete) == (True, True, False)
+    assert (state.done, state.budget_used) == (16, 1.0)
+    state.begin_epoch()
+    # Without a batch of this epoch there is nothing to end.
+    assert (state.ends_epoch, state.ends_run, state.is_complete) == (False, True, True)
+
+
+def test_without_a_budget_time_does_not_count():
+    state = make_state()
+    state.seconds = 1e6
+    assert (state.total, state.done, state.budget_used, state.ends_run) == (12, 0, 0.0, False)
+
+
+def test_a_state_of_an_older_version_has_its_time_from_what_the_run_cost():
+    state, stored = make_state(), make_state().state()
+    stored["cost"]["seconds"] = 100.0
+    del stored["seconds"]
+    state.load_state(stored)
+    assert state.seconds == 100.0
+    del stored["cost"]
+    state.load_state(stored)
+    assert state.seconds == 0.0
+
+
 @pytest.mark.parametrize(("step", "weight"), [(0, 1.0), (3, 0.875), (6, 0.75), (12, 0.5), (28, 0.5)])
 def test_by_default_the_size_weight_falls_over_three_epochs(step, weight):
     state = LoopState(load_config([]).config, steps_per_epoch=4, processes=1)

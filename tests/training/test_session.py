@@ -9,13 +9,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arcdist.config import OptimConfig
 from arcdist.data import OUTSIDE
 from arcdist.errors import ConfigError, DataError
-from arcdist.training.session import build_engines, warmup_cosine
+from arcdist.training.session import build_engines, learning_rate_share
+
+
+def share_of(total=None, **optim):
+    """The share by steps or, without a number of them, by steps and the share of the time that is used."""
+    share = learning_rate_share(OptimConfig(**optim), total)
+    return share if total is None else lambda step: share(step, 0.5)  # The time does not count.
 
 
 def test_warmup_and_cosine_by_hand():
-    share = warmup_cosine(warmup_steps=4, total_steps=100, final_share=0.0)
+    share = share_of(100, warmup_steps=4)
     assert [share(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
     # 96 steps of cosine after 4 of warm-up: a quarter, a half, three quarters, the end, beyond it.
     assert share(28) == pytest.approx(0.5 + math.sqrt(2) / 4)
@@ -26,25 +33,61 @@ def test_warmup_and_cosine_by_hand():
 
 
 def test_cosine_ends_at_its_final_share():
-    share = warmup_cosine(warmup_steps=4, total_steps=100, final_share=0.2)
+    share = share_of(100, warmup_steps=4, final_lr_share=0.2)
     assert share(3) == 1.0
     assert share(52) == pytest.approx(0.6)
     assert share(100) == pytest.approx(0.2)
 
 
-def test_warm_up_takes_at_most_a_tenth_of_the_run():
-    share = warmup_cosine(warmup_steps=100, total_steps=50, final_share=0.0)
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_warm_up_takes_at_most_a_tenth_of_the_run(schedule):
+    share = share_of(50, schedule=schedule)
     assert [share(step) for step in range(6)] == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("total", [1, 2, 9])
 def test_the_first_step_of_a_short_run_has_the_full_rate(total):
-    assert warmup_cosine(warmup_steps=100, total_steps=total, final_share=0.0)(0) == 1.0
+    assert share_of(total)(0) == 1.0
 
 
-@given(warmup=st.integers(0, 50), total=st.integers(1, 400), final=st.floats(0.0, 1.0), step=st.integers(0, 500))
-def test_share_lies_within_its_bounds_and_falls_after_the_warm_up(warmup, total, final, step):
-    share = warmup_cosine(warmup, total, final)
+def test_a_stable_part_and_a_linear_decay_by_hand():
+    share = share_of(100, schedule="wsd", warmup_steps=4, final_lr_share=0.2)
+    assert [share(step) for step in (0, 3, 30, 60)] == [0.25, 1.0, 1.0, 1.0]
+    assert [share(step) for step in (70, 80, 99, 100, 120)] == pytest.approx([0.8, 0.6, 0.22, 0.2, 0.2])
+    assert share_of(100, schedule="wsd", decay_share=0.1)(95) == pytest.approx(0.5)
+    # With a decay over the whole run, the warm-up rises to it.
+    assert [share_of(100, schedule="wsd", decay_share=1.0)(step) for step in (0, 9, 50)] == pytest.approx(
+        [0.1, 0.91, 0.5]
+    )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("cosine", {0.0: 1.0, 0.25: 0.5 + math.sqrt(2) / 4, 0.5: 0.5, 1.0: 0.0}),
+        ("wsd", {0.0: 1.0, 0.5: 1.0, 0.8: 0.5, 0.9: 0.25, 1.0: 0.0}),
+    ],
+)
+def test_by_time_the_rates_fall_with_the_share_that_is_used(schedule, shares):
+    share = share_of(schedule=schedule, warmup_steps=10)
+    assert {used: share(1000, used) for used in shares} == pytest.approx(shares)
+
+
+def test_by_time_the_warm_up_is_over_after_its_steps_or_a_tenth_of_the_time():
+    share = share_of(schedule="wsd", warmup_steps=10)
+    assert [share(step, 0.0) for step in (0, 4, 9, 10)] == [0.1, 0.5, 1.0, 1.0]
+    assert [share(0, used) for used in (0.005, 0.05, 0.1)] == [0.1, 0.5, 1.0]
+
+
+@given(
+    schedule=st.sampled_from(["cosine", "wsd"]),
+    warmup=st.integers(0, 50),
+    total=st.integers(1, 400),
+    final=st.floats(0.0, 1.0),
+    step=st.integers(0, 500),
+)
+def test_share_lies_within_its_bounds_and_falls_after_the_warm_up(schedule, warmup, total, final, step):
+    share = share_of(total, schedule=schedule, warmup_steps=warmup, final_lr_share=final)
     assert 0.0 < share(step) <= 1.0 or share(step) == pytest.approx(final)
     if step >= total // 10:
         assert share(step) >= final - 1e-12

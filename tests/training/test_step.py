@@ -23,9 +23,9 @@ ALL, NONE = -1.0, 10.0
 """Thresholds of the memory that admit every query, and none but exact ones."""
 
 
-def step(session, batch, number=0, size_weight=1.0, threshold=NONE, stop=False):
+def step(session, batch, number=0, size_weight=1.0, threshold=NONE, **told):
     settings = StepSettings(
-        config=session.config, number=number, size_weight=size_weight, memory_threshold=threshold, stop=stop
+        config=session.config, number=number, size_weight=size_weight, memory_threshold=threshold, **told
     )
     noise = session.refinement_noise(batch, 0)
     return train_step(batch, session.models, session.engines, noise, settings)
@@ -184,6 +184,11 @@ def test_the_report_says_whether_anyone_was_asked_to_stop(build_tiny, stop):
     session = build_tiny()
     assert step(session, first_batch(session), stop=stop).stop is stop
     assert step(session, poisoned(first_batch(session)), stop=stop).stop is stop
+
+
+def test_the_report_has_the_time_of_process_0_once_for_all_passes(build_tiny):
+    session = build_tiny("--train.accumulation=2")
+    assert step(session, first_batch(session), seconds=20.5).seconds == 20.5
 
 
 def poisoned(batch, index=0):

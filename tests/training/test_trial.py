@@ -51,6 +51,13 @@ def test_it_shows_sizes_memory_pace_and_time_and_writes_nothing(dry_run, build_t
     assert number(rows["120 epochs"]) == pytest.approx(120 * 20 / queries / 60, rel=0.3, abs=0.1)
 
 
+def test_it_says_how_many_epochs_the_time_is_enough_for(dry_run):
+    rows = dry_run("--max_batches=5", "--budget_minutes=30")
+    queries = number(rows["pace"])
+    assert number(rows["30 minutes"]) == pytest.approx(30 * 60 * queries / 20, rel=0.3)
+    assert not any(name.endswith(" epochs") for name in rows)
+
+
 @pytest.fixture
 def reads(monkeypatch):
     """What each call gives Qwen's body: how many texts, and how many tokens they are padded to."""

@@ -65,6 +65,24 @@ def test_several_views_of_a_query_are_those_of_a_single_process(launched, assert
     assert_same_trajectory(several, one)
 
 
+@pytest.mark.parametrize(("config", "processes"), [("cpu_2proc", 2), ("zero2", 2)])
+def test_with_a_budget_all_processes_end_with_the_same_step(launched, config, processes):
+    # Weights are compared after each step, bit for bit, so the learning rates were the same.
+    flags = ("--budget_minutes=0.07", "--qwen.lora_dropout=0.1", "--train.accumulation=2")
+    run = launched(config, processes, *flags, program="noting")
+    assert set(run.codes) == {0}, run.err
+    steps, epochs, (first, second) = run.steps(), run.epochs(), run.noted()
+    assert [note["batch"] for note in first] == [note["batch"] for note in second]
+    assert [record["step"] for record in steps] == list(range(1, len(first) + 1))
+    assert [epoch["epoch"] for epoch in epochs] == list(range(len(epochs)))
+    assert (epochs[-1]["step"], "val/exact" in epochs[-1]) == (steps[-1]["step"], True)
+    assert steps[-1]["lr/agent"] == 0.0 < steps[-2]["lr/agent"]
+    state = run.checkpoint(steps[-1]["step"])[1]
+    # The last step began when the time was used, and the one before it did not.
+    assert 4.2 <= state["seconds"] <= steps[-1]["time/elapsed_s"]
+    assert all(record["time/elapsed_s"] < 4.2 for record in steps[:-2])
+
+
 def test_every_query_is_computed_once_by_someone(several, single):
     for *ranks, alone in zip(*several.noted(), *single.noted(), strict=True):
         assert {tuple(note["batch"]) for note in ranks} == {tuple(alone["batch"])}
