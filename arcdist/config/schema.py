@@ -165,6 +165,8 @@ class AgentConfig(_Section):
     """Planning steps T."""
     task_vectors: bool = True
     """A learned vector for each training task; unknown tasks get zeros."""
+    attention: bool = False
+    """Whether the cells of a grid attend to each other in every planning step, beside convolution and axis mixing."""
     halting: bool = True
     """Whether the agent says after each step how likely the planning stops there, and stops so when it answers."""
     views_per_reading: Annotated[int, _between(1, 8)] = 1
@@ -179,6 +181,10 @@ class AgentConfig(_Section):
         if self.kind == "recursive" and self.hidden_dim % 16:
             raise ConfigError(
                 f"agent.hidden_dim is {self.hidden_dim}: for agent.kind = recursive choose a multiple of 16."
+            )
+        if self.attention and self.kind != "recursive":
+            raise ConfigError(
+                f"agent.attention is part of agent.kind = recursive, not of {self.kind}: give --agent.attention false."
             )
 
 

@@ -202,6 +202,7 @@ class ARCPromptGuidedAgent(nn.Module):
         max_steps: planning steps T.
         num_tasks: training tasks; rows of the table of task vectors.
         task_vectors: whether the table exists (`recursive` only).
+        attention: whether the cells of a grid attend to each other in every step (`recursive` only).
         halting: whether the agent says after each step how likely the planning stops there.
         ema_decay: decay of the moving average of the weights; kept for the training step, see `EMA`.
         views_per_reading: views of a query that learn with one prompt; kept for the training step.
@@ -219,6 +220,7 @@ class ARCPromptGuidedAgent(nn.Module):
         *,
         num_tasks: int = 0,
         task_vectors: bool = True,
+        attention: bool = False,
         halting: bool = True,
         ema_decay: float = 0.999,
         views_per_reading: int = 1,
@@ -246,7 +248,7 @@ class ARCPromptGuidedAgent(nn.Module):
             sizes = {"num_colors": num_colors, "max_grid_size": max_grid_size, "hidden_dim": hidden_dim}
             heads = max(1, hidden_dim // 16)
             self.context_encoder = ContextEncoder(**sizes, heads=heads)
-            self.core = RecursiveCore(**sizes, heads=heads)
+            self.core = RecursiveCore(**sizes, heads=heads, attention=attention)
         else:
             self.core = ConvCore(num_colors=num_colors, hidden_dim=hidden_dim, max_steps=max_steps)
         self.emission = Emission(hidden_dim, num_colors)

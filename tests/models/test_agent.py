@@ -168,7 +168,7 @@ AREAS = [(3, 3), (4, 8), (7, 3)]
 PER_CELL = ("forward_logits", "backward_logits", "reconstruction_logits", "state_logits")
 
 
-@pytest.fixture(params=["recursive", "conv"])
+@pytest.fixture(params=["recursive", "attention", "conv"])
 def kind(request):
     return request.param
 
@@ -180,8 +180,8 @@ def agent(kind, shaken):
 
 def build(kind, **options):
     torch.manual_seed(0)
-    settings = {"hidden_dim": 16, "prompt_dim": P, "max_steps": T, "num_tasks": 3}
-    return ARCPromptGuidedAgent(kind, **settings | options)
+    settings = {"hidden_dim": 16, "prompt_dim": P, "max_steps": T, "num_tasks": 3, "attention": kind == "attention"}
+    return ARCPromptGuidedAgent("conv" if kind == "conv" else "recursive", **settings | options)
 
 
 def prompts(queries: int, seed: int = 0) -> Tensor:
