@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -94,13 +94,31 @@ class ContextEncoder(nn.Module):
         return Context(keys=keys, values=values, token_mask=token_mask, summary=summary)
 
 
+class MatrixConv2d(nn.Conv2d):
+    """A convolution whose weight is a matrix [out, in * height * width], as optimizers of matrices need it."""
+
+    def __init__(self, *sizes: int, **options: int) -> None:
+        super().__init__(*sizes, **options)  # type: ignore[arg-type]  # which draws the weight as for any convolution
+        self.weight = nn.Parameter(self.weight.detach().flatten(1))
+
+    def forward(self, cells: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H W"]:
+        """Convolve."""
+        return self._conv_forward(cells, self.weight.unflatten(1, (-1, *self.kernel_size)), self.bias)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        name = f"{prefix}weight"
+        if name in state_dict:  # Of an older version, it has a convolution's four dimensions.
+            state_dict[name] = state_dict[name].flatten(1)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
 class RecursiveBlock(nn.Module):
     """h <- h + W silu(FiLM(local + row + column + global mixing of FiLM(h + injection)))."""
 
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
         self.before = nn.LayerNorm(hidden_dim)
-        self.local = nn.Conv2d(hidden_dim, hidden_dim, kernel_size=3, padding=1)
+        self.local = MatrixConv2d(hidden_dim, hidden_dim, kernel_size=3, padding=1)
         # Without a bias, cells beyond the working area, which are 0, stay 0 and are no larger than the clamp below.
         self.to_axes = nn.Linear(hidden_dim, 3 * (hidden_dim // 2), bias=False)
         self.from_axes = nn.ModuleList(nn.Linear(hidden_dim // 2, hidden_dim, bias=False) for _ in range(3))
