@@ -67,11 +67,11 @@ def test_several_views_of_a_query_are_those_of_a_single_process(launched, assert
 
 @pytest.mark.parametrize(("config", "processes"), [("cpu_2proc", 3), ("zero2", 2)])
 def test_steps_of_muon_are_those_of_a_single_process(launched, assert_same_trajectory, config, processes):
-    flags = ("--optim.matrix_optimizer=muon", "--max_batches=3", "--output.validate_every=1")
+    flags = ("--optim.matrix_optimizer=muon", "--optim.muon_lr=0.005", "--max_batches=3", "--epochs=2")
     one, several = (launched(*launch, *flags, program="noting") for launch in (SINGLE, (config, processes)))
     assert one.steps()[0]["grad_norm/agent_matrices"] > 0.0
-    # Muon computes in bfloat16, which may round what differs in float32's last bit to another number.
-    assert_same_trajectory(several, one, tolerance=1e-3, of_weights=1e-3)
+    # Muon computes in bfloat16, which may round what differs in float32's last bit to different numbers.
+    assert_same_trajectory(several, one, tolerance=5e-4, of_weights=5e-4)
 
 
 @pytest.mark.parametrize(("config", "processes"), [("cpu_2proc", 2), ("zero2", 2)])
