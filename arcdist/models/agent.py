@@ -256,6 +256,12 @@ class ARCPromptGuidedAgent(nn.Module):
         self.origin = nn.Linear(hidden_dim, num_colors)
         self.size_head = SizeHead(conditioning_dim=hidden_dim, max_grid_size=max_grid_size)
 
+    def matrices(self) -> list[nn.Parameter]:
+        """The weights of hidden layers, which map vectors to vectors: those of the block, which `recursive` has."""
+        if not isinstance(self.core, RecursiveCore):
+            return []
+        return [parameter for parameter in self.core.block.parameters() if parameter.ndim == 2]
+
     def read_context(self, inputs: QueryInputs) -> Context | None:
         """Encode the context pairs; the prompt plays no part, so one reading serves several prompts."""
         return self.context_encoder(inputs) if self.context_encoder is not None else None

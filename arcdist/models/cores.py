@@ -103,6 +103,18 @@ class ContextEncoder(nn.Module):
         return Context(keys=keys, values=values, token_mask=token_mask, summary=summary)
 
 
+class MatrixConv2d(nn.Conv2d):
+    """A convolution whose weight is a matrix [out, in * height * width], as optimizers of matrices need it."""
+
+    def __init__(self, *sizes: int, **options: int) -> None:
+        super().__init__(*sizes, **options)  # type: ignore[arg-type]  # which draws the weight as for any convolution
+        self.weight = nn.Parameter(self.weight.detach().flatten(1))
+
+    def forward(self, cells: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H W"]:
+        """Convolve."""
+        return self._conv_forward(cells, self.weight.unflatten(1, (-1, *self.kernel_size)), self.bias)
+
+
 class CellAttention(nn.Module):
     """Each cell of the working area attends to all of them; rotary positions tell how far away they are, and where.
 
@@ -166,7 +178,7 @@ class RecursiveBlock(nn.Module):
         super().__init__()
         self.attention = CellAttention(hidden_dim) if attention else None
         self.before = nn.LayerNorm(hidden_dim)
-        self.local = nn.Conv2d(hidden_dim, hidden_dim, kernel_size=3, padding=1)
+        self.local = MatrixConv2d(hidden_dim, hidden_dim, kernel_size=3, padding=1)
         # Without a bias, cells beyond the working area, which are 0, stay 0 and are no larger than the clamp below.
         self.to_axes = nn.Linear(hidden_dim, 3 * (hidden_dim // 2), bias=False)
         self.from_axes = nn.ModuleList(nn.Linear(hidden_dim // 2, hidden_dim, bias=False) for _ in range(3))

@@ -44,7 +44,7 @@ def gradients_of_next_step(session, batch, number=0):
         # Qwen's engine is the first to step. It has made zeros of the gradients that the step did not give.
         seen.update({name: p.grad.clone() for name, p in parameters.items() if p.grad is not None})
 
-    handle = session.engines.qwen.optimizer.register_step_pre_hook(read)
+    handle = session.engines.qwen.optimizers[0].register_step_pre_hook(read)
     report = step(session, batch, number)
     handle.remove()
     return seen, report
@@ -182,7 +182,7 @@ def test_prompts_from_the_cache_give_qwen_no_gradient_and_leave_it_to_its_moment
     (batch,) = batches(session)
     _, first = gradients_of_next_step(session, batch, number=0)
     # Every engine makes every step, so that sharded and whole ones go the same way.
-    module, optimizer = copy.deepcopy((session.models.qwen, session.engines.qwen.optimizer))
+    module, optimizer = copy.deepcopy((session.models.qwen, session.engines.qwen.optimizers[0]))
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     optimizer.step()

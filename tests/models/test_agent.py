@@ -460,6 +460,14 @@ def test_a_seed_gives_the_same_weights(kind):
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+def test_the_matrices_are_those_of_the_block(agent, kind):
+    names = {id(parameter): name for name, parameter in agent.named_parameters()}
+    block = [name for name in names.values() if name.startswith("core.block.") and name.endswith(".weight")]
+    layers = [name for name in block if "before" not in name and "after" not in name]
+    assert [names[id(matrix)] for matrix in agent.matrices()] == layers
+    assert bool(layers) is (kind == "recursive")
+
+
 def test_takes_the_keys_of_its_section():
     section = AgentConfig(kind="conv", max_grid_size=20, hidden_dim=16, max_steps=2, task_vectors=False, ema_decay=0.5)
     agent = ARCPromptGuidedAgent(**asdict(section), prompt_dim=8, num_tasks=3)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from arcdist.models import ARCPromptGuidedAgent
@@ -11,6 +12,7 @@ from arcdist.models.cores import (
     CellAttention,
     ContextEncoder,
     ConvCore,
+    MatrixConv2d,
     cells_within,
     one_hot_colors,
     rotated,
@@ -220,6 +222,21 @@ def start_recursive(agent, mixed):
 def changed(first, second):
     """Which queries' states differ anywhere in the 3 x 3 cells that all of them have."""
     return [bool((a - b).abs()[:3, :3].max() > 1e-3) for a, b in zip(first, second, strict=True)]
+
+
+def test_a_convolution_of_a_matrix_is_that_of_its_kernel():
+    made = []
+    for kind in (nn.Conv2d, MatrixConv2d):
+        torch.manual_seed(0)
+        made.append(kind(3, 5, kernel_size=3, padding=1))
+    plain, ours = made
+    assert torch.equal(ours.weight, plain.weight.flatten(1))
+    assert torch.equal(ours.bias, plain.bias)
+    cells = torch.randn(2, 3, 4, 6)
+    for layer in made:
+        layer(cells).square().sum().backward()
+    assert torch.equal(ours(cells), plain(cells))
+    assert torch.equal(ours.weight.grad, plain.weight.grad.flatten(1))
 
 
 def test_steps_share_their_weights():
