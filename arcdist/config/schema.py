@@ -165,6 +165,8 @@ class AgentConfig(_Section):
     """Planning steps T."""
     task_vectors: bool = True
     """A learned vector for each training task; unknown tasks get zeros."""
+    task_vector_dropout: ShareBelow1 = 0.0
+    """Share of the queries that are learned as if their task were unknown, so that the agent heeds the prompt."""
     attention: bool = False
     """Whether the cells of a grid attend to each other in every planning step, beside convolution and axis mixing."""
     halting: bool = True
@@ -228,6 +230,8 @@ class RefinerConfig(_Section):
 
     rewarded_share: ShareAbove0 = 1.0
     """Share of the views that are rewarded, so answered under the unrefined prompt too; their loss is divided by it."""
+    draws: Count = 1
+    """Draws of the policy for each rewarded query: above 1 each is compared with the query's others, not with all."""
     rl_hidden: Count = 512
     """Width of the policy's hidden layers."""
     rl_delta_scale: Positive = 0.2

@@ -1,7 +1,7 @@
 """Queries become the tensors of a batch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 import torch
@@ -41,10 +41,17 @@ class Collator:
     """Augmentations to draw for a query; their symmetries differ, up to 8."""
     reads_views: bool = True
     """Whether Qwen reads the view that the agent sees; else the query in its own form, once for all its views."""
+    unknown_share: float = 0.0
+    """Share of the queries whose task is given as unknown, all views of one alike."""
 
     def __call__(self, queries: Sequence[Query], epoch: int = 0) -> QueryBatch:
         """Augment and collate queries as they are seen in an epoch."""
-        return self.collate(queries, [view for query in queries for view in self.draw(query, epoch)])
+        batch = self.collate(queries, [view for query in queries for view in self.draw(query, epoch)])
+        if not self.unknown_share:
+            return batch
+        draws = torch.tensor([stream(self.seed, "unknown_task", epoch, query.id).random() for query in queries])
+        task_index = batch.inputs.task_index.where(batch.inputs.of_views(draws) >= self.unknown_share, -1)
+        return replace(batch, inputs=replace(batch.inputs, task_index=task_index))
 
     def collate(
         self, queries: Sequence[Query], augmentations: Sequence[Augmentation], *, tell_symmetry: bool = True

@@ -18,11 +18,11 @@ def combined_loss(
 
 
 def policy_gradient(
-    score: Float[Tensor, "B P"],
-    advantage: Float[Tensor, " B"],
-    query_weight: Float[Tensor, " B"],
+    score: Float[Tensor, "*B P"],
+    advantage: Float[Tensor, "*B"],
+    weight: Float[Tensor, "*B"],
     reward_weight: float = 0.3,
-) -> Float[Tensor, "B P"]:
+) -> Float[Tensor, "*B P"]:
     """Gradient of the combined loss's reward in the prompts, -reward_weight x w_b advantage_b grad log_prob_b.
 
     The score-function gradient (Williams 1992) E[(r - mean) / std x grad log pi] of the mean reward. It needs the
@@ -31,12 +31,12 @@ def policy_gradient(
     number.
 
     Args:
-        score: derivative of each query's log-probability in its own prompt.
-        advantage: (reward - mean) / standard deviation, over all queries.
-        query_weight: sums to 1 over all queries.
+        score: derivative of the log-probability of what was drawn for each query in its own prompt.
+        advantage: (reward - mean) / standard deviation; of several draws for a query each has its own.
+        weight: sums to 1 over all queries and draws.
         reward_weight: share of the reward in the combined loss.
     """
-    return -reward_weight * (query_weight * advantage).unsqueeze(-1) * score
+    return -reward_weight * (weight * advantage).unsqueeze(-1) * score
 
 
 def hard_cell_weight(mask_ratio: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:

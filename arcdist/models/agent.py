@@ -202,6 +202,7 @@ class ARCPromptGuidedAgent(nn.Module):
         max_steps: planning steps T.
         num_tasks: training tasks; rows of the table of task vectors.
         task_vectors: whether the table exists (`recursive` only).
+        task_vector_dropout: share of the queries that are learned as if their task were unknown; kept for the data.
         attention: whether the cells of a grid attend to each other in every step (`recursive` only).
         halting: whether the agent says after each step how likely the planning stops there.
         ema_decay: decay of the moving average of the weights; kept for the training step, see `EMA`.
@@ -220,6 +221,7 @@ class ARCPromptGuidedAgent(nn.Module):
         *,
         num_tasks: int = 0,
         task_vectors: bool = True,
+        task_vector_dropout: float = 0.0,
         attention: bool = False,
         halting: bool = True,
         ema_decay: float = 0.999,
@@ -229,6 +231,7 @@ class ARCPromptGuidedAgent(nn.Module):
         super().__init__()
         self.num_colors = num_colors
         self.max_steps = max_steps
+        self.task_vector_dropout = task_vector_dropout
         self.ema_decay = ema_decay
         self.views_per_reading = views_per_reading
         self.backward_share = backward_share

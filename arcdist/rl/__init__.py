@@ -7,6 +7,7 @@ from arcdist.rl.rewards import (
     Rewards,
     RewardTotals,
     advantages,
+    residuals,
     score_answers,
     shaping_reward,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "Rewards",
     "Transition",
     "advantages",
+    "residuals",
     "score_answers",
     "shaping_reward",
 ]

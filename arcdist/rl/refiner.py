@@ -166,12 +166,13 @@ class PolicyRefinedAgent(nn.Module):
     """Actor, critic and curiosity over prompts; each refinement is an episode of one step.
 
     Its arguments are the keys of the configuration's section `refiner`. `rl_lr` and `rl_grad_clip`, which are
-    for its optimizer, and `rewarded_share`, which is for the training step, change nothing in it.
+    for its optimizer, and `rewarded_share` and `draws`, which are for the training step, change nothing in it.
     """
 
     def __init__(
         self,
         rewarded_share: float = 1.0,
+        draws: int = 1,
         rl_prompt_dim: int = 256,
         rl_ctrl_dim: int = 256,
         rl_feat_dim: int = 32,
@@ -185,6 +186,7 @@ class PolicyRefinedAgent(nn.Module):
     ) -> None:
         super().__init__()
         self.rewarded_share = rewarded_share
+        self.draws = draws
         self.rl_delta_scale = rl_delta_scale
         self.rl_lr = rl_lr
         self.rl_entropy_coef = rl_entropy_coef

@@ -1,5 +1,6 @@
 """The shaping reward of a refinement: how much better the refined answer is than the first one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from arcdist.losses import cell_mean, color_shares
 
-# B queries, h w the target's canvas, H W the query's canvas.
+# B queries, K draws of the policy for each, h w the target's canvas, H W the query's canvas.
 
 WEIGHTS = {"acc": 1.0, "size": 0.5, "color": 0.5, "rev": 0.5}
 """Of the improvements in the reward, by the names of `AnswerScores`."""
@@ -28,6 +29,19 @@ class Answer:
     reconstruction: Int[Tensor, "B H W"] | None = None
     """The query's input as the backward trajectory gives it, on the query's canvas; None if only the way ahead was
     planned, which has no reward."""
+
+    def split(self, parts: int) -> "list[Answer]":
+        """So many answers of equal length, the first rows first; all need the way back."""
+        assert self.reconstruction is not None
+        parted = zip(*(rows.chunk(parts) for rows in (self.grid, self.size, self.reconstruction)), strict=True)
+        return [Answer(grid=grid, size=size, reconstruction=reconstruction) for grid, size, reconstruction in parted]
+
+    @classmethod
+    def joined(cls, answers: "Sequence[Answer]") -> "Answer":
+        """The rows of several answers on like canvases, one after the other; all need the way back."""
+        back = [each.reconstruction for each in answers if each.reconstruction is not None]
+        grids, sizes = ([getattr(each, name) for each in answers] for name in ("grid", "size"))
+        return cls(grid=torch.cat(grids), size=torch.cat(sizes), reconstruction=torch.cat(back))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,11 +109,16 @@ def shaping_reward(
 
 
 class RewardTotals(NamedTuple):
-    """Sums over the rewarded answers of all processes, which give the mean and the variance of all rewards."""
+    """Sums over the rewarded answers of all processes, which give the mean and the variance of all rewards.
+
+    Where the policy draws several times, a draw counts as its share of the answer.
+    """
 
     queries: Float[Tensor, ""]
     reward: Float[Tensor, ""]
     squared_reward: Float[Tensor, ""]
+    squared_residual: Float[Tensor, ""]
+    """Of `residuals`."""
 
     @property
     def mean(self) -> Float[Tensor, ""]:
@@ -111,9 +130,26 @@ class RewardTotals(NamedTuple):
         """Population variance of the rewards."""
         return (self.squared_reward / self.queries.clamp_min(1.0) - self.mean.square()).clamp_min(0.0)
 
+    def advantages(self, reward: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
+        """The advantages of K draws for each query: over all rewards for one draw, within the query for more.
+
+        As in GRPO (Shao et al. 2024, arXiv:2402.03300) a query's own draws are the baseline: how easily it is improved
+        plays no part. They are divided by the standard deviation of all residuals, not of the query's: that would make
+        as much of draws that differ in a cell as of those that differ in all (Liu et al. 2025, arXiv:2503.20783).
+        """
+        if len(reward) == 1:
+            return advantages(reward, self.mean, self.variance)
+        variance = self.squared_residual / self.queries.clamp_min(1.0)
+        return advantages(residuals(reward), torch.zeros_like(self.mean), variance)
+
+
+def residuals(reward: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
+    """What each draw's reward exceeds the mean of its query's by; exactly 0 where all are equal."""
+    return (reward[:, None] - reward).mean(1)
+
 
 def advantages(
-    reward: Float[Tensor, " B"], mean: Float[Tensor, ""], variance: Float[Tensor, ""]
-) -> Float[Tensor, " B"]:
+    reward: Float[Tensor, "*K B"], mean: Float[Tensor, ""], variance: Float[Tensor, ""]
+) -> Float[Tensor, "*K B"]:
     """(reward - mean) / standard deviation, with the mean and variance of all processes' rewards."""
     return (reward - mean) / (variance + VARIANCE_FLOOR).sqrt()

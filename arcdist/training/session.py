@@ -158,13 +158,13 @@ class Session:
         """Whether this is the process that speaks to the user and writes files."""
         return self.accelerator.is_main_process
 
-    def refinement_noise(self, batch: DistributedBatch, epoch: int) -> tuple[Float[Tensor, "_ A"], ...]:
-        """The refiner's draw for each query of each pass, which depends on seed, epoch and query alone."""
+    def refinement_noise(self, batch: DistributedBatch, epoch: int) -> tuple[Float[Tensor, "_ K A"], ...]:
+        """The refiner's K draws for each query of each pass, which depend on seed, epoch and query alone."""
         return tuple(self._draws(queries.ids, epoch) for queries in batch.queries)
 
-    def _draws(self, ids: Sequence[str], epoch: int) -> Float[Tensor, "B A"]:
-        seed, width = self.config.train.seed, self.config.qwen.prompt_dim + 1
-        draws = [stream(seed, "refinement", epoch, query_id).standard_normal(width) for query_id in ids]
+    def _draws(self, ids: Sequence[str], epoch: int) -> Float[Tensor, "N K A"]:
+        seed, size = self.config.train.seed, (self.config.refiner.draws, self.config.qwen.prompt_dim + 1)
+        draws = [stream(seed, "refinement", epoch, query_id).standard_normal(size) for query_id in ids]
         return torch.from_numpy(np.stack(draws).astype(np.float32)).to(self.device)
 
 
@@ -262,6 +262,7 @@ def build_session(
                 order=augment.order,
                 views=views,
                 reads_views=views == 1,
+                unknown_share=config.agent.task_vector_dropout,
             ),
             partial(partitioner, passes=train.accumulation),
             process,

@@ -28,11 +28,11 @@ from arcdist.losses import (
 )
 from arcdist.models import AgentOutput, Proposal, SolvedQueries
 from arcdist.regions import region
-from arcdist.rl import RefinedPrompt, Rewards, RewardTotals, Transition, advantages, shaping_reward
+from arcdist.rl import Answer, RefinedPrompt, Rewards, RewardTotals, Transition, residuals, shaping_reward
 from arcdist.training.models import Models, PromptReading, keep_prompts, read_prompts
 
-# N queries of a pass, B views of them, R planned backwards, r of these rewarded, P prompt, A = P + 1 components of an
-# action, H W canvas, C colours, M metrics, G gains, W processes.
+# N queries of a pass, B views of them, R planned backwards, r of these rewarded, K draws of the policy for a query,
+# P prompt, A = P + 1 components of an action, H W canvas, C colours, M metrics, G gains, W processes.
 
 
 GAINS = {f"d_{name}": f"reward/d_{name}" for name in ("acc", "size", "color", "rev")}
@@ -126,7 +126,7 @@ def train_step(
     batch: DistributedBatch,
     models: Models,
     engines: Engines,
-    noise: Sequence[Float[Tensor, "_ A"]],
+    noise: Sequence[Float[Tensor, "_ K A"]],
     settings: StepSettings,
 ) -> StepReport:
     """Train all models on a batch: two backward passes that meet in the prompt, then the refiner's own.
@@ -137,7 +137,7 @@ def train_step(
         batch: partitioned over the processes.
         models: the same on each of them.
         engines: of Qwen, the grid modules and the refiner.
-        noise: the refiner's draw for each query of each pass.
+        noise: the refiner's draws for each query of each pass; the agent learns under the first.
         settings: of this step.
 
     Returns:
@@ -148,20 +148,18 @@ def train_step(
     # The one all-reduce of a step: sums over its passes and over all processes.
     sums = {name: [getattr(each.sums, name) for each in passes] for name in Sums._fields}
     totals = Sums(**all_reduce_sum({name: torch.stack(values).sum(0) for name, values in sums.items()}))
-    rewards = RewardTotals(totals.rewarded, totals.reward, totals.squared_reward)
+    rewards = RewardTotals(totals.rewarded, totals.reward, totals.squared_reward, totals.squared_residual)
     weights = settings.config.reward
 
     for each in passes:
-        advantage, weight = each.sampled.of_queries(
-            advantages(each.reward, rewards.mean, rewards.variance), each.weight
-        )
-        by_reward = policy_gradient(each.score, advantage, weight, weights.reward_weight)
+        advantage, weight = each.sampled.of_queries(rewards.advantages(each.reward), each.weight)
+        by_reward = policy_gradient(each.score, advantage, weight, weights.reward_weight).sum(1)
         # Both are times the loss scale, as the engine's backward pass expects.
         gradient = each.energy_gradient + engines.precision.loss_scale * by_reward
         by_writing = engines.precision.loss_scale * settings.config.qwen.lm_weight * each.weight
         each.reading.backward(engines.qwen, gradient, by_writing, is_last=each.is_last)
         with region("refiner"):
-            losses = models.refiner.rl_loss(each.transition, advantage, query_weight=weight)
+            losses = models.refiner.rl_loss(each.transition, advantage.flatten(), query_weight=weight.flatten())
             engines.refiner.backward(losses["total"], is_last=each.is_last)
 
     report = _report(batch, totals, rewards, passes[0].metrics, engines.gradient_norms(), weights)
@@ -191,6 +189,7 @@ class Sums(NamedTuple):
     """Views that have a reward."""
     reward: Float[Tensor, ""]
     squared_reward: Float[Tensor, ""]
+    squared_residual: Float[Tensor, ""]
     tokens: Float[Tensor, ""]
     lm_loss: Float[Tensor, ""]
     written: Float[Tensor, ""]
@@ -213,11 +212,12 @@ class Pass:
     """Derivative of the energy in the prompt, times the loss scale."""
     weight: Float[Tensor, " N"]
     """Of each query in the step's means: 1 / queries, or 0 for padding."""
-    score: Float[Tensor, "N P"]
-    """Derivative of the refinement's log-probability in the prompt."""
+    score: Float[Tensor, "N K P"]
+    """Derivative of each draw's log-probability in the prompt."""
     transition: Transition
+    """Of all draws, those of the first query first."""
     sampled: "SampledViews"
-    reward: Float[Tensor, " r"]
+    reward: Float[Tensor, "K r"]
     solved: SolvedQueries
     metrics: tuple[str, ...]
     """Names of `sums.metrics`."""
@@ -240,16 +240,18 @@ class SampledViews:
     """Of all views."""
 
     def of_queries(
-        self, values: Float[Tensor, " r"], weight: Float[Tensor, " N"]
-    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-        """The mean over the rewarded views of each query, 0 if it has none, and its weight in a mean over all views.
+        self, values: Float[Tensor, "K r"], weight: Float[Tensor, " N"]
+    ) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N K"]]:
+        """Each draw's mean over the rewarded views of its query, 0 without any, and its weight in a mean over all.
 
-        `weight` is that of each query if all its views are rewarded.
+        `weight` is that of each query if all its views are rewarded; its draws share it.
         """
-        of_views = values.new_zeros(2, len(weight) * self.views)
-        of_views = of_views.index_copy(1, self.rewarded, torch.stack([values, torch.ones_like(values)]))
-        total, count = of_views.unflatten(1, (-1, self.views)).sum(2)
-        return total / count.clamp_min(1.0), weight * count / (self.views * self.rewarded_share)
+        draws = len(values)
+        of_views = values.new_zeros(draws + 1, len(weight) * self.views)
+        of_views = of_views.index_copy(1, self.rewarded, torch.cat([values, torch.ones_like(values[:1])]))
+        total, count = of_views.unflatten(1, (-1, self.views)).sum(2).T.split([draws, 1], dim=1)
+        weight = weight[:, None] * count / (self.views * self.rewarded_share) / draws
+        return total / count.clamp_min(1.0), weight.expand(-1, draws)
 
 
 def sample_views(share: Share, views: int, config: Config, step: int, device: torch.device) -> SampledViews:
@@ -300,11 +302,17 @@ class ForwardPass:
     queries: QueryBatch
     reading: PromptReading
     sampled: SampledViews
-    before: AgentOutput
-    """Of the rewarded views, under the prompt as Qwen gave it; without a graph."""
+    tried: AgentOutput
+    """Of the rewarded views, K times: under the prompt as Qwen gave it, then refined by the second draw to the last;
+    without a graph."""
+    drawn_from: Float[Tensor, "N K P"]
+    """The prompts, each as often as the policy drew from it."""
     refinement: RefinedPrompt
+    """Of all draws, those of the first query first."""
+    refined: Float[Tensor, "N P"]
+    """By the first draw."""
     after: AgentOutput
-    """Under the refined prompt."""
+    """Under it."""
     proposal: Proposal
     """The solver's."""
     final_logits: Float[Tensor, "B H W C"]
@@ -316,7 +324,7 @@ def _run_pass(
     index: int,
     models: Models,
     engines: Engines,
-    noise: Float[Tensor, "N A"],
+    noise: Float[Tensor, "N K A"],
     settings: StepSettings,
 ) -> Pass:
     """Answer the queries of a pass, score the answers, and give the grid modules their gradients."""
@@ -350,7 +358,7 @@ def _run_pass(
         )
         engines.grid.backward(loss, is_last=is_last)
     with region("refiner"):
-        (score,) = torch.autograd.grad(forward.refinement.log_prob.sum(), prompt)
+        (score,) = torch.autograd.grad(forward.refinement.log_prob.sum(), forward.drawn_from)
 
     metrics = {  # Logged as means over the views, by these names.
         **losses,
@@ -360,7 +368,9 @@ def _run_pass(
         "solver/confidence": forward.proposal.confidence_logit.sigmoid(),
     }
     admitted = admits(scores.cell, settings.memory_threshold) & (counted > 0)
-    of_rewarded = counted[sampled.rewarded]
+    draws = noise.shape[1]
+    of_rewarded = counted[sampled.rewarded].repeat(draws) / draws
+    reward = rewards.reward.unflatten(0, (draws, -1))
     total_energy, squared_reward = total(energy), (of_rewarded * rewards.reward.square()).sum()
     written = torch.zeros(0, device=energy.device) if forward.reading.lm_loss is None else forward.reading.lm_loss
     if share.is_padding or not forward.reading.counts:
@@ -374,7 +384,7 @@ def _run_pass(
         score=score,
         transition=forward.refinement.transition,
         sampled=sampled,
-        reward=rewards.reward,
+        reward=reward,
         solved=SolvedQueries(
             admitted=admitted,
             positions=tuple(place for place in share.positions for _ in range(views)),
@@ -390,6 +400,7 @@ def _run_pass(
             rewarded=of_rewarded.sum(),
             reward=(of_rewarded * rewards.reward).sum(),
             squared_reward=squared_reward,
+            squared_residual=(of_rewarded * residuals(reward).square().flatten()).sum(),
             tokens=(counted[::views] * queries.inputs.token_mask.sum(1)).sum(),
             lm_loss=written.sum(),
             written=energy.new_tensor(float(len(written))),
@@ -405,35 +416,44 @@ def _forward(
     models: Models,
     engines: Engines,
     queries: QueryBatch,
-    noise: Float[Tensor, "N A"],
+    noise: Float[Tensor, "N K A"],
     sampled: SampledViews,
     settings: StepSettings,
     *,
     keep_graph: bool,
 ) -> ForwardPass:
-    """The forward pass: Qwen's prompt, the agent's answer to it, its refinement, the agent's answer to that."""
-    inputs = queries.inputs
+    """The forward pass: Qwen's prompt, its refinements, the agent's answer to it and to each of them."""
+    inputs, draws = queries.inputs, noise.shape[1]
     with engines.autocast():
         seed = settings.config.train.seed
         reading = read_prompts(models, engines.qwen, queries, settings.number, seed=seed, keep_graph=keep_graph)
+        with region("refiner"):
+            of_draws = [
+                each[:, None].expand(-1, draws, -1) for each in (reading.prompt, reading.control, inputs.summary)
+            ]
+            refinement = models.refiner.refine_prompt(
+                *(each.flatten(0, 1) for each in of_draws), noise=noise.flatten(0, 1)
+            )
+            refined = refinement.refined.unflatten(0, (-1, draws))  # [N, K, P]
         with region("agent"):
             context = models.agent.read_context(inputs)
             with torch.no_grad():
-                some = inputs.take(sampled.rewarded)
-                unrefined = inputs.of_views(reading.prompt)[sampled.rewarded]
-                before = models.agent(some, unrefined, None if context is None else context.take(sampled.rewarded))
-        with region("refiner"):
-            refinement = models.refiner.refine_prompt(reading.prompt, reading.control, inputs.summary, noise=noise)
-        with region("agent"):
-            after = models.agent(inputs, inputs.of_views(refinement.refined), context, backward=sampled.backward)
+                prompts = torch.cat([reading.prompt[:, None], refined[:, 1:]], dim=1)
+                of_rewarded = inputs.of_views(prompts)[sampled.rewarded].transpose(0, 1)  # [K, r, P]
+                rows = sampled.rewarded.repeat(draws)
+                some = None if context is None else context.take(rows)
+                tried = models.agent(inputs.take(rows), of_rewarded.flatten(0, 1), some)
+            after = models.agent(inputs, inputs.of_views(refined[:, 0]), context, backward=sampled.backward)
         with region("solver"):
             proposal = models.solver(inputs.of_views(reading.prompt.detach()), inputs, queries.ids_of_views)
     return ForwardPass(
         queries=queries,
         reading=reading,
         sampled=sampled,
-        before=before,
+        tried=tried,
+        drawn_from=of_draws[0],
         refinement=refinement,
+        refined=refined[:, 0],
         after=after,
         proposal=proposal,
         # The solver learns beside the agent, not in its place: were their mixture the agent's own answer, the agent
@@ -443,13 +463,18 @@ def _forward(
 
 
 def _scores(forward: ForwardPass, settings: StepSettings) -> tuple[Grades, Rewards]:
-    """How right the answers are, and how much the refinement has gained."""
+    """How right the answers are, and how much each draw of the refinement has gained."""
     inputs, targets, sampled = forward.queries.inputs, forward.queries.targets, forward.sampled
     scores = grade(answer(forward.after.ahead, inputs, targets, forward.final_logits), targets)
-    inputs, targets = inputs.take(sampled.rewarded), targets.take(sampled.rewarded)
+    learned = forward.after.take(sampled.rewarded, sampled.rewarded_in_backward)
+    first = answer(learned, inputs.take(sampled.rewarded), targets.take(sampled.rewarded))
+    draws = forward.drawn_from.shape[1]
+    rows = sampled.rewarded.repeat(draws)
+    inputs, targets = inputs.take(rows), targets.take(rows)
+    before, *others = answer(forward.tried, inputs, targets).split(draws)
     rewards = shaping_reward(
-        answer(forward.before, inputs, targets),
-        answer(forward.after.take(sampled.rewarded, sampled.rewarded_in_backward), inputs, targets),
+        Answer.joined([before] * draws),
+        Answer.joined([first, *others]),
         targets.target,
         inputs.query,
         settings.config.reward.reward_scale,
@@ -475,7 +500,7 @@ def _energy(
         obs_probs=after.obs_probs,
         final_logits=after.final_logits,
         target=target,
-        prompt_embedding=inputs.of_views(forward.refinement.refined),
+        prompt_embedding=inputs.of_views(forward.refined),
         grid_mask=mask,
         halting=after.halting,
         backward=sampled.backward,

@@ -161,3 +161,26 @@ def test_every_query_has_as_many_views(arc_queries, queries, views, reads_views)
     seen = [collator().draw(arc_queries[0])[0]] * views
     with pytest.raises(ValueError, match=f"{views} augmentations for {queries} queries"):
         collator(reads_views=reads_views).collate(arc_queries[:queries], seen)
+
+
+def test_a_share_of_the_queries_hide_their_task_whatever_their_batch(arc_queries):
+    rows = {query.task_id: row for row, query in enumerate(arc_queries)}
+    told, hiding = (
+        Collator(embedded_tokenizer(), task_rows=rows, seed=3, dihedral=True, views=2, reads_views=False, **share)
+        for share in ({}, {"unknown_share": 0.25})
+    )
+    hidden = []
+    for epoch in range(20):
+        known, found = (each(arc_queries, epoch).inputs for each in (told, hiding))
+        unknown = found.task_index == -1
+        assert torch.equal(found.task_index[~unknown], known.task_index[~unknown])
+        assert torch.equal(unknown[::2], unknown[1::2])  # All views of a query alike.
+        for field in fields(found):
+            if field.name != "task_index":
+                assert torch.equal(getattr(found, field.name), getattr(known, field.name)), field.name
+        hidden.append(unknown[::2])
+        alone = hiding(arc_queries[5:6], epoch).inputs.task_index
+        assert torch.equal(alone, found.task_index[10:12])
+    share = torch.stack(hidden).float()
+    assert share.mean().item() == pytest.approx(0.25, abs=0.03)
+    assert share.mean(0).max() < 0.75  # Another draw in each epoch.

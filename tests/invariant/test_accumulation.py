@@ -18,6 +18,9 @@ ROWS = (range(8), range(4, 12), range(8), (11, 3, 8, 0, 9))
 VIEWS = ("--agent.views_per_reading=3", "--agent.backward_share=0.5", "--refiner.rewarded_share=0.25")
 """Of several views of a query, some are planned backwards, and some of these are rewarded."""
 
+DRAWS = ("--refiner.draws=3", "--agent.task_vector_dropout=0.5")
+"""Of several draws of the policy the agent learns under one; some queries hide their task from it."""
+
 
 def load(session, rows):
     (batch,) = session.training.load([list(rows)], 0, session.device)
@@ -79,8 +82,9 @@ def padded(session, batch, position=0):
         ("--qwen.gradient_checkpointing=true", "--qwen.every=2"),
         ("--qwen.lm_weight=0.5", "--qwen.every=3"),
         (*VIEWS, "--qwen.lm_weight=0.5", "--qwen.every=3"),
+        (*VIEWS, *DRAWS),
     ],
-    ids=["plain", "kept prompts", "checkpointing", "writing", "views"],
+    ids=["plain", "kept prompts", "checkpointing", "writing", "views", "draws"],
 )
 def test_passes_change_no_number(build_tiny, flags):
     def run(accumulation):
@@ -119,8 +123,17 @@ def test_passes_change_no_number(build_tiny, flags):
         ("--train.accumulation=2", "--qwen.lora_dropout=0.3", "--qwen.gradient_checkpointing=true"),
         ("--qwen.lora_dropout=0.3", "--qwen.every=3", "--qwen.lm_weight=0.5"),
         (*VIEWS, "--qwen.every=3"),
+        (*VIEWS, *DRAWS),
     ],
-    ids=["one pass", "one pass, dropout", "two passes", "two passes, dropout", "one pass, dropout, writing", "views"],
+    ids=[
+        "one pass",
+        "one pass, dropout",
+        "two passes",
+        "two passes, dropout",
+        "one pass, dropout, writing",
+        "views",
+        "draws",
+    ],
 )
 def test_a_pass_of_padding_changes_not_a_bit(build_tiny, flags):
     """Where it makes two passes of one, Qwen reads twice what it read once: with the same units dropped."""

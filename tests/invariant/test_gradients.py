@@ -106,8 +106,8 @@ def test_from_step_2_every_trainable_tensor_has_a_gradient(build_tiny, batches, 
 def joint_losses(session, batch, noise):
     """The losses of a step on one graph: the prompt goes from Qwen to the agent uncut.
 
-    Written out from the design, apart from the step itself. Gives the loss to backpropagate, its value, and what the
-    refiner's own loss takes.
+    Written out from the design, apart from the step itself. Gives the loss to backpropagate, its value, the refiner's
+    own loss, and the advantages.
     """
     models, reward = session.models, session.config.reward
     (queries,) = batch.queries
@@ -119,21 +119,28 @@ def joint_losses(session, batch, noise):
             inputs.tokens, inputs.token_mask, inputs.features, targets.target, targets.target_size
         ).lm_loss
         writing = weight * lesson.mean()
+    refinements = [
+        models.refiner.refine_prompt(prompt, control.detach(), inputs.summary, noise=draw) for draw in noise.unbind(1)
+    ]
+    refined = refinements[0].refined
     with torch.no_grad():
-        before = models.agent(inputs, prompt)
-    refinement = models.refiner.refine_prompt(prompt, control.detach(), inputs.summary, noise=noise)
-    after = models.agent(inputs, refinement.refined)
+        before, *others = (models.agent(inputs, each) for each in (prompt, *(r.refined for r in refinements[1:])))
+    after = models.agent(inputs, refined)
     final = models.solver(prompt.detach(), inputs, batch.ids).weigh(after.forward_logits[-1].detach())
 
     target, mask = canvas_target(targets, after)
     terms = models.efe.per_query(
         *(after.forward_logits, after.backward_logits, after.state_logits, after.obs_probs),
-        *(after.forward_logits[-1], target, refinement.refined, mask),
+        *(after.forward_logits[-1], target, refined, mask),
     )
-    gain = shaping_reward(
-        answer(before, inputs, targets), answer(after, inputs, targets), targets.target, inputs.query
-    ).reward
-    advantage = advantages(gain, gain.mean(), gain.var(correction=0))
+    answered = [answer(each, inputs, targets) for each in (before, after, *others)]
+    gain = torch.stack(
+        [shaping_reward(answered[0], each, targets.target, inputs.query).reward for each in answered[1:]]
+    )
+    if len(gain) == 1:
+        advantage = advantages(gain, gain.mean(), gain.var(correction=0))
+    else:
+        advantage = (gain - gain.mean(0)) / ((gain - gain.mean(0)).square().mean() + 1e-6).sqrt()
     hard = 1.0 - grade(answer(after, inputs, targets, final), targets).cell
     size = size_loss(after.size_logits.unbind(1), targets.target_size)
     way_back = after.reconstruction_logits.gather(-1, inputs.query.clamp_min(0).unsqueeze(-1)).squeeze(-1)
@@ -141,12 +148,16 @@ def joint_losses(session, batch, noise):
     energy = energy - session.config.efe.reversibility_weight * cell_mean(way_back, inputs.query >= 0)
     value = combined_loss(query_mean(energy), gain.mean(), reward.efe_weight, reward.reward_weight).detach()
     # The mean reward is a number; what stands for it has the gradient of the expected one.
-    log_likelihood = query_mean(advantage.detach() * refinement.log_prob)
+    log_likelihood = (advantage.detach() * torch.stack([each.log_prob for each in refinements])).mean()
     surrogate = reward.efe_weight * query_mean(energy) - reward.reward_weight * log_likelihood + writing
-    return surrogate, value, refinement.transition, advantage
+    # The refiner's own loss is a mean over draws too.
+    own = [models.refiner.rl_loss(each.transition, a)["total"] for each, a in zip(refinements, advantage, strict=True)]
+    return surrogate, value, torch.stack(own).mean(), advantage
 
 
-@pytest.mark.parametrize("flags", [*VARIANTS, ("--qwen.lora_r=4", "--agent.task_vectors=false")])
+@pytest.mark.parametrize(
+    "flags", [*VARIANTS, ("--qwen.lora_r=4", "--agent.task_vectors=false"), ("--refiner.draws=3",)]
+)
 def test_the_split_backward_equals_the_joint_one(build_tiny, batches, flags):
     session = build_tiny(*UNCLIPPED, *REWARDED, *flags, "--agent_lr=1e-2", "--qwen_lr=1e-2", "--max_batches=3")
     *earlier, batch = batches(session, 3)
@@ -155,13 +166,13 @@ def test_the_split_backward_equals_the_joint_one(build_tiny, batches, flags):
     assert len(session.models.solver.memory) == 8
 
     (noise,) = session.refinement_noise(batch, 0)
-    surrogate, value, transition, advantage = joint_losses(session, batch, noise)
+    surrogate, value, own, advantage = joint_losses(session, batch, noise)
     assert advantage.abs().max() > 0.1
     surrogate.backward()
     parameters = named_parameters(session)
     joint = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
     session.models.refiner.zero_grad()
-    session.models.refiner.rl_loss(transition, advantage)["total"].backward()
+    own.backward()
     refiner = {f"refiner.{n}": p.grad.clone() for n, p in session.models.refiner.named_parameters()}
     for parameter in (*parameters.values(), *session.models.refiner.parameters()):
         parameter.grad = None

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from arcdist.rl import Answer, RewardTotals, advantages, score_answers, shaping_reward
+from arcdist.rl import Answer, RewardTotals, advantages, residuals, score_answers, shaping_reward
 
 # Two queries: a 2 x 2 target in a 2 x 3 canvas and a 1 x 3 one; inputs of 1 x 2 and 2 x 2.
 TARGET = torch.tensor([[[1, 2, -1], [3, 3, -1]], [[5, 5, 5], [-1, -1, -1]]])
@@ -99,8 +99,22 @@ def test_scores_are_shares_and_1_only_for_the_right_answer(data: st.DataObject) 
     assert scores.color.item() >= scores.acc.item() - 1e-6
 
 
+def test_answers_are_split_and_joined_in_their_order() -> None:
+    joined = Answer.joined([BEFORE, AFTER, BEFORE])
+    assert joined.size.tolist() == [[2, 3], [3, 9], [2, 2], [1, 3], [2, 3], [3, 9]]
+    for part, expected in zip(joined.split(3), (BEFORE, AFTER, BEFORE), strict=True):
+        assert torch.equal(part.grid, expected.grid)
+        assert torch.equal(part.size, expected.size)
+        assert torch.equal(part.reconstruction, expected.reconstruction)
+    none = Answer(grid=BEFORE.grid[:0], size=BEFORE.size[:0], reconstruction=BEFORE.reconstruction[:0])
+    assert [len(part.grid) for part in none.split(3)] == [0, 0, 0]
+
+
 def totals(reward: Tensor) -> RewardTotals:
-    return RewardTotals(torch.tensor(float(len(reward))), reward.sum(), reward.square().sum())
+    """Of rewards [B], or of K draws for each query [K, B]."""
+    draws = reward if reward.dim() == 2 else reward[None]
+    sums = (reward.sum(), reward.square().sum(), residuals(draws).square().sum())
+    return RewardTotals(torch.tensor(float(draws.shape[1])), *(each / len(draws) for each in sums))
 
 
 def test_mean_and_variance_by_hand() -> None:
@@ -119,3 +133,28 @@ def test_advantages_by_hand() -> None:
 def test_equal_rewards_have_no_advantage() -> None:
     reward = torch.full((7,), 0.1)
     assert advantages(reward, totals(reward).mean, totals(reward).variance).abs().max().item() < 1e-4
+
+
+def test_one_draw_is_compared_with_the_rewards_of_all_queries() -> None:
+    reward = torch.tensor([1.0, 2.0, 6.0])
+    of_all = totals(reward)
+    assert torch.equal(of_all.advantages(reward[None])[0], advantages(reward, of_all.mean, of_all.variance))
+    assert of_all.squared_residual.item() == 0.0
+
+
+def test_several_draws_are_compared_with_those_of_their_own_query() -> None:
+    reward = torch.tensor([[1.0, 50.0, 0.1], [4.0, 50.0, 0.1], [1.0, 56.0, 0.1]])
+    of_all = totals(reward)
+    assert of_all.mean.item() == pytest.approx(reward.mean().item())
+    assert of_all.variance.item() == pytest.approx(reward.var(correction=0).item(), rel=1e-5)
+    # Residuals -1, 2, -1 and -2, -2, 4 and zeros: 30 over the 9 draws.
+    expected = torch.tensor([[-1.0, -2.0, 0.0], [2.0, -2.0, 0.0], [-1.0, 4.0, 0.0]]) / (30 / 9) ** 0.5
+    found = of_all.advantages(reward)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    assert found[:, 2].tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("draws", [2, 3, 7])
+def test_equal_draws_have_no_advantage_to_the_last_bit(draws: int) -> None:
+    reward = torch.tensor([0.1, -0.7, 3.3]).expand(draws, -1)
+    assert totals(reward).advantages(reward).tolist() == [[0.0] * 3] * draws

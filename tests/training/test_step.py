@@ -179,6 +179,19 @@ def test_a_query_s_refinement_does_not_depend_on_its_batch(build_tiny):
     assert 0.8 < together.std() < 1.2
 
 
+def test_the_agent_learns_under_the_first_draw_however_many_follow(build_tiny):
+    one, several = (build_tiny("--refiner.rl_delta_scale=30", f"--refiner.draws={draws}") for draws in (1, 3))
+    batch = first_batch(one)
+    draws = several.refinement_noise(batch, 0)[0]
+    assert draws.shape == (4, 3, 257)
+    assert torch.equal(draws[:, :1], one.refinement_noise(batch, 0)[0])
+    with_one, with_several = step(one, batch), step(several, first_batch(several))
+    assert with_several.rewarded == with_one.rewarded == 4
+    for name in ("efe/total", "size_loss", "train/cell"):
+        assert with_several.metrics[name] == pytest.approx(with_one.metrics[name], rel=1e-5), name
+    assert with_several.metrics["reward/mean"] != with_one.metrics["reward/mean"]
+
+
 @pytest.mark.parametrize("stop", [False, True])
 def test_the_report_says_whether_anyone_was_asked_to_stop(build_tiny, stop):
     session = build_tiny()
@@ -318,10 +331,10 @@ def test_rewards_of_views_are_means_of_queries(build_tiny):
         sample_views(share, 2, config, 0, torch.device("cpu")),
         rewarded=torch.tensor([0, 1, 5]),
     )
-    means, weights = drawn.of_queries(torch.tensor([1.0, 4.0, 7.0]), torch.full((3,), 1 / 3))
-    assert means.tolist() == [2.5, 0.0, 7.0]
-    # Of 6 views 3 are rewarded, as expected: each of them weighs a third.
-    assert weights.tolist() == pytest.approx([2 / 3, 0.0, 1 / 3])
+    means, weights = drawn.of_queries(torch.tensor([[1.0, 4.0, 7.0], [0.0, 2.0, 5.0]]), torch.full((3,), 1 / 3))
+    assert means.tolist() == [[2.5, 1.0], [0.0, 0.0], [7.0, 5.0]]
+    # Of 6 views 3 are rewarded, as expected: each of them weighs a third, which its two draws share.
+    assert weights.flatten().tolist() == pytest.approx([1 / 3, 1 / 3, 0.0, 0.0, 1 / 6, 1 / 6])
 
 
 def test_a_share_of_the_views_costs_no_expectation(build_tiny):

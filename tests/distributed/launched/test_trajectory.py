@@ -53,12 +53,15 @@ def test_20_steps_are_those_of_a_single_process(several, single, assert_same_tra
 
 
 @pytest.mark.parametrize(("config", "processes"), [("cpu_2proc", 3), ("zero2", 2)])
-def test_several_views_of_a_query_are_those_of_a_single_process(launched, assert_same_trajectory, config, processes):
+@pytest.mark.parametrize(
+    "more", [("--qwen.every=3",), ("--refiner.draws=3", "--agent.task_vector_dropout=0.5")], ids=["kept", "draws"]
+)
+def test_several_views_of_a_query_are_those_of_a_single_process(
+    launched, assert_same_trajectory, config, processes, more
+):
     flags = (
-        "--agent.views_per_reading=2",
-        "--agent.backward_share=0.5",
-        "--refiner.rewarded_share=0.25",
-        "--qwen.every=3",
+        *("--agent.views_per_reading=2", "--agent.backward_share=0.5", "--refiner.rewarded_share=0.25"),
+        *more,
     )
     one, several = (launched(*launch, *flags, program="noting") for launch in (SINGLE, (config, processes)))
     assert len({record["reward/d_acc"] for record in one.steps()}) > 2
