@@ -41,6 +41,8 @@ _WITH_A_WARNING = (
 )
 """What a user may want to change on the way; the curve has a bend there. Another base is known by its checksum."""
 
+_WITH_OTHER_MOMENTS = ("optim.matrix_optimizer",)
+"""Of these keys, the one whose optimizers could not go on."""
 _LENGTHS = ("train.epochs", "train.budget_minutes")
 
 _NEEDED = {
@@ -260,7 +262,11 @@ def check_configuration(
         ConfigError: what it may not; both values are named.
     """
     changes = _changes(config, state["config"])
-    refused = {name: values for name, values in changes.items() if not name.startswith(_WITH_A_WARNING)}
+    refused = {
+        name: values
+        for name, values in changes.items()
+        if name in _WITH_OTHER_MOMENTS or not name.startswith(_WITH_A_WARNING)
+    }
     if refused:
         named = ", ".join(
             f"{name} is {now}, and the checkpoint's run has {then}" for name, (now, then) in refused.items()

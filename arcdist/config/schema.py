@@ -167,6 +167,8 @@ class AgentConfig(_Section):
     """A learned vector for each training task; unknown tasks get zeros."""
     task_vector_dropout: ShareBelow1 = 0.0
     """Share of the queries that are learned as if their task were unknown, so that the agent heeds the prompt."""
+    attention: bool = False
+    """Whether the cells of a grid attend to each other in every planning step, beside convolution and axis mixing."""
     halting: bool = True
     """Whether the agent says after each step how likely the planning stops there, and stops so when it answers."""
     views_per_reading: Annotated[int, _between(1, 8)] = 1
@@ -181,6 +183,10 @@ class AgentConfig(_Section):
         if self.kind == "recursive" and self.hidden_dim % 16:
             raise ConfigError(
                 f"agent.hidden_dim is {self.hidden_dim}: for agent.kind = recursive choose a multiple of 16."
+            )
+        if self.attention and self.kind != "recursive":
+            raise ConfigError(
+                f"agent.attention is part of agent.kind = recursive, not of {self.kind}: give --agent.attention false."
             )
 
 
@@ -290,7 +296,7 @@ class CurriculumConfig(_Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig(_Section):
-    """AdamW groups, schedule and clipping of the two main engines."""
+    """Parameter groups, schedule and clipping of the two main engines."""
 
     agent_lr: NonNegative = 1e-4
     """Peak learning rate of the agent."""
@@ -302,6 +308,10 @@ class OptimConfig(_Section):
     """EFE learning rate as a multiple of `agent_lr`."""
     task_vector_lr_scale: NonNegative = 1.0
     """Learning rate of the agent's task vectors as a multiple of `agent_lr`."""
+    matrix_optimizer: Literal["adamw", "muon"] = "adamw"
+    """Optimizer of the matrices of the recursive agent's block; AdamW has all else."""
+    muon_lr: NonNegative = 0.02
+    """Peak learning rate of Muon, of an update whose singular values are near 1; no effect with `adamw`."""
     weight_decay: NonNegative = 1e-6
     """Decoupled weight decay."""
     beta2: ShareBelow1 = 0.999
@@ -452,6 +462,11 @@ class Config:
                 f"refiner.rewarded_share is {self.refiner.rewarded_share}, over agent.backward_share = "
                 f"{self.agent.backward_share}: the reward needs the way back. Lower --refiner.rewarded_share or raise "
                 f"--agent.backward_share."
+            )
+        if self.optim.matrix_optimizer == "muon" and self.agent.kind != "recursive":
+            raise ConfigError(
+                f"optim.matrix_optimizer is muon, which trains the block of agent.kind = recursive, and agent.kind is "
+                f"{self.agent.kind}: give --optim.matrix_optimizer adamw, or --agent.kind recursive."
             )
         if self.agent.views_per_reading > 1 and not self.data.augment.dihedral:
             raise ConfigError(

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -18,15 +18,15 @@ RateShare = Callable[[int, float], float]
 
 
 class Schedule:
-    """Sets the learning rates of an optimizer's groups: their first ones, multiplied by a share.
+    """Sets the learning rates of optimizers' groups: their first ones, multiplied by a share.
 
     The rates depend on the number of steps done, on the share of the time that is used if a run has a budget of it, and
     on nothing else, so a run can continue anywhere.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, share: RateShare) -> None:
-        self._optimizer = optimizer  # Loading its state replaces the groups.
-        self._peaks: list[float] = [group["lr"] for group in optimizer.param_groups]
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], share: RateShare) -> None:
+        self._optimizers = tuple(optimizers)  # Loading their state replaces the groups.
+        self._peaks = self.rates()
         self._share = share
         self._budget_used = 0.0
         self.steps_done = 0
@@ -52,12 +52,15 @@ class Schedule:
         self._set_rates()
 
     def _set_rates(self) -> None:
-        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+        for group, peak in zip(self._groups(), self._peaks, strict=True):
             group["lr"] = peak * self._share(self._steps_done, self._budget_used)
 
     def rates(self) -> list[float]:
         """Present rate of each group."""
-        return [group["lr"] for group in self._optimizer.param_groups]
+        return [group["lr"] for group in self._groups()]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
 
 _DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -108,8 +111,8 @@ class Precision:
             self.loss_scale, self._good_steps = float(state["scale"]), int(state["good_steps"])
 
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of each parameter."""
+MOMENTS = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
+"""What each optimizer keeps of a parameter."""
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -130,17 +133,6 @@ def on_cpu(value: Tensor) -> Tensor:
     return value.detach().cpu().contiguous().clone()
 
 
-def moments_of(moments: Mapping[str, Tensor], module: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """Moments by parameter, from names of the kind `<parameter>@<moment>`.
-
-    Raises:
-        ConfigError: a moment of a trained parameter is missing, or there are others.
-    """
-    parameters = trainable(module)
-    check_names(moments, [f"{name}@{moment}" for name in parameters for moment in MOMENTS])
-    return {name: {moment: moments[f"{name}@{moment}"] for moment in MOMENTS} for name in parameters}
-
-
 def check_names(names: Iterable[str], known: Iterable[str]) -> None:
     """Refuse weights of another model.
 
@@ -157,16 +149,18 @@ def check_names(names: Iterable[str], known: Iterable[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParameterGroup:
-    """Parameters that share a name in the logs and a peak learning rate."""
+    """Parameters that share a name in the logs, an optimizer and a peak learning rate."""
 
     name: str
     parameters: Sequence[nn.Parameter]
     lr: float
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Muon takes matrices only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerSettings:
-    """AdamW and its schedule."""
+    """The optimizers of an engine and their schedule."""
 
     schedule: RateShare
     """Multiplies the peak learning rates."""
@@ -175,11 +169,22 @@ class OptimizerSettings:
     weight_decay: float
     """Decoupled."""
     betas: tuple[float, float]
-    """Decays of the two moments."""
+    """Decays of AdamW's two moments."""
+
+    def make(self, kind: str, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
+        """The optimizer of that kind for groups of parameters."""
+        slots = [{"params": list(group.parameters), "lr": group.lr} for group in groups]
+        if kind == "muon":
+            # Momentum and the scale of an update, sqrt(max(1, rows / columns)), are those that its rates are meant for:
+            # https://kellerjordan.github.io/posts/muon/
+            return torch.optim.Muon(
+                slots, weight_decay=self.weight_decay, momentum=0.95, nesterov=True, adjust_lr_fn="original"
+            )
+        return torch.optim.AdamW(slots, weight_decay=self.weight_decay, betas=self.betas, fused=True)
 
 
 class Engine(ABC):
-    """One module's gradients, optimizer and schedule.
+    """One module's gradients, optimizers and schedule.
 
     The order of a step is `backward` for each pass, `gradient_norms`, then `step` or `skip`: what the engine is asked
     in between lets several engines, on all processes, agree before a parameter of any of them moves. Gradients are
@@ -188,7 +193,7 @@ class Engine(ABC):
 
     Args:
         groups: every trainable parameter, once.
-        settings: of the optimizer.
+        settings: of the optimizers.
         precision: of the forward passes, and the scale of losses.
     """
 
@@ -198,11 +203,12 @@ class Engine(ABC):
     """Whether forward and backward passes exchange something, so that every process has to take part in each."""
 
     def __init__(self, groups: Sequence[ParameterGroup], settings: OptimizerSettings, precision: Precision) -> None:
-        self.groups = tuple(groups)
+        by_kind = {kind: [group for group in groups if group.optimizer == kind] for kind in MOMENTS}
+        self.groups = tuple(group for of_kind in by_kind.values() for group in of_kind)
+        """In the order of the optimizers."""
         self.precision = precision
-        slots = [{"params": list(group.parameters), "lr": group.lr} for group in groups]
-        self.optimizer = torch.optim.AdamW(slots, weight_decay=settings.weight_decay, betas=settings.betas, fused=True)
-        self.schedule = Schedule(self.optimizer, settings.schedule)
+        self.optimizers = tuple(settings.make(kind, of_kind) for kind, of_kind in by_kind.items() if of_kind)
+        self.schedule = Schedule(self.optimizers, settings.schedule)
         """Of the learning rates; counts the steps taken, without skipped ones."""
         self._norms: list[Tensor] = []
 
@@ -242,7 +248,7 @@ class Engine(ABC):
 
     @abstractmethod
     def gather_moments(self, *, keep: bool = True) -> dict[str, Tensor]:
-        """The optimizer's state by `<parameter name>@<moment>`, on the CPU; empty before the first step.
+        """The optimizers' state by `<parameter name>@<moment>`, on the CPU; empty before the first step.
 
         `keep` as in `gather_weights`.
         """
@@ -257,11 +263,22 @@ class Engine(ABC):
 
     @abstractmethod
     def load_moments(self, moments: dict[str, Tensor]) -> None:
-        """Set what `gather_moments` of any engine gave; if empty, the optimizer is as before its first step.
+        """Set what `gather_moments` of any engine gave; if empty, the optimizers are as before their first step.
 
         Raises:
             ConfigError: a moment of a trained parameter is missing, or there are others.
         """
+
+    def moments_of(self, moments: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Moments by parameter, from names of the kind `<parameter>@<moment>`.
+
+        Raises:
+            ConfigError: a moment of a trained parameter is missing, or there are others.
+        """
+        kinds = {id(parameter): group.optimizer for group in self.groups for parameter in group.parameters}
+        kept = {name: MOMENTS[kinds[id(parameter)]] for name, parameter in trainable(self.module).items()}
+        check_names(moments, [f"{name}@{moment}" for name in kept for moment in kept[name]])
+        return {name: {moment: moments[f"{name}@{moment}"] for moment in kept[name]} for name in kept}
 
     def replicated(self) -> Iterable[Tensor]:
         """What every process holds a whole copy of, equal to the last bit."""

@@ -25,7 +25,6 @@ from arcdist.engine.base import (
     ParameterGroup,
     Precision,
     check_names,
-    moments_of,
     on_cpu,
     trainable,
     trained_state,
@@ -87,12 +86,13 @@ class DeepSpeedEngine(Engine):
         config: Mapping[str, Any],
     ) -> None:
         super().__init__(groups, settings, precision)
+        (self._adamw,) = self.optimizers
         self._stage: int = config["zero_optimization"]["stage"]
         self._processes = accelerator.num_processes
         # DeepSpeed turns autocast off around a module that it runs, so it is turned on inside.
         module.forward = precision.autocast()(module.forward)  # type: ignore[operator]
         accelerator.state.deepspeed_plugin.deepspeed_config.update(config)
-        self._engine, _ = accelerator.prepare(module, self.optimizer)
+        self._engine, _ = accelerator.prepare(module, self._adamw)
         self.module = module
         self._zero = self._engine.optimizer
 
@@ -164,13 +164,13 @@ class DeepSpeedEngine(Engine):
 
     def gather_moments(self, *, keep: bool = True) -> dict[str, Tensor]:
         """See `Engine`."""
-        states = list(self.optimizer.state.values())
+        states = list(self._adamw.state.values())
         if not states:
             return {}
         self._link_moments()
         moments = {}
         for name, parameter in trainable(self.module).items():
-            for moment in MOMENTS:
+            for moment in MOMENTS["adamw"]:
                 is_step = moment == "step"
                 whole = states[0]["step"] if is_step else safe_get_full_optimizer_state(parameter, moment)
                 if keep:
@@ -203,13 +203,13 @@ class DeepSpeedEngine(Engine):
     def load_moments(self, moments: dict[str, Tensor]) -> None:
         """See `Engine`."""
         if not moments:
-            self.optimizer.state.clear()
+            self._adamw.state.clear()
             return
-        by_name = moments_of(moments, self.module)
+        by_name = self.moments_of(moments)
         (steps,) = {found["step"].item() for found in by_name.values()}
         zero = self._zero
         for flat in zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups:
-            self.optimizer.state[flat] = {
+            self._adamw.state[flat] = {
                 "step": torch.tensor(steps, dtype=torch.float32, device=flat.device),
                 "exp_avg": torch.zeros_like(flat),
                 "exp_avg_sq": torch.zeros_like(flat),

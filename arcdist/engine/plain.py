@@ -15,7 +15,6 @@ from arcdist.engine.base import (
     ParameterGroup,
     Precision,
     check_names,
-    moments_of,
     on_cpu,
     trainable,
     trained_state,
@@ -75,13 +74,15 @@ class PlainEngine(Engine):
     def step(self) -> None:
         """See `Engine`."""
         torch.nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, torch.stack(self._norms).norm())
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.schedule.steps_done += 1
-        self.optimizer.zero_grad()
+        self.skip()
 
     def skip(self) -> None:
         """See `Engine`."""
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
 
     def gather_weights(self, *, keep: bool = True) -> dict[str, Tensor]:
         """See `Engine`."""
@@ -89,10 +90,11 @@ class PlainEngine(Engine):
 
     def gather_moments(self, *, keep: bool = True) -> dict[str, Tensor]:
         """See `Engine`."""
+        kept = {parameter: state for optimizer in self.optimizers for parameter, state in optimizer.state.items()}
         return {
             f"{name}@{moment}": on_cpu(torch.as_tensor(value))
             for name, parameter in trainable(self.module).items()
-            for moment, value in self.optimizer.state.get(parameter, {}).items()
+            for moment, value in kept.get(parameter, {}).items()
             if keep
         }
 
@@ -106,10 +108,20 @@ class PlainEngine(Engine):
 
     def load_moments(self, moments: dict[str, Tensor]) -> None:
         """See `Engine`."""
-        by_name = moments_of(moments, self.module) if moments else {}
-        places = {id(parameter): place for place, parameter in enumerate(self._parameters)}
-        state = {places[id(parameter)]: by_name[name] for name, parameter in trainable(self.module).items() if by_name}
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        by_name = self.moments_of(moments) if moments else {}
+        names = {id(parameter): name for name, parameter in trainable(self.module).items()}
+        for optimizer in self.optimizers:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            state = {
+                place: {
+                    # A checkpoint of an older version may have the same numbers in another shape.
+                    moment: value if moment == "step" else value.reshape(parameter.shape)
+                    for moment, value in by_name[names[id(parameter)]].items()
+                }
+                for place, parameter in enumerate(parameters)
+                if by_name
+            }
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:

@@ -93,17 +93,29 @@ def consistency(
     return cell_mean(surprise, mask & (target >= 0))
 
 
+EXPLORED_SHARE = 0.5
+"""Share of `consistency` that every step has alike, wherever the planning stops.
+
+Without it, steps that are rarely the last learn little, which makes the planning stop before them: in 36 epochs of
+quickstart with 3 steps the agent came to stop after the first.
+"""
+
+
 def expected_consistency(
     log_forward: Float[Tensor, "T B H W C"],
     target: Int[Tensor, "B H W"],
     mask: Bool[Tensor, "B H W"],
     halting: Float[Tensor, "T B"],
 ) -> Float[Tensor, " B"]:
-    """`consistency` of the step that the planning stops after, in expectation (PonderNet, Banino et al. 2021)."""
+    """`consistency` of the step that the planning stops after, in expectation (PonderNet, arXiv:2107.05407).
+
+    The planning is taken to stop after a step drawn evenly with the probability `EXPLORED_SHARE`.
+    """
     wanted = target.clamp_min(0).long()[None, ..., None].expand(*log_forward.shape[:-1], 1)
     surprise = -log_forward.gather(-1, wanted).squeeze(-1)  # [T, B, H, W]
     of_steps = cell_mean(surprise.movedim(0, -1), mask & (target >= 0))  # [B, T]
-    return (stopping(halting) * of_steps.T).sum(dim=0)
+    last_step = (1.0 - EXPLORED_SHARE) * stopping(halting) + EXPLORED_SHARE / len(halting)
+    return (last_step * of_steps.T).sum(dim=0)
 
 
 def bidirectional(
@@ -234,8 +246,8 @@ class EFELoss(nn.Module):
         all), drawn with the probability `backward_share`: `bidirectional` is 0 for the others, and as much larger for
         these, so that its expectation is that of all.
 
-        With `halting`, `consistency` is expected over the step that the planning stops after: each step learns as far
-        as the answer may be its own, and stopping is worth what the steps that it saves would not improve.
+        With `halting`, `consistency` is `expected_consistency`: each step learns as far as the answer may be its own,
+        and stopping is worth what the steps that it saves would not improve.
 
         Raises:
             ValueError: the canvas exceeds `max_grid_size`.

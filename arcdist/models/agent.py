@@ -203,6 +203,7 @@ class ARCPromptGuidedAgent(nn.Module):
         num_tasks: training tasks; rows of the table of task vectors.
         task_vectors: whether the table exists (`recursive` only).
         task_vector_dropout: share of the queries that are learned as if their task were unknown; kept for the data.
+        attention: whether the cells of a grid attend to each other in every step (`recursive` only).
         halting: whether the agent says after each step how likely the planning stops there.
         ema_decay: decay of the moving average of the weights; kept for the training step, see `EMA`.
         views_per_reading: views of a query that learn with one prompt; kept for the training step.
@@ -221,6 +222,7 @@ class ARCPromptGuidedAgent(nn.Module):
         num_tasks: int = 0,
         task_vectors: bool = True,
         task_vector_dropout: float = 0.0,
+        attention: bool = False,
         halting: bool = True,
         ema_decay: float = 0.999,
         views_per_reading: int = 1,
@@ -249,13 +251,19 @@ class ARCPromptGuidedAgent(nn.Module):
             sizes = {"num_colors": num_colors, "max_grid_size": max_grid_size, "hidden_dim": hidden_dim}
             heads = max(1, hidden_dim // 16)
             self.context_encoder = ContextEncoder(**sizes, heads=heads)
-            self.core = RecursiveCore(**sizes, heads=heads)
+            self.core = RecursiveCore(**sizes, heads=heads, attention=attention)
         else:
             self.core = ConvCore(num_colors=num_colors, hidden_dim=hidden_dim, max_steps=max_steps)
         self.emission = Emission(hidden_dim, num_colors)
         self.halting = Halting(max_steps) if halting else None
         self.origin = nn.Linear(hidden_dim, num_colors)
         self.size_head = SizeHead(conditioning_dim=hidden_dim, max_grid_size=max_grid_size)
+
+    def matrices(self) -> list[nn.Parameter]:
+        """The weights of hidden layers, which map vectors to vectors: those of the block, which `recursive` has."""
+        if not isinstance(self.core, RecursiveCore):
+            return []
+        return [parameter for parameter in self.core.block.parameters() if parameter.ndim == 2]
 
     def read_context(self, inputs: QueryInputs) -> Context | None:
         """Encode the context pairs; the prompt plays no part, so one reading serves several prompts."""

@@ -103,13 +103,82 @@ class ContextEncoder(nn.Module):
         return Context(keys=keys, values=values, token_mask=token_mask, summary=summary)
 
 
-class RecursiveBlock(nn.Module):
-    """h <- h + W silu(FiLM(local + row + column + global mixing of FiLM(h + injection)))."""
+class MatrixConv2d(nn.Conv2d):
+    """A convolution whose weight is a matrix [out, in * height * width], as optimizers of matrices need it."""
+
+    def __init__(self, *sizes: int, **options: int) -> None:
+        super().__init__(*sizes, **options)  # type: ignore[arg-type]  # which draws the weight as for any convolution
+        self.weight = nn.Parameter(self.weight.detach().flatten(1))
+
+    def forward(self, cells: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D2 H W"]:
+        """Convolve."""
+        return self._conv_forward(cells, self.weight.unflatten(1, (-1, *self.kernel_size)), self.bias)
+
+
+class CellAttention(nn.Module):
+    """Each cell of the working area attends to all of them; rotary positions tell how far away they are, and where.
+
+    One half of a head's pairs of components is turned by the row, the other by the column (Su et al. 2021,
+    arXiv:2104.09864, on each axis). Queries and keys have a norm of their own, so that no update makes them too large.
+    """
 
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
+        # As wide as leaves four heads: the dot products of wide ones run faster.
+        fitting = (width for width in (64, 32) if hidden_dim % width == 0 and hidden_dim // width >= 4)
+        self.head_dim = next(fitting, 16)
+        self.to_query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
+        self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
+
+    def forward(self, cells: Float[Tensor, "B H W D"], area: Bool[Tensor, "B 1 1 N"]) -> Float[Tensor, "B H W D"]:
+        """What each cell reads; `area` holds for the cells, N = H W of them, that are read."""
+        height, width = cells.shape[1:3]
+        parts = self.to_query_key_value(cells).unflatten(-1, (3, -1, self.head_dim)).permute(3, 0, 4, 1, 2, 5)
+        query, key = F.rms_norm(parts[:2], (self.head_dim,))  # [B, heads, H, W, Dh] each
+        query, key = rotated(query, key, *rotations(height, width, self.head_dim, cells.device))
+        query, key, value = (each.flatten(2, 3) for each in (query, key, parts[2]))  # [B, heads, N, Dh]
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=area)
+        return self.out(read.transpose(1, 2).flatten(2).unflatten(1, (height, width)))
+
+
+_LONGEST_TURN = 100.0
+"""How many times slower the slowest pair of a rotary position turns than the fastest: no grid has more cells a side."""
+
+
+def rotations(
+    height: int, width: int, head_dim: int, device: torch.device
+) -> tuple[Float[Tensor, "H W half"], Float[Tensor, "H W half"]]:
+    """Cosines and sines of the angles by which the pairs of a head's components are turned in each cell."""
+    pairs = head_dim // 4  # Of each axis.
+    speeds = _LONGEST_TURN ** (-torch.arange(pairs, device=device) / pairs)
+    by_row = torch.arange(height, device=device)[:, None, None] * speeds
+    by_column = torch.arange(width, device=device)[None, :, None] * speeds
+    angles = torch.cat([by_row.expand(-1, width, -1), by_column.expand(height, -1, -1)], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotated(
+    query: Float[Tensor, "*B H W Dh"],
+    key: Float[Tensor, "*B H W Dh"],
+    cosine: Float[Tensor, "H W half"],
+    sine: Float[Tensor, "H W half"],
+) -> tuple[Float[Tensor, "*B H W Dh"], Float[Tensor, "*B H W Dh"]]:
+    """Queries and keys, each pair of components turned: their dot product depends on the difference of the places."""
+    turned = []
+    for each in (query, key):
+        first, second = each.chunk(2, dim=-1)
+        turned.append(torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1))
+    return turned[0], turned[1]
+
+
+class RecursiveBlock(nn.Module):
+    """h <- h + W silu(FiLM(local + row + column + global mixing + attention of FiLM(h + injection)))."""
+
+    def __init__(self, hidden_dim: int, *, attention: bool) -> None:
+        super().__init__()
+        self.attention = CellAttention(hidden_dim) if attention else None
         self.before = nn.LayerNorm(hidden_dim)
-        self.local = nn.Conv2d(hidden_dim, hidden_dim, kernel_size=3, padding=1)
+        self.local = MatrixConv2d(hidden_dim, hidden_dim, kernel_size=3, padding=1)
         # Without a bias, cells beyond the working area, which are 0, stay 0 and are no larger than the clamp below.
         self.to_axes = nn.Linear(hidden_dim, 3 * (hidden_dim // 2), bias=False)
         self.from_axes = nn.ModuleList(nn.Linear(hidden_dim // 2, hidden_dim, bias=False) for _ in range(3))
@@ -139,13 +208,15 @@ class RecursiveBlock(nn.Module):
         largest = (row.amax(2, keepdim=True), column.amax(1, keepdim=True), everywhere.amax((1, 2), keepdim=True))
         for project, pooled in zip(self.from_axes, largest, strict=True):
             mixed = mixed + project(pooled.clamp_min(0.0))
+        if self.attention is not None:
+            mixed = mixed + self.attention(inner, area.flatten(1)[:, None, None] > 0)
         return state + self.out(F.silu(torch.addcmul(shift_mixed, self.after(mixed), scale_mixed)))
 
 
 class RecursiveCore(nn.Module):
     """One weight-shared block, applied once a planning step; each step re-reads what the answer is believed to be."""
 
-    def __init__(self, *, num_colors: int, max_grid_size: int, hidden_dim: int, heads: int) -> None:
+    def __init__(self, *, num_colors: int, max_grid_size: int, hidden_dim: int, heads: int, attention: bool) -> None:
         super().__init__()
         self.heads = heads
         self.colors = nn.Linear(num_colors + 1, hidden_dim)
@@ -156,7 +227,7 @@ class RecursiveCore(nn.Module):
         self.columns_from_end = nn.Parameter(torch.randn(max_grid_size + 1, hidden_dim) * 0.1)
         self.to_query = nn.Linear(hidden_dim, hidden_dim)
         self.from_context = nn.Linear(hidden_dim, hidden_dim)
-        self.block = RecursiveBlock(hidden_dim)
+        self.block = RecursiveBlock(hidden_dim, attention=attention)
 
     def start(
         self,

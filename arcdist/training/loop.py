@@ -241,7 +241,12 @@ class Loop:
             state.skipped_in_a_row = 0
             if not state.gradients_checked:
                 state.gradients_checked = True
-                state.health.require_gradients(report.group_norms)
+                norms = dict(report.group_norms)
+                if not self.config.efe.reversibility_weight:
+                    # What reads the agent's states begins at zero, but for that of the way back: without a loss of it,
+                    # the matrices have a gradient from the second step on.
+                    norms.pop("agent_matrices", None)
+                state.health.require_gradients(norms)
             return
         numbers = {"loss": report.metrics["loss"], **report.group_norms}
         bad = ", ".join(f"{name} = {value}" for name, value in numbers.items() if not math.isfinite(value))

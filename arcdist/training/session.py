@@ -114,8 +114,9 @@ def build_engines(
 def _grid_groups(models: Models, optim: OptimConfig) -> list[ParameterGroup]:
     lr = optim.agent_lr
     table = [] if models.agent.task_vectors is None else list(models.agent.task_vectors.parameters())
-    rows = {id(parameter) for parameter in table}
-    agent = [parameter for parameter in models.agent.parameters() if id(parameter) not in rows]
+    matrices = models.agent.matrices() if optim.matrix_optimizer == "muon" else []
+    apart = {id(parameter) for parameter in (*table, *matrices)}
+    agent = [parameter for parameter in models.agent.parameters() if id(parameter) not in apart]
     groups = [
         ParameterGroup(name="agent", parameters=agent, lr=lr),
         ParameterGroup(name="solver", parameters=list(models.solver.parameters()), lr=lr * optim.solver_lr_scale),
@@ -124,6 +125,8 @@ def _grid_groups(models: Models, optim: OptimConfig) -> list[ParameterGroup]:
     if table:
         scaled = lr * optim.task_vector_lr_scale
         groups.append(ParameterGroup(name="task_vectors", parameters=table, lr=scaled))
+    if matrices:
+        groups.append(ParameterGroup(name="agent_matrices", parameters=matrices, lr=optim.muon_lr, optimizer="muon"))
     return groups
 
 

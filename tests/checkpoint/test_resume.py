@@ -33,7 +33,7 @@ WARNS = {
     *("train.precision", "qwen.dtype", "qwen.model"),
     *("optim.agent_lr", "optim.qwen_lr", "optim.solver_lr_scale", "optim.efe_lr_scale", "optim.task_vector_lr_scale"),
     *("optim.weight_decay", "optim.beta2", "optim.warmup_steps", "optim.final_lr_share", "optim.max_grad_norm"),
-    *("optim.schedule", "optim.decay_share"),
+    *("optim.schedule", "optim.decay_share", "optim.muon_lr"),
 }
 WARNING_SECTIONS = ("efe", "reward", "curriculum")
 

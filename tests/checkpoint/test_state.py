@@ -97,8 +97,9 @@ def test_gathered_tensors_are_copies(build_tiny):
     assert_equal(before, kept)
 
 
-def test_moments_are_named_after_their_parameters(build_tiny):
-    session = build_tiny()
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_moments_are_named_after_their_parameters(build_tiny, optimizer):
+    session = build_tiny(f"--optim.matrix_optimizer={optimizer}")
     assert gather_moments(session) == {}
     steps(session)
     trained = {
@@ -109,8 +110,11 @@ def test_moments_are_named_after_their_parameters(build_tiny):
     buffers = {f"grid.efe.{name}" for name, _ in session.models.efe.named_buffers()}
     buffers |= {f"grid.solver.{name}" for name, _ in session.models.solver.named_buffers()}
     moments = gather_moments(session)
+    matrices = {id(matrix) for matrix in session.models.agent.matrices() if optimizer == "muon"}
+    by_muon = {f"grid.agent.{name}" for name, p in session.models.agent.named_parameters() if id(p) in matrices}
     assert set(moments) == {
-        f"{name}@{moment}" for name in trained - buffers for moment in ("step", "exp_avg", "exp_avg_sq")
+        *(f"{name}@{moment}" for name in trained - buffers - by_muon for moment in ("step", "exp_avg", "exp_avg_sq")),
+        *(f"{name}@momentum_buffer" for name in by_muon),
     }
     assert {moments[name].item() for name in moments if name.endswith("@step")} == {2.0}
 

@@ -20,7 +20,7 @@ def optimizer():
 
 
 def test_rates_are_peaks_times_the_share_of_the_steps_done(optimizer):
-    schedule = Schedule(optimizer, lambda steps, _: 1 / (1 + steps))
+    schedule = Schedule([optimizer], lambda steps, _: 1 / (1 + steps))
     assert schedule.rates() == [0.5, 2.0]
     schedule.steps_done += 1
     assert schedule.rates() == [group["lr"] for group in optimizer.param_groups] == [0.25, 1.0]
@@ -29,7 +29,7 @@ def test_rates_are_peaks_times_the_share_of_the_steps_done(optimizer):
 
 
 def test_a_schedule_goes_on_anywhere_also_after_its_optimizer_was_loaded(optimizer):
-    schedule = Schedule(optimizer, lambda steps, _: 1 / (1 + steps))
+    schedule = Schedule([optimizer], lambda steps, _: 1 / (1 + steps))
     optimizer.load_state_dict(optimizer.state_dict())
     schedule.steps_done = 3
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.5]
@@ -38,7 +38,7 @@ def test_a_schedule_goes_on_anywhere_also_after_its_optimizer_was_loaded(optimiz
 
 
 def test_rates_follow_the_time_that_is_used(optimizer):
-    schedule = Schedule(optimizer, lambda steps, used: steps * (1 - used))
+    schedule = Schedule([optimizer], lambda steps, used: steps * (1 - used))
     schedule.steps_done = 2
     schedule.budget_used = 0.75
     assert schedule.rates() == [group["lr"] for group in optimizer.param_groups] == [0.25, 1.0]

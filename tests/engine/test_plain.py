@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -37,10 +38,19 @@ def schedule(steps: int, _budget_used: float = 0.0) -> float:
     return 1.0 / (1 + steps)
 
 
-def engine(module: nn.Module, precision: str = "no", **options) -> PlainEngine:
+def engine(module: nn.Module, precision: str = "no", matrices: Sequence[str] = (), **options) -> PlainEngine:
+    """AdamW for both layers, but Muon for the weights of `matrices`."""
+    apart = [getattr(module, name).weight for name in matrices]
     groups = [
-        ParameterGroup(name=name, parameters=list(getattr(module, name).parameters()), lr=LR[name]) for name in LR
+        ParameterGroup(
+            name=name,
+            parameters=[p for p in getattr(module, name).parameters() if all(p is not matrix for matrix in apart)],
+            lr=LR[name],
+        )
+        for name in LR
     ]
+    if apart:
+        groups.insert(0, ParameterGroup(name="matrices", parameters=apart, lr=0.05, optimizer="muon"))
     settings = {"schedule": schedule, "max_grad_norm": 0.5, "weight_decay": 0.1, "betas": (0.8, 0.95)}
     return PlainEngine(
         Accelerator(cpu=True),
@@ -91,6 +101,65 @@ def test_steps_are_adamw_with_clipping():
             torch.testing.assert_close(parameter, plain.get_parameter(name), rtol=1e-6, atol=1e-7)
             assert parameter.grad is None
     assert clipped == [True, True, True, False, False, False]
+
+
+def test_muon_steps_beside_adamw_with_one_clipping_for_both():
+    module = TwoLayers()
+    plain = copy.deepcopy(module)
+    ours = engine(module, matrices=("second", "first"))
+    assert ours.learning_rates() == LR | {"matrices": 0.05}
+    muon = torch.optim.Muon([plain.second.weight, plain.first.weight], lr=0.05, weight_decay=0.1, momentum=0.95)
+    groups = [{"params": [getattr(plain, name).bias], "lr": lr} for name, lr in LR.items()]
+    adamw = torch.optim.AdamW(groups, weight_decay=0.1, betas=(0.8, 0.95))
+    parameters = [parameter for parameter in plain.parameters() if parameter.requires_grad]
+    for step in range(4):
+        plain.zero_grad()
+        loss_of(plain).backward()
+        assert nn.utils.clip_grad_norm_(parameters, 0.5) > 0.5
+        for group, peak in zip([*muon.param_groups, *adamw.param_groups], (0.05, *LR.values()), strict=True):
+            group["lr"] = peak * schedule(step)
+        muon.step()
+        adamw.step()
+
+        ours.backward(loss_of(module))
+        norms = ours.gradient_norms()
+        assert set(norms) == {"first", "second", "matrices"}
+        gradients = [module.first.weight.grad, module.second.weight.grad]
+        torch.testing.assert_close(norms["matrices"], nn.utils.get_total_norm(gradients))
+        ours.step()
+        for name, parameter in module.named_parameters():
+            torch.testing.assert_close(parameter, plain.get_parameter(name), rtol=1e-5, atol=1e-5)
+    assert ours.learning_rates()["matrices"] == pytest.approx(0.01)
+
+
+def test_moments_of_muon_round_trip_beside_those_of_adamw():
+    source, target = TwoLayers(), TwoLayers()
+    first, second = engine(source, matrices=("first",)), engine(target, matrices=("first",))
+    steps(first, source, 2)
+    moments = first.gather_moments()
+    assert {name for name in moments if name.startswith("first.weight")} == {"first.weight@momentum_buffer"}
+    second.load_weights(first.gather_weights())
+    # An older version may have kept them in another shape.
+    of_old = moments | {name: moments[name][..., None] for name in moments if not name.endswith("@step")}
+    second.load_moments(of_old)
+    second.schedule.steps_done = 2
+    assert_bit_equal(snapshot(second), snapshot(first))
+    for ours, module in ((first, source), (second, target)):
+        steps(ours, module, 2)
+    assert_bit_equal(snapshot(second), snapshot(first))
+    with pytest.raises(
+        ConfigError, match=r"missing \['first.weight@exp_avg', .*unknown \['first.weight@momentum_buffer'\]"
+    ):
+        engine(target).load_moments(moments)
+    second.load_moments({})
+    assert second.gather_moments() == {}
+
+
+def steps(ours: PlainEngine, module: nn.Module, count: int) -> None:
+    for _ in range(count):
+        ours.backward(loss_of(module))
+        ours.gradient_norms()
+        ours.step()
 
 
 def test_the_first_step_by_hand():

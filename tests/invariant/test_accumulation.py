@@ -91,7 +91,7 @@ def test_passes_change_no_number(build_tiny, flags):
         fast = ("--agent_lr=1e-3", "--qwen_lr=1e-3")
         session = build_tiny("--batch_size=8", f"--train.accumulation={accumulation}", *fast, *flags)
         for engine in session.engines.by_name().values():
-            for group in engine.optimizer.param_groups:
+            for group in engine.optimizers[0].param_groups:
                 # AdamW divides a gradient by its own size. Where that is no more than rounding, so would the step be.
                 group["eps"] = 1e-3
         return trajectory(session)
@@ -188,7 +188,7 @@ def test_the_gradient_is_that_of_the_whole_batch(build_tiny, lm_weight):
                 parameters = each.module.named_parameters()
                 found.update({f"{engine}.{name}": p.grad.clone() for name, p in parameters if p.grad is not None})
 
-        session.engines.qwen.optimizer.register_step_pre_hook(read)
+        session.engines.qwen.optimizers[0].register_step_pre_hook(read)
         step(session, load(session, ROWS[3]), 0)
         return found
 

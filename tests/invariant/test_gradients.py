@@ -14,7 +14,7 @@ from arcdist.training.step import StepSettings, train_step
 
 UNCLIPPED = ("--optim.max_grad_norm=1e9", "--refiner.rl_grad_clip=1e9")
 SIZE_WEIGHT = 0.75
-REWARDED = ("--refiner.rl_delta_scale=30", "--refiner.rl_lr=1e-2")
+REWARDED = ("--refiner.rl_delta_scale=300", "--refiner.rl_lr=1e-3")
 """Refinements that change answers, by a policy that soon looks at the prompt: rewards with a gradient."""
 
 
@@ -44,7 +44,7 @@ def gradients_of_next_step(session, batch, number=0):
         # Qwen's engine is the first to step. It has made zeros of the gradients that the step did not give.
         seen.update({name: p.grad.clone() for name, p in parameters.items() if p.grad is not None})
 
-    handle = session.engines.qwen.optimizer.register_step_pre_hook(read)
+    handle = session.engines.qwen.optimizers[0].register_step_pre_hook(read)
     report = step(session, batch, number)
     handle.remove()
     return seen, report
@@ -126,12 +126,13 @@ def joint_losses(session, batch, noise):
     with torch.no_grad():
         before, *others = (models.agent(inputs, each) for each in (prompt, *(r.refined for r in refinements[1:])))
     after = models.agent(inputs, refined)
-    final = models.solver(prompt.detach(), inputs, batch.ids).weigh(after.forward_logits[-1].detach())
+    final = models.solver(prompt.detach(), inputs, batch.ids).weigh(after.final_logits.detach())
 
     target, mask = canvas_target(targets, after)
     terms = models.efe.per_query(
         *(after.forward_logits, after.backward_logits, after.state_logits, after.obs_probs),
-        *(after.forward_logits[-1], target, refined, mask),
+        *(after.final_logits, target, refined, mask),
+        halting=after.halting,
     )
     answered = [answer(each, inputs, targets) for each in (before, after, *others)]
     gain = torch.stack(
@@ -193,7 +194,7 @@ def test_prompts_from_the_cache_give_qwen_no_gradient_and_leave_it_to_its_moment
     (batch,) = batches(session)
     _, first = gradients_of_next_step(session, batch, number=0)
     # Every engine makes every step, so that sharded and whole ones go the same way.
-    module, optimizer = copy.deepcopy((session.models.qwen, session.engines.qwen.optimizer))
+    module, optimizer = copy.deepcopy((session.models.qwen, session.engines.qwen.optimizers[0]))
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     optimizer.step()

@@ -144,11 +144,12 @@ def slow_terms(loss: EFELoss, inputs: dict[str, Any], halting: Tensor | None = N
                 expected += alive
                 stops = alive * (halting[t, b].item() if t + 1 < steps else 1.0)
                 alive -= stops
+                share = stops / 2 + 1 / 2 / steps
                 for i, j in cells:
                     surprise = -math.log(
                         softmax(inputs["forward_logits"][t, b, i, j].tolist())[inputs["target"][b, i, j]]
                     )
-                    terms["consistency"] += stops * surprise / len(cells)
+                    terms["consistency"] += share * surprise / len(cells)
             terms["step"] = expected
         norms = math.hypot(*projected) * math.hypot(*predicted)
         terms["prompt"] = 1.0 - sum(a * p for a, p in zip(projected, predicted, strict=True)) / norms
@@ -185,7 +186,7 @@ class TestTermsByHand:
     def test_expected_consistency(self) -> None:
         steps, target = log_cells([0.25, 0.75], [0.5, 0.5]), torch.ones(1, 1, 1, dtype=torch.long)
         value = expected_consistency(steps, target, ONE_CELL, torch.tensor([[0.3], [0.0]]))
-        assert value.item() == pytest.approx(-0.3 * math.log(0.75) - 0.7 * math.log(0.5), abs=1e-6)
+        assert value.item() == pytest.approx(-0.4 * math.log(0.75) - 0.6 * math.log(0.5), abs=1e-6)
 
     def test_consistency(self) -> None:
         value = consistency(log_cells([0.25, 0.75])[0], torch.ones(1, 1, 1, dtype=torch.long), ONE_CELL)
@@ -453,4 +454,4 @@ def test_stopping_is_worth_what_the_steps_that_it_saves_would_not_improve() -> N
         for step in inputs["forward_logits"]
     )
     assert halting.grad is not None
-    assert halting.grad.flatten().tolist() == pytest.approx([3.0 * (first - last) - 0.2, 0.0], abs=1e-5)
+    assert halting.grad.flatten().tolist() == pytest.approx([3.0 * (first - last) / 2 - 0.2, 0.0], abs=1e-5)

@@ -168,7 +168,7 @@ AREAS = [(3, 3), (4, 8), (7, 3)]
 PER_CELL = ("forward_logits", "backward_logits", "reconstruction_logits", "state_logits")
 
 
-@pytest.fixture(params=["recursive", "conv"])
+@pytest.fixture(params=["recursive", "attention", "conv"])
 def kind(request):
     return request.param
 
@@ -180,8 +180,8 @@ def agent(kind, shaken):
 
 def build(kind, **options):
     torch.manual_seed(0)
-    settings = {"hidden_dim": 16, "prompt_dim": P, "max_steps": T, "num_tasks": 3}
-    return ARCPromptGuidedAgent(kind, **settings | options)
+    settings = {"hidden_dim": 16, "prompt_dim": P, "max_steps": T, "num_tasks": 3, "attention": kind == "attention"}
+    return ARCPromptGuidedAgent("conv" if kind == "conv" else "recursive", **settings | options)
 
 
 def prompts(queries: int, seed: int = 0) -> Tensor:
@@ -458,6 +458,14 @@ def test_the_way_back_is_aligned_with_the_way_ahead(agent, mixed):
 def test_a_seed_gives_the_same_weights(kind):
     first, second = build(kind).state_dict(), build(kind).state_dict()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_the_matrices_are_those_of_the_block(agent, kind):
+    names = {id(parameter): name for name, parameter in agent.named_parameters()}
+    block = [name for name in names.values() if name.startswith("core.block.") and name.endswith(".weight")]
+    layers = [name for name in block if "before" not in name and "after" not in name]
+    assert [names[id(matrix)] for matrix in agent.matrices()] == layers
+    assert bool(layers) is (kind == "recursive")
 
 
 def test_takes_the_keys_of_its_section():

@@ -4,10 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from arcdist.models import ARCPromptGuidedAgent
-from arcdist.models.cores import ContextEncoder, ConvCore, cells_within, one_hot_colors
+from arcdist.models.cores import (
+    CellAttention,
+    ContextEncoder,
+    ConvCore,
+    MatrixConv2d,
+    cells_within,
+    one_hot_colors,
+    rotated,
+    rotations,
+)
 
 
 @pytest.fixture
@@ -214,6 +224,21 @@ def changed(first, second):
     return [bool((a - b).abs()[:3, :3].max() > 1e-3) for a, b in zip(first, second, strict=True)]
 
 
+def test_a_convolution_of_a_matrix_is_that_of_its_kernel():
+    made = []
+    for kind in (nn.Conv2d, MatrixConv2d):
+        torch.manual_seed(0)
+        made.append(kind(3, 5, kernel_size=3, padding=1))
+    plain, ours = made
+    assert torch.equal(ours.weight, plain.weight.flatten(1))
+    assert torch.equal(ours.bias, plain.bias)
+    cells = torch.randn(2, 3, 4, 6)
+    for layer in made:
+        layer(cells).square().sum().backward()
+    assert torch.equal(ours(cells), plain(cells))
+    assert torch.equal(ours.weight.grad, plain.weight.grad.flatten(1))
+
+
 def test_steps_share_their_weights():
     shallow, deep = (
         ARCPromptGuidedAgent("recursive", hidden_dim=RECURSIVE_DIM, prompt_dim=8, max_steps=steps) for steps in (1, 9)
@@ -323,3 +348,75 @@ def test_the_context_is_attended_to(agent, start_recursive, mixed):
 def test_a_trajectory_leaves_the_core_alone(start_recursive, mixed):
     before = start_recursive()(no_belief(mixed.query))
     assert torch.equal(start_recursive()(no_belief(mixed.query)), before)
+
+
+@pytest.fixture
+def attention(shaken):
+    torch.manual_seed(0)
+    return shaken(CellAttention(64))
+
+
+def everywhere(height, width):
+    return torch.ones(1, 1, 1, height * width, dtype=torch.bool)
+
+
+def test_heads_are_as_wide_as_leaves_four():
+    assert {width: CellAttention(width).head_dim for width in (16, 64, 96, 128, 256, 320, 512)} == {
+        16: 16,
+        64: 16,
+        96: 16,
+        128: 32,
+        256: 64,
+        320: 64,
+        512: 64,
+    }
+
+
+def test_attention_by_a_slow_loop(attention):
+    cells = torch.randn(1, 2, 3, 64)
+    query, key, value = attention.to_query_key_value(cells).chunk(3, dim=-1)
+
+    def turned(vector, row, column):
+        """Components 0 to 7 of a head are the first of each pair, 8 to 15 the second; 4 pairs turn by the row."""
+        vector = vector / vector.square().mean().sqrt()
+        result = torch.empty(16)
+        for pair in range(8):
+            angle = torch.tensor((row if pair < 4 else column) * 100.0 ** (-(pair % 4) / 4))
+            first, second = vector[pair], vector[pair + 8]
+            result[pair] = first * angle.cos() - second * angle.sin()
+            result[pair + 8] = first * angle.sin() + second * angle.cos()
+        return result
+
+    places = [(row, column) for row in range(2) for column in range(3)]
+    slow = torch.zeros(2, 3, 64)
+    for head in range(4):
+        of_head = slice(16 * head, 16 * head + 16)
+        for row, column in places:
+            asked = turned(query[0, row, column, of_head], row, column)
+            scores = torch.stack([asked @ turned(key[0, r, c, of_head], r, c) / 4.0 for r, c in places])
+            read = torch.stack([value[0, r, c, of_head] for r, c in places])
+            slow[row, column, of_head] = scores.softmax(0) @ read
+    torch.testing.assert_close(attention(cells, everywhere(2, 3))[0], attention.out(slow), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_depends_on_the_differences_of_places_alone():
+    places = torch.randn(2, 1, 1, 16).expand(-1, 8, 9, -1)
+    query, key = rotated(*places, *rotations(8, 9, 16, torch.device("cpu")))
+
+    def score(asking, asked):
+        return query[asking] @ key[asked]
+
+    torch.testing.assert_close(score((1, 2), (4, 7)), score((4, 3), (7, 8)))
+    assert abs(score((1, 2), (4, 7)) - score((4, 7), (1, 2))) > 1e-3
+    assert abs(score((1, 2), (1, 3)) - score((1, 2), (2, 2))) > 1e-3
+
+
+def test_attention_reads_no_cell_beyond_the_working_area(attention):
+    cells, area = torch.randn(1, 3, 3, 64), everywhere(3, 3).clone()
+    area[..., 4] = False
+    changed_cells = cells.clone()
+    changed_cells[0, 1, 1] += 1.0
+    first, second = attention(cells, area)[0], attention(changed_cells, area)[0]
+    others = torch.tensor([place for place in range(9) if place != 4])
+    assert torch.equal(first.flatten(0, 1)[others], second.flatten(0, 1)[others])
+    assert not torch.equal(attention(cells, everywhere(3, 3))[0, 0, 0], first[0, 0])

@@ -265,6 +265,15 @@ def test_a_group_without_gradient_ends_the_run_after_the_first_step(make_loop, t
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("weight", [0.1, 0.0])
+def test_matrices_of_muon_have_a_gradient_as_soon_as_something_reads_them(make_loop, tmp_path, weight):
+    loop = make_loop("--optim.matrix_optimizer=muon", f"--efe.reversibility_weight={weight}")
+    assert loop.run()
+    first, second = (record["grad_norm/agent_matrices"] for record in read_steps(tmp_path))
+    assert (first > 0.0) is (weight > 0.0)
+    assert second > 0.0
+
+
 def test_overflows_of_a_loss_scale_are_skipped_without_a_word_and_have_no_part_in_the_means(
     make_loop, tmp_path, caplog, scale_losses
 ):
@@ -503,10 +512,16 @@ def files_of(folder):
 
 # One step into an epoch, in its middle, at its end (whose numbers and validation are done), one after it.
 @pytest.mark.parametrize(
-    ("every", "places"), [(1, (1, 4)), pytest.param(1, (2, 5), marks=pytest.mark.slow), (2, (3,)), (3, (2,))]
+    ("every", "optimizer", "places"),
+    [
+        (1, "adamw", (1, 4)),
+        pytest.param(1, "adamw", (2, 5), marks=pytest.mark.slow),
+        (2, "adamw", (3,)),
+        (3, "muon", (2,)),
+    ],
 )
-def test_a_run_that_is_resumed_anywhere_is_the_run_that_never_ended(whole_run, every, places):
-    whole, resume = whole_run(f"--qwen.every={every}")
+def test_a_run_that_is_resumed_anywhere_is_the_run_that_never_ended(whole_run, every, optimizer, places):
+    whole, resume = whole_run(f"--qwen.every={every}", f"--optim.matrix_optimizer={optimizer}")
     assert len({record["reward/mean"] for record in read_steps(whole)}) == 3
     assert bool(load_checkpoint(whole / "best").prompts) is (every > 1)
     for step in places:

@@ -110,14 +110,26 @@ def test_groups_and_their_rates(build_tiny):
     }
     assert session.engines.learning_rates() == pytest.approx(expected)
     for engine in (session.engines.qwen, session.engines.grid):
-        for group in engine.optimizer.param_groups:
+        for group in engine.optimizers[0].param_groups:
             assert group["weight_decay"] == 0.01
             assert group["betas"] == (0.9, 0.95)
-    (group,) = session.engines.refiner.optimizer.param_groups
+    (group,) = session.engines.refiner.optimizers[0].param_groups
     assert (group["weight_decay"], group["betas"]) == (0.0, (0.9, 0.999))
 
 
-@pytest.mark.parametrize("flags", [(), ("--qwen.lm_weight=0.5",)])
+def test_muon_has_the_matrices_of_the_block_and_its_own_rate(build_tiny):
+    session = build_tiny("--optim.matrix_optimizer=muon", "--optim.muon_lr=0.5", "--epochs=50", "--agent_lr=1e-3")
+    grid = session.engines.grid
+    assert grid.learning_rates()["agent_matrices"] == pytest.approx(0.05)
+    assert grid.learning_rates()["agent"] == pytest.approx(1e-4)
+    adamw, muon = grid.optimizers
+    (group,) = muon.param_groups
+    assert [id(p) for p in group["params"]] == [id(p) for p in session.models.agent.matrices()]
+    assert (group["momentum"], group["nesterov"], group["adjust_lr_fn"]) == (0.95, True, "original")
+    assert group["weight_decay"] == adamw.param_groups[0]["weight_decay"] == 1e-6
+
+
+@pytest.mark.parametrize("flags", [(), ("--qwen.lm_weight=0.5",), ("--optim.matrix_optimizer=muon",)])
 def test_every_trainable_parameter_is_in_one_group_and_no_frozen_one_is(build_tiny, flags):
     session = build_tiny(*flags)
     models, engines = session.models, session.engines

@@ -19,14 +19,14 @@ SHORT = (
 @pytest.fixture
 def whole(launched):
     """Give the run that nothing interrupts."""
-    return lambda config, processes: launched(config, processes, *SHORT, program="noting")
+    return lambda config, processes, *flags: launched(config, processes, *SHORT, *flags, program="noting")
 
 
 @pytest.fixture
 def resumed(launched):
     """Give the run that continues, perhaps on other processes, after a step that another run has saved."""
-    return lambda run, step, config, processes: launched(
-        config, processes, *SHORT, program="noting", killed_after=(run, step)
+    return lambda run, step, config, processes, *flags: launched(
+        config, processes, *SHORT, *flags, program="noting", killed_after=(run, step)
     )
 
 
@@ -61,6 +61,17 @@ def test_on_as_many_processes_it_is_the_same_to_the_last_bit(whole, resumed, con
         f"step_{number:08d}" for number in range(1, STEPS + 1)
     ]
     assert run.processes_left() == []
+
+
+def test_with_muon_it_is_the_same_on_as_many_processes_and_continues_on_others(whole, resumed):
+    muon = ("--optim.matrix_optimizer=muon", "--optim.muon_lr=0.005")
+    expected = whole("cpu_2proc", 2, *muon)
+    assert_same_to_the_last_bit(resumed(expected, 3, "cpu_2proc", 2, *muon), expected)
+    for config, processes in (("cpu", 1), ("zero2", 2)):
+        run = resumed(expected, 5, config, processes, *muon)
+        assert set(run.codes) == {0}, run.err
+        for record, other in zip(run.steps(), expected.steps(), strict=True):
+            assert record["loss"] == pytest.approx(other["loss"], rel=1e-3), (config, record["step"])
 
 
 ELASTIC = {

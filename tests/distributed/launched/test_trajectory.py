@@ -68,6 +68,15 @@ def test_several_views_of_a_query_are_those_of_a_single_process(
     assert_same_trajectory(several, one)
 
 
+@pytest.mark.parametrize(("config", "processes"), [("cpu_2proc", 3), ("zero2", 2)])
+def test_steps_of_muon_are_those_of_a_single_process(launched, assert_same_trajectory, config, processes):
+    flags = ("--optim.matrix_optimizer=muon", "--optim.muon_lr=0.005", "--max_batches=3", "--epochs=2")
+    one, several = (launched(*launch, *flags, program="noting") for launch in (SINGLE, (config, processes)))
+    assert one.steps()[0]["grad_norm/agent_matrices"] > 0.0
+    # Muon computes in bfloat16, which may round what differs in float32's last bit to different numbers.
+    assert_same_trajectory(several, one, tolerance=5e-4, of_weights=5e-4)
+
+
 @pytest.mark.parametrize(("config", "processes"), [("cpu_2proc", 2), ("zero2", 2)])
 def test_with_a_budget_all_processes_end_with_the_same_step(launched, config, processes):
     # Weights are compared after each step, bit for bit, so the learning rates were the same.
