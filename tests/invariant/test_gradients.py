@@ -14,7 +14,7 @@ from arcdist.training.step import StepSettings, train_step
 
 UNCLIPPED = ("--optim.max_grad_norm=1e9", "--refiner.rl_grad_clip=1e9")
 SIZE_WEIGHT = 0.75
-REWARDED = ("--refiner.rl_delta_scale=30", "--refiner.rl_lr=1e-2")
+REWARDED = ("--refiner.rl_delta_scale=300", "--refiner.rl_lr=1e-3")
 """Refinements that change answers, by a policy that soon looks at the prompt: rewards with a gradient."""
 
 
@@ -126,12 +126,13 @@ def joint_losses(session, batch, noise):
     with torch.no_grad():
         before, *others = (models.agent(inputs, each) for each in (prompt, *(r.refined for r in refinements[1:])))
     after = models.agent(inputs, refined)
-    final = models.solver(prompt.detach(), inputs, batch.ids).weigh(after.forward_logits[-1].detach())
+    final = models.solver(prompt.detach(), inputs, batch.ids).weigh(after.final_logits.detach())
 
     target, mask = canvas_target(targets, after)
     terms = models.efe.per_query(
         *(after.forward_logits, after.backward_logits, after.state_logits, after.obs_probs),
-        *(after.forward_logits[-1], target, refined, mask),
+        *(after.final_logits, target, refined, mask),
+        halting=after.halting,
     )
     answered = [answer(each, inputs, targets) for each in (before, after, *others)]
     gain = torch.stack(
