@@ -199,7 +199,7 @@ class AgentOutput(Plan):
 
 
 class PlanningFlops(NamedTuple):
-    """Operations of the agent's forward pass for one view of a query; with gradients they are three times as many."""
+    """Operations of the agent's forward pass for one view of a query."""
 
     context: float
     """Of reading the context pairs."""
@@ -209,7 +209,9 @@ class PlanningFlops(NamedTuple):
     """Of the way back."""
 
     def training(self, backward_share: float, tried: float) -> float:
-        """Operations of learning from a view.
+        """Operations of learning from a view: a backward pass counts as two forward ones.
+
+        It has a little less, since data, such as the colours of a grid, needs no gradient.
 
         Args:
             backward_share: of the views that is planned backwards.
@@ -296,8 +298,7 @@ class ARCPromptGuidedAgent(nn.Module):
     def flops(self, height: int, width: int, pairs: int) -> PlanningFlops:
         """Operations for one view of a query on a canvas, with so many context pairs, absent ones included.
 
-        Matrix products, convolutions and attention count, and are all but a few in a hundred. The gradient of inputs
-        that are data, and need none, is included in what `PlanningFlops.training` gives.
+        Matrix products, convolutions and attention count.
         """
         steps, cells = self.max_steps, height * width
         emission = steps * (product_flops(cells, self.emission.to_states) + 2.0 * cells * self.num_colors**2)

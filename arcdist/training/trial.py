@@ -127,8 +127,8 @@ def _agent_flops(
     return flops
 
 
-_COUNTED_EPOCHS = 200
-"""What Qwen reads in so many epochs is counted one by one; those after them are like them."""
+_MOST_COUNTED = 500_000
+"""Of so many training queries, epoch by epoch, it is counted which of them Qwen reads; later epochs are like these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,11 +156,12 @@ def forecast(session: Session, reading: Pace, keeping: Pace) -> Forecast:
     budget = None if train.budget_minutes is None else 60.0 * train.budget_minutes
     more_seconds = max(0.0, reading.step_seconds - keeping.step_seconds)
     read: dict[int, list[int]] = {}
-    seconds = 0.0
+    seconds, counted = 0.0, 0
     for epoch, (in_epoch, due) in enumerate(_reads(session)):
         seconds += steps * (keeping.step_seconds + more_seconds * len(due) / in_epoch)
         read[epoch] = due.tolist()
-        if epoch + 1 == _COUNTED_EPOCHS or (epoch + 1 == train.epochs if budget is None else seconds >= budget):
+        counted += in_epoch
+        if counted >= _MOST_COUNTED or (len(read) == train.epochs if budget is None else seconds >= budget):
             break
     scale = train.epochs / len(read) if budget is None else budget / seconds
     epochs = scale * len(read)
@@ -240,7 +241,7 @@ def benchmark(config: Config, steps: int) -> None:
     saving = time.perf_counter() - start
     size = snapshot.size if snapshot else 0  # Process 0 alone has one, and prints.
     every = config.output.save_every
-    share = saving / (saving + every * pace.seconds / pace.steps)
+    share = saving / (saving + every * pace.step_seconds)
     processes = session.accelerator.num_processes
     dtype = session.engines.precision.dtype or torch.float32
     rate = _measured_rate(session.device, dtype)
@@ -279,6 +280,9 @@ def dry_run(config: Config, *, dollars_per_hour: float | None = None) -> None:
     expected = forecast(session, pace, keeping)
     total, trainable = session.engines.qwen.parameter_counts()
     grid, refiner = (engine.parameter_counts()[1] for engine in (session.engines.grid, session.engines.refiner))
+    paces = {"pace": f"{pace.queries / pace.seconds:,.1f} queries/s, {pace.tokens / pace.seconds:,.0f} tokens/s"}
+    if config.qwen.every > 1:
+        paces["with kept prompts"] = f"{keeping.queries / keeping.seconds:,.1f} queries/s"
     if config.train.budget_minutes is None:
         run = {f"{config.train.epochs} epochs": f"{expected.seconds / 60:,.1f} min"}
     else:
@@ -294,8 +298,7 @@ def dry_run(config: Config, *, dollars_per_hour: float | None = None) -> None:
             "agent, solver, EFE, refiner": f"{grid + refiner:,} trained",
             "peak memory, longest batch included": _largest_peak(session.device),
             "longest batch": f"{len(longest.rows)} queries of up to {longest.tokens:,} tokens",
-            "pace": f"{pace.queries / pace.seconds:,.1f} queries/s, {pace.tokens / pace.seconds:,.0f} tokens/s",
-            **({} if keeping is pace else {"with kept prompts": f"{keeping.queries / keeping.seconds:,.1f} queries/s"}),
+            **paces,
             f"an epoch of {session.steps_per_epoch} steps": (
                 f"{expected.seconds / expected.epochs:,.0f} s, without validation"
             ),
