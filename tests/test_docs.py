@@ -417,9 +417,17 @@ def tiny_run(tmp_path_factory) -> Path:
     """The folder of a real run of two steps that logs each, all that a run may log."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     tiny = "--data.max_tasks 4 --data.max_side 5 --agent.hidden_dim 16 --agent.max_steps 2 --batch_size 4"
-    short = "--qwen.lm_weight 1 --epochs 1 --max_batches 2 --log_every 1 --train.cpu_threads 1 --output_dir"
+    short = "--epochs 1 --max_batches 2 --log_every 1 --train.cpu_threads 1"
+    more = "--qwen.lm_weight 1 --optim.matrix_optimizer muon --output_dir"
     run = subprocess.run(
-        [sys.executable, str(CHECKOUT / "launch" / "train.py"), *tiny.split(), *short.split(), str(folder)],
+        [
+            sys.executable,
+            str(CHECKOUT / "launch" / "train.py"),
+            *tiny.split(),
+            *short.split(),
+            *more.split(),
+            str(folder),
+        ],
         capture_output=True,
         text=True,
         timeout=300,

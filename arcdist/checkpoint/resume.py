@@ -288,7 +288,7 @@ def check_configuration(
             f"belong to {state['base']['model']} ({state['base']['sha256'][:12]}): give that one with --qwen.model."
         )
     begun, minutes = state["epoch"] + (state["batch"] > 0), config.train.budget_minutes
-    used = state.get("seconds", 0.0) / 60
+    used = state.get("seconds", state.get("cost", {}).get("seconds", 0.0)) / 60  # Older versions have no `seconds`.
     # A run that has used its time is complete, and may be resumed as it is.
     if minutes is not None and "train.budget_minutes" in changes and minutes < used:
         raise ConfigError(

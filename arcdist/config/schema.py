@@ -205,7 +205,7 @@ class EFEConfig(_Section):
     lambda_step: float = field(default=0.1, metadata={"term": "step", "color": "#000000"})
     """Expected number of planning steps; a constant if agent.halting is off."""
     lambda_cons: float = field(default=1.0, metadata={"term": "consistency", "color": "#D55E00"})
-    """Cross-entropy of the last step against the target."""
+    """Cross-entropy of the answer against the target, expected over the step after which the planning stops."""
     lambda_bi: float = field(default=0.5, metadata={"term": "bidirectional", "color": "#009E73"})
     """Jensen-Shannon divergence of forward and backward trajectory."""
     lambda_z: float = field(default=0.2, metadata={"term": "z_learning", "color": "#E69F00"})

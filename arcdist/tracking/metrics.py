@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,6 +63,10 @@ class Validation:
     """The same queries in each epoch, and in each run on the same data."""
 
 
+_DRAWING_SHARE = 0.02
+"""Most of a run's time that pictures may take where epochs are short."""
+
+
 class TrainingMetricsTracker:
     """Writes a run's numbers as they come, and knows the best epoch.
 
@@ -82,6 +87,7 @@ class TrainingMetricsTracker:
         self._best_metric = best_metric
         self._writes = writes
         self._unwritten: dict[Path, Callable[[], None]] = {}
+        self._draw_again_at = 0.0
         self._steps: list[dict[str, Any]] = []
         self._epochs: list[dict[str, Any]] = []
         if writes:
@@ -156,9 +162,13 @@ class TrainingMetricsTracker:
         path = validation_path(self._folder, validation.epoch)
         self._write(path, lambda: write_validation(self._folder, validation))
 
-    def draw(self) -> Path:
-        """Draw `metrics_plot.png` again and return its path."""
-        self._write(self.plot_path, self._draw)
+    def draw(self, *, sparingly: bool = False) -> Path:
+        """Draw `metrics_plot.png` again and return its path; `sparingly`, unless that has taken much of the time."""
+        begun = time.perf_counter()
+        if not sparingly or begun > self._draw_again_at:
+            self._write(self.plot_path, self._draw)
+            ended = time.perf_counter()
+            self._draw_again_at = ended + (ended - begun) / _DRAWING_SHARE
         return self.plot_path
 
     def _draw(self) -> None:

@@ -152,7 +152,8 @@ class MetricsLogger:
             if validation is not None:
                 self.tracker.log_validation(validation)
             is_best = self.tracker.log_epoch(record) and validation is not None
-            self.mirrors.log_epoch(state.step, record, validation, self.tracker.draw())
+            plot = self.tracker.draw(sparingly=validation is None)
+            self.mirrors.log_epoch(state.step, record, validation, plot)
         summary = ", ".join(f"{name} {record[name]:.4f}" for name in _SUMMARY if name in record)
         _logger.info("epoch %d: %s", state.epoch, summary)
         return is_best

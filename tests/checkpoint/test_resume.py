@@ -163,6 +163,9 @@ def test_a_budget_cannot_end_before_the_time_that_is_used(caplog):
         "train.budget_minutes is 4.5, and the checkpoint was taken after 5.01 minutes: choose --budget_minutes 5.1 or "
         "more."
     )
+    of_old = state_of(used, cost={"seconds": 300.5})
+    with pytest.raises(ConfigError, match=r"after 5\.01 minutes"):
+        check(less, of_old, caplog)
     # The number of epochs does not matter to it.
     check(more, state_of(used, epoch=100, seconds=300.5), caplog)
 

@@ -197,4 +197,5 @@ def test_the_gradient_is_that_of_the_whole_batch(build_tiny, lm_weight):
     assert found.keys() == expected.keys()
     # Clipped by the time they are read, each engine by its own norm.
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+        atol = 1e-5 * value.abs().max().item()  # The rounding of a sum goes with its largest terms.
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=atol, msg=lambda m, n=name: f"{n}: {m}")

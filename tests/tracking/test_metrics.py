@@ -11,7 +11,7 @@ import pytest
 from shared.made_runs import make_run
 
 from arcdist.errors import DataError
-from arcdist.tracking import TrainingMetricsTracker
+from arcdist.tracking import TrainingMetricsTracker, metrics, plots
 from arcdist.tracking.metrics import Validation, read_validations, validation_path, write_validation
 
 
@@ -160,6 +160,24 @@ def test_draw_leaves_the_plot(tmp_path):
     tracker.log_epoch({"epoch": 0, "train/loss": 1.0, "val/exact": 0.1})
     assert tracker.draw() == tmp_path / "metrics_plot.png"
     assert (tmp_path / "metrics_plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_of_short_epochs_take_a_fiftieth_of_the_time(tmp_path, monkeypatch):
+    now, drawn = [100.0], []
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+
+    def plot_metrics(*_):
+        drawn.append(now[0])
+        now[0] += 0.5
+
+    monkeypatch.setattr(plots, "plot_metrics", plot_metrics)
+    tracker = TrainingMetricsTracker(tmp_path)
+    for _ in range(60):
+        tracker.draw(sparingly=True)
+        now[0] += 1.0
+    assert drawn == [100.0, 126.5, 153.0]
+    tracker.draw()
+    assert len(drawn) == 4
 
 
 def test_one_that_does_not_write_knows_the_same_numbers_and_touches_no_file(tmp_path):

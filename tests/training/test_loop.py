@@ -509,6 +509,10 @@ def test_a_run_whose_time_is_used_is_complete_until_it_is_given_more(timed, pace
     assert loop.run()
     # A new epoch begins: the steps after 140 and 150 seconds.
     assert [record["step"] for record in read_metrics(loop.folder)["epochs"]] == [4, 8, 11, 13]
+    # As many steps as epochs have, of which one was cut short.
+    loop = timed("by_epochs", "null", "--epochs=4", source=whole.folder, step=11)
+    assert loop.run()
+    assert [record["step"] for record in read_metrics(loop.folder)["epochs"]] == [4, 8, 11, 15, 16]
 
 
 def files_of(folder):
