@@ -67,6 +67,8 @@ class Option:
     """The value if the flag is given without one; None if it needs one."""
     is_count: bool = False
     """Whether the value must be a whole number of at least 1."""
+    is_amount: bool = False
+    """Whether the value must be a number above 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,6 +121,11 @@ TRAIN = Program(
             sentence="Record N steps, after 5 to warm up, with PyTorch's profiler: where their time goes, in profile/ "
             "of the run folder.",
             is_count=True,
+        ),
+        "dollars_per_hour": Option(
+            metavar="X",
+            sentence="With --dry_run: the price of all devices of the run together, to print what the run costs.",
+            is_amount=True,
         ),
     },
 )
@@ -202,6 +209,8 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
     for name, text in options.items():
         if program.options[name].is_count and not (text.isdecimal() and int(text) > 0):
             raise ConfigError(f"--{name} is {text!r}: choose a whole number of at least 1.")
+        if program.options[name].is_amount and not _is_amount(text):
+            raise ConfigError(f"--{name} is {text!r}: choose a number above 0.")
     _check_resume(options.get("resume"))
     _check_local_rank(given.pop("local_rank", None))
 
@@ -263,6 +272,13 @@ def load_config(argv: Sequence[str], program: Program = TRAIN) -> LoadedConfig:
         options=options,
         arguments=arguments,
     )
+
+
+def _is_amount(text: str) -> bool:
+    try:
+        return 0.0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def _check_resume(value: str | None) -> None:

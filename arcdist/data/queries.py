@@ -95,8 +95,8 @@ class Queries:
     output_tokens: Int[np.ndarray, " Q"]
     """Tokens of each query's output and of the mark that ends it, as a model that learns to write it reads them; 0 if
     it is not known."""
-    sides: Int[np.ndarray, " Q"]
-    """Longest side of each query's working area, all its context shown."""
+    areas: Int[np.ndarray, "Q 2"]
+    """Height and width of each query's working area, all its context shown."""
     max_pairs: int | None = None
     """Most context pairs of a query, at least 1; None if all are shown."""
     max_tokens: int | None = None
@@ -154,7 +154,7 @@ class Queries:
     def sizes(self, epoch: int = 0, *, by_side: bool) -> Int[np.ndarray, " Q"]:
         """What queries are sorted by into batches that waste little: their length, or first the side of their area."""
         lengths = self.lengths(epoch)
-        return self.sides * (lengths.max() + 1) + lengths if by_side else lengths
+        return self.areas.max(axis=1) * (lengths.max() + 1) + lengths if by_side else lengths
 
     def lengths(self, epoch: int = 0) -> Int[np.ndarray, " Q"]:
         """Tokens that the model reads of each query in an epoch: its context and input, its output only if it is read.
@@ -166,6 +166,14 @@ class Queries:
             tokens = self._draw(task, epoch) @ self._demonstration_tokens(task)
             lengths[task.queries] = self.input_tokens[task.queries] + tokens
         return lengths + self.output_tokens if self.outputs_are_read else lengths
+
+    def context_sizes(self, epoch: int = 0) -> Int[np.ndarray, " Q"]:
+        """How many pairs each query is shown in an epoch."""
+        sizes = np.zeros(len(self), dtype=np.int64)
+        for task in self.asked:
+            others = task.demonstrations - (self.kind == "train")
+            sizes[task.queries] = self._draw(task, epoch).sum(axis=1) if task in self._drawing else others
+        return sizes
 
     def context(self, query: int, epoch: int = 0) -> list[int]:
         """Which demonstrations of its task a query is shown in an epoch, ascending."""
@@ -280,7 +288,7 @@ def build_queries(tasks: Sequence[Task], kind: Kind) -> Queries:
     ids: list[str] = []
     of_task: list[str] = []
     rows: list[int] = []
-    sides: list[int] = []
+    areas: list[tuple[int, int]] = []
     tokens: list[tuple[int, int]] = []
     for task in tasks:
         first = len(tokens)
@@ -295,7 +303,7 @@ def build_queries(tasks: Sequence[Task], kind: Kind) -> Queries:
         ids += [f"{task.id}:{kind}:{index}" for index in range(len(pairs))]
         for asks in pairs:
             others = tuple(pair for pair in task.demonstrations if pair is not asks)
-            sides.append(max(working_area(others, asks.input)))
+            areas.append(working_area(others, asks.input))
         of_task += [task.id] * len(pairs)
         rows += range(own, own + len(pairs))
     if not ids:
@@ -309,7 +317,7 @@ def build_queries(tasks: Sequence[Task], kind: Kind) -> Queries:
         pairs=_store_pairs(tasks),
         rows=own_rows,
         asked=tuple(asked),
-        sides=np.array(sides),
+        areas=np.array(areas),
         pair_tokens=counts.sum(axis=1),
         input_tokens=counts[own_rows, 0] + 1,
         output_tokens=counts[own_rows, 1],

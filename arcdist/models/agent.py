@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arcdist.data.batch import QueryInputs
-from arcdist.models.cores import Context, ContextEncoder, ConvCore, RecursiveCore, cells_within, one_hot_colors
+from arcdist.models.cores import (
+    Context,
+    ContextEncoder,
+    ConvCore,
+    RecursiveCore,
+    cells_within,
+    one_hot_colors,
+    product_flops,
+)
 
 # T steps, B queries, R of them planned backwards, r of these taken, K context pairs, H W canvas, C colours, C1 = C + 1
 # (the last is "outside"), S states (= C), P prompt, D width of a cell's state and of the conditioning, G largest side
@@ -190,6 +198,26 @@ class AgentOutput(Plan):
         )
 
 
+class PlanningFlops(NamedTuple):
+    """Operations of the agent's forward pass for one view of a query; with gradients they are three times as many."""
+
+    context: float
+    """Of reading the context pairs."""
+    ahead: float
+    """Of the way ahead."""
+    back: float
+    """Of the way back."""
+
+    def training(self, backward_share: float, tried: float) -> float:
+        """Operations of learning from a view.
+
+        Args:
+            backward_share: of the views that is planned backwards.
+            tried: answers for a view, there and back and without a gradient, that rewards compare with; a mean.
+        """
+        return 3.0 * (self.context + self.ahead + backward_share * self.back) + tried * (self.ahead + self.back)
+
+
 class ARCPromptGuidedAgent(nn.Module):
     """Plans T steps from a query's input towards its answer, and back again.
 
@@ -264,6 +292,24 @@ class ARCPromptGuidedAgent(nn.Module):
         if not isinstance(self.core, RecursiveCore):
             return []
         return [parameter for parameter in self.core.block.parameters() if parameter.ndim == 2]
+
+    def flops(self, height: int, width: int, pairs: int) -> PlanningFlops:
+        """Operations for one view of a query on a canvas, with so many context pairs, absent ones included.
+
+        Matrix products, convolutions and attention count, and are all but a few in a hundred. The gradient of inputs
+        that are data, and need none, is included in what `PlanningFlops.training` gives.
+        """
+        steps, cells = self.max_steps, height * width
+        emission = steps * (product_flops(cells, self.emission.to_states) + 2.0 * cells * self.num_colors**2)
+        trajectory = self.core.flops(height, width, pairs, steps) + emission
+        # Both directions are steered for all views.
+        steering = product_flops(1, self.from_prompt, self.mix_condition, self.mix_condition, self.size_head)
+        halting = 0.0 if self.halting is None else product_flops(steps, self.halting)
+        return PlanningFlops(
+            context=0.0 if self.context_encoder is None else self.context_encoder.flops(height, width, pairs),
+            ahead=steering + trajectory + halting,
+            back=trajectory + product_flops(cells, self.origin),
+        )
 
     def read_context(self, inputs: QueryInputs) -> Context | None:
         """Encode the context pairs; the prompt plays no part, so one reading serves several prompts."""

@@ -44,6 +44,20 @@ def _convolve(cells: Float[Tensor, "B H W D"], layer: nn.Module) -> Float[Tensor
     return layer(cells.movedim(-1, 1)).movedim(1, -1)
 
 
+def product_flops(rows: int, *parts: nn.Module) -> float:
+    """Operations of the linear maps and convolutions of these modules for so many vectors, or cells; one is `rows`.
+
+    A multiplication with its addition counts as 2. A convolution is counted at the border as everywhere.
+    """
+    weights = sum(parameter.numel() for part in parts for parameter in part.parameters() if parameter.ndim > 1)
+    return 2.0 * rows * weights
+
+
+def attention_flops(queries: int, keys: int, width: int) -> float:
+    """Operations of attention: products of queries and keys, then of weights and values; `width` over all heads."""
+    return 4.0 * queries * keys * width
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
     """What the agent knows of B tasks from their demonstration pairs alone."""
@@ -101,6 +115,11 @@ class ContextEncoder(nn.Module):
         total = cells.reshape(batch, -1, cells.shape[-1]).sum(1)
         summary = self.to_summary(total / weight.reshape(batch, -1, 1).sum(1).clamp(min=1.0))
         return Context(keys=keys, values=values, token_mask=token_mask, summary=summary)
+
+    def flops(self, height: int, width: int, pairs: int) -> float:
+        """Operations of reading so many pairs, once, on a canvas."""
+        of_cells = product_flops(pairs * height * width, self.cells, self.mix)
+        return of_cells + product_flops(pairs * (height + width), self.to_key_value) + product_flops(1, self.to_summary)
 
 
 class MatrixConv2d(nn.Conv2d):
@@ -264,6 +283,17 @@ class RecursiveCore(nn.Module):
 
         return step
 
+    def flops(self, height: int, width: int, pairs: int, steps: int) -> float:
+        """Operations of a trajectory of so many steps, once, on a canvas, with so many context pairs."""
+        cells, hidden_dim, block = height * width, self.rows.shape[1], self.block
+        of_start = product_flops(cells, self.colors, self.to_query, self.from_context)
+        of_start += attention_flops(cells, pairs * (height + width), hidden_dim) + product_flops(1, block.modulation)
+        of_step = product_flops(cells, self.belief, block.local, block.to_axes, block.out)
+        of_step += sum(map(product_flops, (height, width, 1), block.from_axes))
+        if block.attention is not None:
+            of_step += product_flops(cells, block.attention) + attention_flops(cells, cells, hidden_dim)
+        return of_start + steps * of_step
+
 
 class ConvCore(nn.Module):
     """Encodes a grid once; planning step t is read by head t from the fused encoding."""
@@ -298,3 +328,10 @@ class ConvCore(nn.Module):
             return F.silu(_convolve((encoded + self.belief(belief)) * inside, next(heads))) * inside
 
         return step
+
+    def flops(self, height: int, width: int, pairs: int, steps: int) -> float:
+        """Operations of a trajectory of so many steps, once, on a canvas."""
+        del pairs
+        cells = height * width
+        of_start = product_flops(cells, self.first, self.second) + product_flops(1, self.fuse_prompt)
+        return of_start + product_flops(cells, *self.heads[:steps]) + steps * product_flops(cells, self.belief)

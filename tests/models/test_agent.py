@@ -5,12 +5,14 @@ from dataclasses import asdict, fields, replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from arcdist.config import AgentConfig
 from arcdist.data import QueryInputs
 from arcdist.models import AgentOutput, ARCPromptGuidedAgent, predicted_size
 from arcdist.models.agent import RULES, SizeHead, size_candidates
-from arcdist.models.cores import one_hot_colors
+from arcdist.models.cores import one_hot_colors, product_flops
 
 CONDITIONING_DIM = 4
 
@@ -466,6 +468,46 @@ def test_the_matrices_are_those_of_the_block(agent, kind):
     layers = [name for name in block if "before" not in name and "after" not in name]
     assert [names[id(matrix)] for matrix in agent.matrices()] == layers
     assert bool(layers) is (kind == "recursive")
+
+
+def counted(run) -> int:
+    """Operations of what `run` does, with attention as the two products that it is made of."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.get_total_flops()
+
+
+def test_operations_of_a_forward_pass_are_those_that_pytorch_counts(agent, mixed):
+    views, pairs, height, width = mixed.context_inputs.shape
+    flops, prompt = agent.flops(height, width, pairs), prompts(views)
+    with torch.no_grad():
+        context = agent.read_context(mixed)
+        assert counted(lambda: agent.read_context(mixed)) == views * flops.context
+        assert counted(lambda: agent.plan(mixed, prompt, context)) == views * flops.ahead
+        assert counted(lambda: agent(mixed, prompt, context)) == views * (flops.ahead + flops.back)
+        some = torch.tensor([2, 0])
+        assert counted(lambda: agent(mixed, prompt, context, backward=some)) == views * flops.ahead + 2 * flops.back
+
+
+def test_operations_of_training_are_three_forward_passes_but_for_gradients_of_data(agent, mixed):
+    views, pairs, height, width = mixed.context_inputs.shape
+    flops, some = agent.flops(height, width, pairs), torch.tensor([2, 0])
+    of_training = views * flops.training(2 / 3, 0.0)
+
+    def learn():
+        output = agent(mixed, prompts(views).requires_grad_(), backward=some)
+        sum(getattr(output, name).sum() for name in (*PER_CELL, "size_logits", "halting")).backward()
+
+    # No gradient goes into what is known: grids, and the belief that a trajectory's first step starts from, which is
+    # one; the signals that halting looks at.
+    first = agent.core.colors if agent.context_encoder else agent.core.first
+    known = product_flops((views + 2) * height * width, agent.core.belief, first)
+    known += product_flops(views * T, agent.halting.hidden)
+    if agent.context_encoder:
+        known += product_flops(views * pairs * height * width, agent.context_encoder.cells)
+    assert counted(learn) == pytest.approx(of_training - known, rel=1e-12)
+    assert known < 0.25 * of_training  # Of this agent, which is 16 wide.
+    assert flops.training(2 / 3, 0.5) == pytest.approx(of_training / 3 + 0.5 * (flops.ahead + flops.back))
 
 
 def test_takes_the_keys_of_its_section():
