@@ -232,12 +232,16 @@ class RefinerConfig(_Section):
     """Share of the views that are rewarded, so answered under the unrefined prompt too; their loss is divided by it."""
     draws: Count = 1
     """Draws of the policy for each rewarded query: above 1 each is compared with the query's others, not with all."""
+    alone_share: ShareBelow1 = 0.0
+    """Last share of the run, in which the refiner learns and nothing else does; at 0 all learn all the time."""
     rl_hidden: Count = 512
     """Width of the policy's hidden layers."""
     rl_delta_scale: Positive = 0.2
     """Largest change of one prompt component."""
     rl_lr: Positive = 5e-5
     """Learning rate of the refiner's own AdamW."""
+    rl_path_coef: NonNegative = 0.0
+    """Weight of the pathwise gradient: the policy follows the derivative of the agent's loss in the refined prompt."""
     rl_entropy_coef: float = 0.01
     """Weight of the entropy bonus."""
     rl_value_coef: float = 0.5

@@ -165,20 +165,22 @@ class RefinedPrompt:
 class PolicyRefinedAgent(nn.Module):
     """Actor, critic and curiosity over prompts; each refinement is an episode of one step.
 
-    Its arguments are the keys of the configuration's section `refiner`. `rl_lr` and `rl_grad_clip`, which are
-    for its optimizer, and `rewarded_share` and `draws`, which are for the training step, change nothing in it.
+    Its arguments are the keys of the configuration's section `refiner`. Those for its optimizer (`rl_lr`,
+    `rl_grad_clip`, `alone_share`) and for the training step (`rewarded_share`, `draws`) change nothing in it.
     """
 
     def __init__(
         self,
         rewarded_share: float = 1.0,
         draws: int = 1,
+        alone_share: float = 0.0,
         rl_prompt_dim: int = 256,
         rl_ctrl_dim: int = 256,
         rl_feat_dim: int = 32,
         rl_hidden: int = 512,
         rl_delta_scale: float = 0.2,
         rl_lr: float = 5e-5,
+        rl_path_coef: float = 0.0,
         rl_entropy_coef: float = 0.01,
         rl_value_coef: float = 0.5,
         rl_icm_coef: float = 0.1,
@@ -187,8 +189,10 @@ class PolicyRefinedAgent(nn.Module):
         super().__init__()
         self.rewarded_share = rewarded_share
         self.draws = draws
+        self.alone_share = alone_share
         self.rl_delta_scale = rl_delta_scale
         self.rl_lr = rl_lr
+        self.rl_path_coef = rl_path_coef
         self.rl_entropy_coef = rl_entropy_coef
         self.rl_value_coef = rl_value_coef
         self.rl_icm_coef = rl_icm_coef
@@ -258,13 +262,19 @@ class PolicyRefinedAgent(nn.Module):
         advantage: Float[Tensor, " B"],
         *,
         query_weight: Float[Tensor, " B"] | None = None,
+        loss_gradient: Float[Tensor, "B P"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """`policy`, `value`, `entropy`, `icm`, the mean `curiosity` bonus, and `total`, means over the queries.
 
-        total = policy + rl_value_coef value - rl_entropy_coef entropy + rl_icm_coef icm. A query's return is its
-        normalised advantage plus rl_icm_coef x bonus; the critic predicts it from the state, and the policy learns from
-        what exceeds the prediction. Log-probability and entropy are sums over the P + 1 components, so that both scale
-        alike; clipping bounds their gradient. Everything is recomputed on the detached transition.
+        total = policy + rl_value_coef value - rl_entropy_coef entropy + rl_icm_coef icm + rl_path_coef path. A query's
+        return is its normalised advantage plus rl_icm_coef x bonus; the critic predicts it from the state, and the
+        policy learns from what exceeds the prediction. Log-probability and entropy are sums over the P + 1 components,
+        so that both scale alike; clipping bounds their gradient. Everything is recomputed on the detached transition.
+
+        `loss_gradient` is the derivative of a loss, summed over the queries, in the refined prompts. The score function
+        learns from a number a draw, this from one a component: path = sum of loss_gradient x alpha Delta, with (Delta,
+        alpha) a function of mean, std and the noise (Kingma and Welling 2014, arXiv:1312.6114; Heess et al. 2015,
+        arXiv:1510.09142). `path` is among the terms where rl_path_coef is above 0.
         """
         with torch.autocast(advantage.device.type, enabled=False):
             policy, value = self.policy_and_value(transition.prompt, transition.control, transition.summary)
@@ -287,6 +297,10 @@ class PolicyRefinedAgent(nn.Module):
                 - self.rl_entropy_coef * terms["entropy"]
                 + self.rl_icm_coef * terms["icm"]
             )
+            if self.rl_path_coef and loss_gradient is not None:
+                delta, alpha = policy.squash(policy.at(transition.noise))
+                terms["path"] = (loss_gradient.detach().float() * alpha * delta).sum()
+                total = total + self.rl_path_coef * terms["path"]
         return {**terms, "total": total}
 
     def policy_and_value(

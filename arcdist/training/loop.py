@@ -246,6 +246,9 @@ class Loop:
                     # What reads the agent's states begins at zero, but for that of the way back: without a loss of it,
                     # the matrices have a gradient from the second step on.
                     norms.pop("agent_matrices", None)
+                if self.config.agent.task_vector_dropout:
+                    # By chance all queries of the first batch may hide their task.
+                    norms.pop("task_vectors", None)
                 state.health.require_gradients(norms)
             return
         numbers = {"loss": report.metrics["loss"], **report.group_norms}

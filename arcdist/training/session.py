@@ -59,6 +59,28 @@ def learning_rate_share(optim: OptimConfig, total_steps: int | None) -> RateShar
     return share
 
 
+def alternate(schedule: RateShare, total_steps: int | None, alone_share: float) -> tuple[RateShare, RateShare]:
+    """How the learning rates of all but the refiner go, and how the refiner's goes, which needs no schedule.
+
+    In the last `alone_share` of the run only the refiner learns, before it only the others; 0: all learn all the time.
+
+    Args:
+        schedule: of the others, of a run that ends where the refiner begins.
+        total_steps: of a run that ends by steps; None for one that ends by time.
+        alone_share: 0 up to 1.
+    """
+    if not alone_share:
+        return schedule, lambda _steps, _budget_used: 1.0
+
+    def alone(steps: int, budget_used: float) -> bool:
+        return (budget_used if total_steps is None else steps / total_steps) >= 1.0 - alone_share
+
+    def others(steps: int, budget_used: float) -> float:
+        return 0.0 if alone(steps, budget_used) else schedule(steps, budget_used / (1.0 - alone_share))
+
+    return others, lambda steps, budget_used: float(alone(steps, budget_used))
+
+
 def build_engines(
     accelerator: Accelerator,
     models: Models,
@@ -75,9 +97,11 @@ def build_engines(
         total_steps: length of the schedule; None if the run ends by time.
         zero: DeepSpeed's whole configuration, for an accelerator that was started under DeepSpeed.
     """
-    optim = config.optim
+    optim, alone_share = config.optim, config.refiner.alone_share
+    scheduled_steps = None if total_steps is None else math.ceil(total_steps * (1.0 - alone_share))
+    others, refiners = alternate(learning_rate_share(optim, scheduled_steps), total_steps, alone_share)
     settings = OptimizerSettings(
-        schedule=learning_rate_share(optim, total_steps),
+        schedule=others,
         max_grad_norm=optim.max_grad_norm,
         weight_decay=optim.weight_decay,
         betas=(0.9, optim.beta2),
@@ -89,9 +113,9 @@ def build_engines(
     ]
     grid_module = nn.ModuleDict({"agent": models.agent, "solver": models.solver, "efe": models.efe})
     refiner = ParameterGroup(name="refiner", parameters=list(models.refiner.parameters()), lr=config.refiner.rl_lr)
-    # A policy near zero is no likelier than another, and its own learning needs no schedule.
+    # A policy near zero is no likelier than another.
     refiner_settings = OptimizerSettings(
-        schedule=lambda _steps, _budget_used: 1.0,
+        schedule=refiners,
         max_grad_norm=config.refiner.rl_grad_clip,
         weight_decay=0.0,
         betas=(0.9, 0.999),

@@ -159,7 +159,15 @@ def train_step(
         by_writing = engines.precision.loss_scale * settings.config.qwen.lm_weight * each.weight
         each.reading.backward(engines.qwen, gradient, by_writing, is_last=each.is_last)
         with region("refiner"):
-            losses = models.refiner.rl_loss(each.transition, advantage.flatten(), query_weight=weight.flatten())
+            # The agent learns under the first draw alone.
+            in_refined = torch.zeros_like(each.score)
+            in_refined[:, 0] = each.energy_gradient / engines.precision.loss_scale
+            losses = models.refiner.rl_loss(
+                each.transition,
+                advantage.flatten(),
+                query_weight=weight.flatten(),
+                loss_gradient=in_refined.flatten(0, 1),
+            )
             engines.refiner.backward(losses["total"], is_last=each.is_last)
 
     report = _report(batch, totals, rewards, passes[0].metrics, engines.gradient_norms(), weights)

@@ -153,11 +153,25 @@ def joint_losses(session, batch, noise):
     surrogate = reward.efe_weight * query_mean(energy) - reward.reward_weight * log_likelihood + writing
     # The refiner's own loss is a mean over draws too.
     own = [models.refiner.rl_loss(each.transition, a)["total"] for each, a in zip(refinements, advantage, strict=True)]
-    return surrogate, value, torch.stack(own).mean(), advantage
+    own_loss = torch.stack(own).mean()
+    if coefficient := models.refiner.rl_path_coef:
+        # What the grid modules minimise, in the prompt that the policy makes, if its action is not cut off.
+        energy_loss = reward.efe_weight * query_mean(energy)
+        (in_refined,) = torch.autograd.grad(energy_loss, refined, retain_graph=True)
+        policy, _ = models.refiner.policy_and_value(prompt.detach(), control.detach(), inputs.summary)
+        delta, alpha = policy.squash(policy.at(noise[:, 0]))
+        own_loss = own_loss + coefficient * (in_refined * alpha * delta).sum()
+    return surrogate, value, own_loss, advantage
 
 
 @pytest.mark.parametrize(
-    "flags", [*VARIANTS, ("--qwen.lora_r=4", "--agent.task_vectors=false"), ("--refiner.draws=3",)]
+    "flags",
+    [
+        *VARIANTS,
+        ("--qwen.lora_r=4", "--agent.task_vectors=false"),
+        ("--refiner.draws=3",),
+        ("--refiner.draws=2", "--refiner.rl_path_coef=9"),
+    ],
 )
 def test_the_split_backward_equals_the_joint_one(build_tiny, batches, flags):
     session = build_tiny(*UNCLIPPED, *REWARDED, *flags, "--agent_lr=1e-2", "--qwen_lr=1e-2", "--max_batches=3")

@@ -274,6 +274,26 @@ def test_rl_loss_by_hand() -> None:
     torch.testing.assert_close(losses["total"], total)
 
 
+def test_the_path_is_the_derivative_of_a_loss_of_the_refined_prompt() -> None:
+    """What autograd makes of a loss if the action is not cut from the policy, in mean and std."""
+    refiner = trained_refiner(rl_path_coef=2.0)
+    refinement = refiner.refine_prompt(*states(), noise=draw())
+    policy, _ = refiner.policy_and_value(*states())
+    delta, alpha = policy.squash(policy.at(draw()))
+    uncut = states()[0] + alpha * delta
+    torch.testing.assert_close(uncut, refinement.refined)
+    parameters = [*refiner.mean_head.parameters(), *refiner.log_std_head.parameters()]
+    expected = torch.autograd.grad(uncut.sin().sum(), parameters)
+
+    found = refiner.rl_loss(refinement.transition, torch.ones(3), loss_gradient=refinement.refined.cos())
+    of_path = torch.autograd.grad(found["path"], parameters, retain_graph=True)
+    for one, other in zip(of_path, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    without = trained_refiner().rl_loss(refinement.transition, torch.ones(3), loss_gradient=refinement.refined.cos())
+    assert "path" not in without
+    torch.testing.assert_close(found["total"], without["total"] + 2.0 * found["path"])
+
+
 def test_the_update_shares_no_graph_with_the_main_backward() -> None:
     prompt, control, summary = states()
     prompt.requires_grad_()

@@ -265,6 +265,11 @@ def test_a_group_without_gradient_ends_the_run_after_the_first_step(make_loop, t
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_first_batch_in_which_all_queries_hide_their_task_is_no_failure(make_loop, tmp_path):
+    assert make_loop("--agent.task_vector_dropout=0.9999").run()
+    assert {record["flags"] == [] for record in read_steps(tmp_path)} == {True}
+
+
 @pytest.mark.parametrize("weight", [0.1, 0.0])
 def test_matrices_of_muon_have_a_gradient_as_soon_as_something_reads_them(make_loop, tmp_path, weight):
     loop = make_loop("--optim.matrix_optimizer=muon", f"--efe.reversibility_weight={weight}")
@@ -567,7 +572,14 @@ def test_a_loss_scale_continues_where_it_was(whole_run, scale_losses):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [("--agent.ema_decay=0", "--agent.kind=conv"), ("--train.accumulation=2",)])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--agent.ema_decay=0", "--agent.kind=conv"),
+        ("--train.accumulation=2",),
+        ("--refiner.draws=3", "--agent.task_vector_dropout=0.5", "--refiner.alone_share=0.5"),
+    ],
+)
 def test_so_does_a_run_of_another_kind(whole_run, flags):
     whole, resume = whole_run(*flags)
     assert_same_run(resume(3), whole)

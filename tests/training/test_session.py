@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from arcdist.config import OptimConfig
 from arcdist.data import OUTSIDE
 from arcdist.errors import ConfigError, DataError
-from arcdist.training.session import build_engines, learning_rate_share
+from arcdist.training.session import alternate, build_engines, learning_rate_share
 
 
 def share_of(total=None, **optim):
@@ -59,6 +59,25 @@ def test_a_stable_part_and_a_linear_decay_by_hand():
     assert [share_of(100, schedule="wsd", decay_share=1.0)(step) for step in (0, 9, 50)] == pytest.approx(
         [0.1, 0.91, 0.5]
     )
+
+
+def test_the_refiner_learns_alone_at_the_end():
+    scheduled = learning_rate_share(OptimConfig(warmup_steps=1, schedule="wsd", decay_share=0.5), 8)
+    others, refiner = alternate(scheduled, 10, 0.2)
+    assert [others(step, 0.0) for step in range(10)] == [1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    assert [refiner(step, 0.0) for step in range(10)] == [0.0] * 8 + [1.0] * 2
+    by_time = learning_rate_share(OptimConfig(warmup_steps=1, schedule="wsd", decay_share=0.5), None)
+    others, refiner = alternate(by_time, None, 0.2)
+    shares = (0.25, 0.4, 0.6, 0.8, 1.0)
+    assert [others(7, used) for used in shares] == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0])
+    assert [refiner(7, used) for used in shares] == [0.0, 0.0, 0.0, 1.0, 1.0]
+
+
+def test_without_a_share_of_its_own_the_refiner_learns_all_along():
+    scheduled = learning_rate_share(OptimConfig(final_lr_share=0.2), 10)
+    others, refiner = alternate(scheduled, 10, 0.0)
+    assert others is scheduled
+    assert {refiner(step, 0.0) for step in range(12)} == {1.0}
 
 
 @pytest.mark.parametrize(
