@@ -70,13 +70,6 @@ def test_a_mistake_in_the_environment_ends_alike(tmp_path: Path, variable: str, 
     assert (run.returncode, run.stdout, list(tmp_path.iterdir())) == (2, "", [])
 
 
-def test_a_price_without_a_dry_run_is_refused(tmp_path: Path) -> None:
-    run = train_py("--dollars_per_hour", "3", cwd=tmp_path)
-    told = "train.py: --dollars_per_hour is for --dry_run, which says what a run costs: give both, or neither.\n"
-    assert (run.returncode, run.stdout, run.stderr) == (2, "", told)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_print_config_shows_values_and_sources_and_loads_again(tmp_path: Path) -> None:
     environment = {"RANK": "", "WANDB_PROJECT": "mine", "WANDB_MODE": "offline"}
     first = train_py("--print_config", "--epochs", "3", cwd=tmp_path, **environment)

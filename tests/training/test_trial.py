@@ -7,7 +7,7 @@ from transformers import Qwen2Model
 
 from arcdist.config import load_config
 from arcdist.distributed import FailureWatch
-from arcdist.errors import OutOfMemoryError
+from arcdist.errors import ConfigError, OutOfMemoryError
 from arcdist.models import training_flops
 from arcdist.training import trial
 from arcdist.training.run import train
@@ -64,6 +64,16 @@ def test_it_says_what_a_run_computes_and_costs(dry_run):
     assert number(rows["with kept prompts"]) > 0
     others = dry_run("--qwen.every=1")
     assert not {"with kept prompts", "at $7,200.00 an hour"} & others.keys()
+
+
+def test_a_price_without_a_dry_run_is_refused(tiny_flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as raised:
+        train(load_config([*tiny_flags, "--dollars_per_hour", "3"]), FailureWatch())
+    assert str(raised.value) == (
+        "--dollars_per_hour is for --dry_run, which says what a run costs: give both, or neither."
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_says_how_many_epochs_the_time_is_enough_for(dry_run):
