@@ -313,7 +313,7 @@ class OptimConfig(_Section):
     task_vector_lr_scale: NonNegative = 1.0
     """Learning rate of the agent's task vectors as a multiple of `agent_lr`."""
     matrix_optimizer: Literal["adamw", "muon"] = "adamw"
-    """Optimizer of the matrices of the recursive agent's block; AdamW has all else."""
+    """Optimizer of the matrices of the agent's hidden layers; AdamW has all else."""
     muon_lr: NonNegative = 0.02
     """Peak learning rate of Muon, of an update whose singular values are near 1; no effect with `adamw`."""
     weight_decay: NonNegative = 1e-6
@@ -466,11 +466,6 @@ class Config:
                 f"refiner.rewarded_share is {self.refiner.rewarded_share}, over agent.backward_share = "
                 f"{self.agent.backward_share}: the reward needs the way back. Lower --refiner.rewarded_share or raise "
                 f"--agent.backward_share."
-            )
-        if self.optim.matrix_optimizer == "muon" and self.agent.kind != "recursive":
-            raise ConfigError(
-                f"optim.matrix_optimizer is muon, which trains the block of agent.kind = recursive, and agent.kind is "
-                f"{self.agent.kind}: give --optim.matrix_optimizer adamw, or --agent.kind recursive."
             )
         if self.agent.views_per_reading > 1 and not self.data.augment.dihedral:
             raise ConfigError(

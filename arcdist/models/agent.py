@@ -290,10 +290,9 @@ class ARCPromptGuidedAgent(nn.Module):
         self.size_head = SizeHead(conditioning_dim=hidden_dim, max_grid_size=max_grid_size)
 
     def matrices(self) -> list[nn.Parameter]:
-        """The weights of hidden layers, which map vectors to vectors: those of the block, which `recursive` has."""
-        if not isinstance(self.core, RecursiveCore):
-            return []
-        return [parameter for parameter in self.core.block.parameters() if parameter.ndim == 2]
+        """The weights of the core's hidden layers, which map vectors to vectors."""
+        hidden = (self.core.block,) if isinstance(self.core, RecursiveCore) else (self.core.second, self.core.heads)
+        return [parameter for part in hidden for parameter in part.parameters() if parameter.ndim == 2]
 
     def flops(self, height: int, width: int, pairs: int) -> PlanningFlops:
         """Operations for one view of a query on a canvas, with so many context pairs, absent ones included.

@@ -301,10 +301,10 @@ class ConvCore(nn.Module):
     def __init__(self, *, num_colors: int, hidden_dim: int, max_steps: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(num_colors + 1, hidden_dim // 2, kernel_size=3, padding=1)
-        self.second = nn.Conv2d(hidden_dim // 2, hidden_dim, kernel_size=3, padding=1)
+        self.second = MatrixConv2d(hidden_dim // 2, hidden_dim, kernel_size=3, padding=1)
         self.fuse_prompt = nn.Linear(hidden_dim, hidden_dim)
         self.belief = nn.Linear(num_colors, hidden_dim, bias=False)
-        self.heads = nn.ModuleList(nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1) for _ in range(max_steps))
+        self.heads = nn.ModuleList(MatrixConv2d(hidden_dim, hidden_dim, 3, padding=1) for _ in range(max_steps))
 
     def start(
         self,

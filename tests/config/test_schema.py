@@ -49,16 +49,6 @@ def test_values_at_the_edge_are_accepted(flag):
     assert load_config(flag.split()).config.train.epochs >= 1
 
 
-def test_muon_needs_an_agent_with_a_block():
-    with pytest.raises(ConfigError) as raised:
-        load_config(["--optim.matrix_optimizer=muon", "--agent.kind=conv"])
-    assert str(raised.value) == (
-        "optim.matrix_optimizer is muon, which trains the block of agent.kind = recursive, and agent.kind is conv: "
-        "give --optim.matrix_optimizer adamw, or --agent.kind recursive. (optim.matrix_optimizer: flag; agent.kind: "
-        "flag)"
-    )
-
-
 def test_every_part_is_frozen():
     config = Config()
     for part in (config, *(getattr(config, f.name) for f in fields(config))):

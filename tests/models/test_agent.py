@@ -462,12 +462,13 @@ def test_a_seed_gives_the_same_weights(kind):
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_the_matrices_are_those_of_the_block(agent, kind):
+def test_the_matrices_are_those_of_the_core_s_hidden_layers(agent, kind):
     names = {id(parameter): name for name, parameter in agent.named_parameters()}
-    block = [name for name in names.values() if name.startswith("core.block.") and name.endswith(".weight")]
-    layers = [name for name in block if "before" not in name and "after" not in name]
+    core = [name for name in names.values() if name.startswith("core.") and name.endswith(".weight")]
+    outer = ("before", "after", "colors", "belief", "to_query", "from_context", "first", "fuse_prompt")
+    layers = [name for name in core if name.split(".")[-2] not in outer]
     assert [names[id(matrix)] for matrix in agent.matrices()] == layers
-    assert bool(layers) is (kind == "recursive")
+    assert len(layers) == {"recursive": 7, "attention": 9, "conv": 1 + T}[kind]
 
 
 def counted(run) -> int:
