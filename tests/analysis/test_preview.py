@@ -179,7 +179,8 @@ def test_a_folder_that_is_not_there_is_reported(tmp_path):
 
 @cache
 def configuration(flags):
-    return load_config(flags).config
+    own_form = ("--data.max_context_pairs=10", "--data.augment.dihedral=false", "--agent.views_per_reading=1")
+    return load_config((*own_form, *flags)).config
 
 
 def console(width=80, **settings):

@@ -98,7 +98,7 @@ TOKENIZER = load_tokenizer(QwenConfig(model="embedded:tiny"))
 
 @cache
 def configuration(flags):
-    return load_config(flags).config
+    return load_config(("--data.max_context_pairs=10", "--agent.views_per_reading=1", *flags)).config
 
 
 def grid(*rows):

@@ -18,7 +18,7 @@ def test_a_run_folder_is_read_whole(tmp_path):
     record = read_run_folder(make_run(tmp_path / "run", flags=("--seed", "3"), epochs=2))
     assert record.identity.name == "run"
     assert record.config["train.seed"] == 3
-    assert record.config["data.augment.dihedral"] is False
+    assert record.config["data.augment.colors"] is False
     assert [step["step"] for step in record.steps] == [10, 20, 30, 40, 50, 60, 70, 80]
     assert [epoch["epoch"] for epoch in record.epochs] == [0, 1]
     assert record.best["metric"] == "val/exact"

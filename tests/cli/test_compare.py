@@ -51,7 +51,7 @@ def test_two_runs_are_compared_and_nothing_is_written(compare, runs):
     before = sorted(runs.rglob("*"))
     code, out, err = compare("base", "other")
     assert (code, err) == (0, "")
-    assert re.search(r"^optim\.agent_lr +0\.005 +0\.01$", out, re.M)
+    assert re.search(r"^optim\.agent_lr +0\.003 +0\.01$", out, re.M)
     assert re.search(r"^B \(other\) is better than A \(base\): ", out, re.M)
     assert sorted(runs.rglob("*")) == before
 

@@ -120,10 +120,10 @@ def recorded(tensors_of):
             return noted
 
         for agent in agents:
-            agent.plan = noting_plan(agent, agent.plan)
+            agent.plan_until_stopped = noting_plan(agent, agent.plan_until_stopped)
         result = something(session, *args)
         for agent in agents:
-            del agent.plan
+            del agent.plan_until_stopped
         for handle in handles:
             handle.remove()
         return calls, result

@@ -16,4 +16,4 @@ def make_loop(build_tiny, tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Draw nothing: pictures take as long as the steps, and are drawn from numbers that are compared."""
-    monkeypatch.setattr(TrainingMetricsTracker, "draw", lambda self: self.plot_path)
+    monkeypatch.setattr(TrainingMetricsTracker, "draw", lambda self, **_: self.plot_path)
