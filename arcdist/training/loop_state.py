@@ -184,7 +184,7 @@ class LoopState:
         self.memory_gate = DynamicMemoryThreshold(
             curriculum.memory_threshold_start, curriculum.memory_threshold_alpha, curriculum.memory_gate
         )
-        self.health = RunHealth()
+        self.health = RunHealth(config.qwen.every)
         self.since_log = Interval()
         self.since_epoch = Interval()
         self.cost = Cost(processes)
