@@ -665,13 +665,3 @@ def test_a_run_does_not_end_well_without_its_last_checkpoint(undrawn, make_loop,
     with pytest.raises(SaveError, match="The disk is full"):
         loop.run()
     assert loop.state.step == 2
-
-
-def test_a_checkpoint_of_an_older_version_is_resumed_from(undrawn, build_tiny, tmp_path):
-    Loop(build_tiny(), tmp_path, Heartbeat(tmp_path, 0)).run()
-    snapshot = load_checkpoint(tmp_path / "checkpoints" / "step_00000001")
-    for name in ("cost", "run_id"):
-        del snapshot.state[name]
-    loop = Loop(build_tiny(), tmp_path, Heartbeat(tmp_path, 0))
-    loop.resume(snapshot)
-    assert loop.run()
