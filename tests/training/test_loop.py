@@ -457,9 +457,10 @@ def test_a_budget_ends_the_run_amid_an_epoch_which_is_validated(timed, pace):
 
 
 def test_a_validation_that_uses_the_rest_of_the_time_is_the_last(timed, pace):
-    loop = timed("whole", 1.5)
+    loop = timed("whole", 1.5, "--log_every=3")
     assert loop.run()
     assert [record["step"] for record in read_metrics(loop.folder)["epochs"]] == [4, 8]
+    assert [record["step"] for record in read_steps(loop.folder)] == [3, 6, 8]
     assert loop.state.step == 8
 
 
