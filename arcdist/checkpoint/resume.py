@@ -42,16 +42,17 @@ _WITH_A_WARNING = (
 """What a user may want to change on the way; the curve has a bend there. Another base is known by its checksum."""
 
 _WITH_OTHER_MOMENTS = ("optim.matrix_optimizer",)
-"""Of these keys, the one whose optimizers could not go on."""
+"""Among these keys, but refused: the saved moments are those of the other optimizer."""
 _LENGTHS = ("train.epochs", "train.budget_minutes")
 
 _NEEDED = {
     **dict.fromkeys(("step", "epoch", "batch", "skipped", "skipped_in_a_row", "gradients_checked"), int),
-    **dict.fromkeys(("since_log", "since_epoch", "steps_of_schedules", "loss_scale", "averaged_agent"), dict),
-    **dict.fromkeys(("prompts", "config", "data", "base"), dict),
+    "seconds": float,
+    **dict.fromkeys(("memory_gate", "health", "cost", "since_log", "since_epoch", "steps_of_schedules"), dict),
+    **dict.fromkeys(("loss_scale", "averaged_agent", "prompts", "config", "data", "base"), dict),
     "epochs": list,
 }
-"""What a resumed run takes from the state; older versions saved all of it."""
+"""What a resumed run takes from the state."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -288,7 +289,7 @@ def check_configuration(
             f"belong to {state['base']['model']} ({state['base']['sha256'][:12]}): give that one with --qwen.model."
         )
     begun, minutes = state["epoch"] + (state["batch"] > 0), config.train.budget_minutes
-    used = state.get("seconds", state.get("cost", {}).get("seconds", 0.0)) / 60  # Older versions have no `seconds`.
+    used = state["seconds"] / 60
     # A run that has used its time is complete, and may be resumed as it is.
     if minutes is not None and "train.budget_minutes" in changes and minutes < used:
         raise ConfigError(

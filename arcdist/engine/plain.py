@@ -112,15 +112,7 @@ class PlainEngine(Engine):
         names = {id(parameter): name for name, parameter in trainable(self.module).items()}
         for optimizer in self.optimizers:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            state = {
-                place: {
-                    # A checkpoint of an older version may have the same numbers in another shape.
-                    moment: value if moment == "step" else value.reshape(parameter.shape)
-                    for moment, value in by_name[names[id(parameter)]].items()
-                }
-                for place, parameter in enumerate(parameters)
-                if by_name
-            }
+            state = {place: by_name[names[id(parameter)]] for place, parameter in enumerate(parameters) if by_name}
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

@@ -106,8 +106,8 @@ class Halting(nn.Module):
     """After each planning step, the probability that the planning stops there.
 
     It looks at how sure the predicted colours are, and how much they have moved since the step before (LoopViT, arXiv
-    2602.02156, stops where the entropy is stable). Both are looked at without a gradient: an agent that could be sure
-    of less in order to stop sooner would learn that.
+    2602.02156, stops where the entropy is stable). No gradient flows into either: the agent shall not become surer than
+    it should be in order to stop sooner.
     """
 
     def __init__(self, max_steps: int, hidden_dim: int = 16) -> None:

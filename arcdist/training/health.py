@@ -15,7 +15,7 @@ from arcdist.errors import HealthError, NotFiniteError
 _logger = logging.getLogger(__name__)
 
 PATIENCE = 100
-"""Batches in which a gradient may be zero."""
+"""Batches from which on a gradient that stays zero is flagged."""
 _WINDOW = 10
 """Points that are compared with others."""
 _STEPS_A_POINT = 20
@@ -71,7 +71,7 @@ def gradient_zero(group: str, batches: int = PATIENCE) -> Flag:
     return Flag(
         f"{group}_gradient_zero",
         f"The gradient of {group} has been zero for {batches} batches.",
-        f"Lower --qwen.every below {batches}." if group == "qwen" else "Check that a loss with a weight reaches it.",
+        "Check that a loss with a weight reaches it.",
     )
 
 
@@ -99,9 +99,13 @@ class RunHealth:
 
     A window is 10 points, a point the mean over at least 20 steps. The loss is compared by ranks: the latest window
     with the run's first (flat: a plateau far below the start is no alarm) and with the one before it (rising).
+
+    Args:
+        prompt_batches: batches that a prompt serves (`qwen.every`): while all are kept, Qwen has no gradient.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prompt_batches: int = 1) -> None:
+        self._qwen_patience = PATIENCE + prompt_batches - 1
         self._last_gradient: dict[str, int] = {}
         self._first: list[float] = []
         self._points: deque[_Point] = deque(maxlen=2 * _WINDOW)
@@ -171,7 +175,7 @@ class RunHealth:
             if norm != 0.0:
                 self._last_gradient[group] = step
             batches = step - self._last_gradient.setdefault(group, 0)
-            is_zero = batches >= PATIENCE
+            is_zero = batches >= (self._qwen_patience if group == "qwen" else PATIENCE)
             self._settle(step, gradient_zero(group, batches), rises=is_zero, clears=not is_zero)
         self._pending.append((loss, reward, accuracy_delta))
         if step - self._point_start >= _STEPS_A_POINT:

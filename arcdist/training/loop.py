@@ -223,16 +223,20 @@ class Loop:
         self.pace.add(report.queries, report.tokens, seconds)
         if report.finite:
             state.add(report, seconds=seconds)
-        # If every step since the last line was skipped, there is nothing to log.
-        due = state.step % self.config.output.log_every == 0 or state.ends_run
-        if due and state.since_log.steps:
-            self.metrics_logger.log_steps()
-            state.begin_line()
+        self._log_steps()
         check_every = self.config.distributed.replica_check_every
         if check_every and state.step % check_every == 0:
             self.heartbeat.doing("comparing replicas")
             check_replicas(replicated(session), session.device, state.step)
         return report
+
+    def _log_steps(self) -> None:
+        """Log the steps since the last line if that is due, and begin another one."""
+        state = self.state
+        # If every step since the last line was skipped, there is nothing to log.
+        if state.since_log.steps and (state.step % self.config.output.log_every == 0 or state.ends_run):
+            self.metrics_logger.log_steps()
+            state.begin_line()
 
     def _check(self, report: StepReport) -> None:
         """End the run on what it cannot recover from; a step whose numbers are not finite has changed nothing."""
@@ -283,6 +287,7 @@ class Loop:
                 # If the validation has used the rest of the time, it was the last one.
                 own = torch.tensor(state.cost.seconds if self.session.is_main else 0.0, device=self.session.device)
                 self._use_time(all_reduce_sum({"seconds": own})["seconds"].item())
+                self._log_steps()
         self.checkpointing.best_is_new = self.metrics_logger.log_epoch(scores, validation)
         state.begin_epoch()
         self._save(now=state.ends_run)

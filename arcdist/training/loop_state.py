@@ -184,7 +184,7 @@ class LoopState:
         self.memory_gate = DynamicMemoryThreshold(
             curriculum.memory_threshold_start, curriculum.memory_threshold_alpha, curriculum.memory_gate
         )
-        self.health = RunHealth()
+        self.health = RunHealth(config.qwen.every)
         self.since_log = Interval()
         self.since_epoch = Interval()
         self.cost = Cost(processes)
@@ -255,14 +255,9 @@ class LoopState:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()` of another run, on any number of processes."""
-        # Checkpoints of older versions have no `seconds`, and the oldest no `cost`.
-        known = {"seconds": state.get("cost", {}).get("seconds", 0.0), **state}
         for name in self._NUMBERS:
-            setattr(self, name, known[name])
+            setattr(self, name, state[name])
         for name in self._PARTS:
-            if name in state:
-                getattr(self, name).load_state(state[name])
+            getattr(self, name).load_state(state[name])
         for name in self._INTERVALS:
-            # A checkpoint that does not count rewards has one for each query.
-            kept = {"rewarded": state[name]["queries"]} | deepcopy(state[name])
-            setattr(self, name, Interval(**kept))
+            setattr(self, name, Interval(**deepcopy(state[name])))

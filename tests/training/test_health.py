@@ -59,8 +59,15 @@ def test_gradient_is_missed_after_a_hundred_batches_without_it(caplog):
     assert with_norms(health, 50, qwen=0.1, agent=1.0) == []
     assert with_norms(health, 149, qwen=0.0, agent=1.0) == []
     assert with_norms(health, 150, qwen=0.0, agent=1.0) == ["qwen_gradient_zero"]
-    assert "zero for 100 batches. Lower --qwen.every below 100." in caplog.text
+    assert "zero for 100 batches. Check that a loss with a weight reaches it." in caplog.text
     assert with_norms(health, 151, qwen=0.2, agent=1.0) == []
+
+
+def test_while_prompts_are_kept_no_gradient_of_qwen_is_missed():
+    health = RunHealth(prompt_batches=512)
+    assert with_norms(health, 50, qwen=0.1, agent=1.0) == []
+    assert with_norms(health, 660, qwen=0.0, agent=0.0) == ["agent_gradient_zero"]
+    assert with_norms(health, 661, qwen=0.0, agent=1.0) == ["qwen_gradient_zero"]
 
 
 def test_gradient_that_never_came_is_counted_from_the_start_of_the_run():

@@ -457,9 +457,10 @@ def test_a_budget_ends_the_run_amid_an_epoch_which_is_validated(timed, pace):
 
 
 def test_a_validation_that_uses_the_rest_of_the_time_is_the_last(timed, pace):
-    loop = timed("whole", 1.5)
+    loop = timed("whole", 1.5, "--log_every=3")
     assert loop.run()
     assert [record["step"] for record in read_metrics(loop.folder)["epochs"]] == [4, 8]
+    assert [record["step"] for record in read_steps(loop.folder)] == [3, 6, 8]
     assert loop.state.step == 8
 
 
@@ -665,13 +666,3 @@ def test_a_run_does_not_end_well_without_its_last_checkpoint(undrawn, make_loop,
     with pytest.raises(SaveError, match="The disk is full"):
         loop.run()
     assert loop.state.step == 2
-
-
-def test_a_checkpoint_of_an_older_version_is_resumed_from(undrawn, build_tiny, tmp_path):
-    Loop(build_tiny(), tmp_path, Heartbeat(tmp_path, 0)).run()
-    snapshot = load_checkpoint(tmp_path / "checkpoints" / "step_00000001")
-    for name in ("cost", "run_id"):
-        del snapshot.state[name]
-    loop = Loop(build_tiny(), tmp_path, Heartbeat(tmp_path, 0))
-    loop.resume(snapshot)
-    assert loop.run()

@@ -244,17 +244,6 @@ def test_without_a_budget_time_does_not_count():
     assert (state.total, state.done, state.budget_used, state.ends_run) == (12, 0, 0.0, False)
 
 
-def test_a_state_of_an_older_version_has_its_time_from_what_the_run_cost():
-    state, stored = make_state(), make_state().state()
-    stored["cost"]["seconds"] = 100.0
-    del stored["seconds"]
-    state.load_state(stored)
-    assert state.seconds == 100.0
-    del stored["cost"]
-    state.load_state(stored)
-    assert state.seconds == 0.0
-
-
 @pytest.mark.parametrize(("step", "weight"), [(0, 1.0), (3, 0.875), (6, 0.75), (12, 0.5), (28, 0.5)])
 def test_by_default_the_size_weight_falls_over_three_epochs(step, weight):
     state = LoopState(load_config([]).config, steps_per_epoch=4, processes=1)
