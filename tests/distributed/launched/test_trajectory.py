@@ -70,7 +70,7 @@ def test_several_views_of_a_query_are_those_of_a_single_process(
 
 @pytest.mark.parametrize(("config", "processes"), [("cpu_2proc", 3), ("zero2", 2)])
 def test_steps_of_muon_are_those_of_a_single_process(launched, assert_same_trajectory, config, processes):
-    flags = ("--optim.matrix_optimizer=muon", "--optim.muon_lr=0.005", "--max_batches=3", "--epochs=2")
+    flags = ("--optim.matrix_optimizer=muon", "--optim.muon_lr=0.001", "--max_batches=3", "--epochs=2")
     one, several = (launched(*launch, *flags, program="noting") for launch in (SINGLE, (config, processes)))
     assert one.steps()[0]["grad_norm/agent_matrices"] > 0.0
     # Muon computes in bfloat16, which may round what differs in float32's last bit to different numbers.
@@ -240,7 +240,8 @@ def test_bf16_on_several_processes_is_that_of_one(launched, single_bf16, config)
     for record, other in zip(several.steps(), single_bf16.steps(), strict=True):
         assert all(math.isfinite(value) for name, value in record.items() if name != "flags")
         for name in ("loss", "efe/total", "size_loss", "solver_loss", "grad_norm/agent", "grad_norm/qwen"):
-            assert record[name] == pytest.approx(other[name], rel=0.03), (name, record["step"])
+            rel = 0.05 if name.startswith("grad_norm") else 0.03
+            assert record[name] == pytest.approx(other[name], rel=rel), (name, record["step"])
 
 
 def test_bf16_is_near_float32_and_is_not_float32(launched, single_bf16):
