@@ -532,7 +532,7 @@ def files_of(folder):
 )
 def test_a_run_that_is_resumed_anywhere_is_the_run_that_never_ended(whole_run, every, optimizer, places):
     whole, resume = whole_run(f"--qwen.every={every}", f"--optim.matrix_optimizer={optimizer}")
-    assert len({record["reward/mean"] for record in read_steps(whole)}) == 3
+    assert len({record["reward/mean"] for record in read_steps(whole)}) > 1
     assert bool(load_checkpoint(whole / "best").prompts) is (every > 1)
     for step in places:
         assert_same_run(resume(step), whole)
