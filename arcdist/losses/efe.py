@@ -89,8 +89,7 @@ def consistency(
     log_final: Float[Tensor, "B H W C"], target: Int[Tensor, "B H W"], mask: Bool[Tensor, "B H W"]
 ) -> Float[Tensor, " B"]:
     """Cross-entropy of a prediction with the target, over the masked cells whose target is known."""
-    surprise = -log_final.gather(-1, target.clamp_min(0).long().unsqueeze(-1)).squeeze(-1)
-    return cell_mean(surprise, mask & (target >= 0))
+    return cell_mean(_surprise(log_final, target), mask & (target >= 0))
 
 
 EXPLORED_SHARE = 0.5
@@ -111,9 +110,7 @@ def expected_consistency(
 
     The planning is taken to stop after a step drawn evenly with the probability `EXPLORED_SHARE`.
     """
-    wanted = target.clamp_min(0).long()[None, ..., None].expand(*log_forward.shape[:-1], 1)
-    surprise = -log_forward.gather(-1, wanted).squeeze(-1)  # [T, B, H, W]
-    of_steps = cell_mean(surprise.movedim(0, -1), mask & (target >= 0))  # [B, T]
+    of_steps = cell_mean(_surprise(log_forward, target).movedim(0, -1), mask & (target >= 0))  # [B, T]
     last_step = (1.0 - EXPLORED_SHARE) * stopping(halting) + EXPLORED_SHARE / len(halting)
     return (last_step * of_steps.T).sum(dim=0)
 
@@ -149,6 +146,11 @@ def prompt_alignment(
     constant direction and the term would say nothing about the colours.
     """
     return 1.0 - F.cosine_similarity(projected_prompt, predicted_colors, dim=-1)
+
+
+def _surprise(log_colors: Float[Tensor, "*T B H W C"], target: Int[Tensor, "B H W"]) -> Float[Tensor, "*T B H W"]:
+    wanted = target.clamp_min(0).long().expand(log_colors.shape[:-1]).unsqueeze(-1)
+    return -log_colors.gather(-1, wanted).squeeze(-1)
 
 
 def _kl_divergence(log_p: Float[Tensor, "*N C"], log_q: Float[Tensor, "*M C"]) -> Float[Tensor, "*N"]:

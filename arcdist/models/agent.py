@@ -380,7 +380,7 @@ class ARCPromptGuidedAgent(nn.Module):
         belief = query[..., : self.num_colors]
         going_on = torch.arange(len(query), device=query.device)
         goes_on = torch.ones(len(query), device=query.device)
-        kept = going_on  # Which of those that take a step are among the next.
+        kept: Tensor | None = None  # Which of those that took the step before go on; at first all.
         taken: list[tuple[Tensor, ...]] = []
         for _ in range(self.max_steps):
             state_logits, log_colors = self.emission(step(belief, kept))

@@ -16,7 +16,6 @@ from arcdist.distributed.collectives import all_reduce_sum, gather_rows
 from arcdist.engine import Engines
 from arcdist.evaluation import Grades, answer, canvas_target, grade
 from arcdist.losses import (
-    cell_mean,
     color_shares,
     combined_loss,
     consistency,
@@ -518,7 +517,7 @@ def _energy(
     size = size_loss((height_logits, width_logits), forward.queries.targets.target_size)
     solver = consistency(forward.final_logits, target, mask)
     query = inputs.query[sampled.backward]
-    way_back = cell_mean(-after.reconstruction_logits.gather(-1, query.clamp_min(0)[..., None])[..., 0], query >= 0)
+    way_back = consistency(after.reconstruction_logits, query, query >= 0)
     reversibility = of_some(way_back, sampled.backward, len(inputs.query), backward_share)
     energy = (
         hard_cell_weight(1.0 - scores.cell) * terms["total"]
