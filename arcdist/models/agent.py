@@ -369,41 +369,10 @@ class ARCPromptGuidedAgent(nn.Module):
 
         The host waits for the device after each step, to learn which queries go on.
         """
-        if self.halting is None:
-            return self.plan(inputs, prompt, context)
         if context is None:
             context = self.read_context(inputs)
-        conditioning, _ = self._conditioning(inputs, prompt, context)
-        area = cells_within(inputs.working_area, *inputs.query.shape[1:])
-        query = one_hot_colors(inputs.query, self.num_colors)
-        step = self.core.start(query, inputs.query_size, conditioning, context, area)
-        belief = query[..., : self.num_colors]
-        going_on = torch.arange(len(query), device=query.device)
-        goes_on = torch.ones(len(query), device=query.device)
-        kept: Tensor | None = None  # Which of those that took the step before go on; at first all.
-        taken: list[tuple[Tensor, ...]] = []
-        for _ in range(self.max_steps):
-            state_logits, log_colors = self.emission(step(belief, kept))
-            halting = self.halting(log_colors[None], belief[None], area[going_on])[0]
-            before = taken[-1][:2] if taken else (torch.zeros_like(state_logits), torch.zeros_like(log_colors))
-            stopped = torch.ones_like(goes_on)
-            of_step = zip((*before, stopped), (state_logits, log_colors, halting), strict=True)
-            taken.append(tuple(old.index_copy(0, going_on, new) for old, new in of_step))
-            goes_on = goes_on * (1.0 - taken[-1][2])
-            kept = (goes_on[going_on] > 0.5).nonzero().squeeze(1)
-            going_on = going_on[kept]
-            if not len(going_on):
-                break
-            belief = log_colors[kept].exp() * area[going_on][..., None]
-        taken += [(*taken[-1][:2], stopped)] * (self.max_steps - len(taken))
-        states, colors, stops = (torch.stack(each) for each in zip(*taken, strict=True))
-        return Plan(
-            forward_logits=colors,
-            state_logits=states,
-            size_logits=self.size_head(conditioning, inputs),
-            area=area,
-            halting=stops,
-        )
+        ahead, _ = self._conditioning(inputs, prompt, context)
+        return self._plan_ahead(inputs, ahead, context, until_stopped=True)
 
     def _conditioning(
         self, inputs: QueryInputs, prompt: Float[Tensor, "B P"], context: Context | None
@@ -420,14 +389,20 @@ class ARCPromptGuidedAgent(nn.Module):
         ahead, back = (each + self.mix_condition(each) for each in directed)
         return ahead, back
 
-    def _plan_ahead(self, inputs: QueryInputs, ahead: Float[Tensor, "B D"], context: Context | None) -> Plan:
+    def _plan_ahead(
+        self, inputs: QueryInputs, ahead: Float[Tensor, "B D"], context: Context | None, *, until_stopped: bool = False
+    ) -> Plan:
         area = cells_within(inputs.working_area, *inputs.query.shape[1:])
         query = one_hot_colors(inputs.query, self.num_colors)
-        state_logits, forward_logits, _ = self._trajectory(query, inputs.query_size, ahead, context, area)
+        start = (query, inputs.query_size, ahead, context, area)
         halting = None
-        if self.halting is not None:
-            before = torch.cat([query[None, ..., : self.num_colors], forward_logits[:-1].detach().exp()])
-            halting = self.halting(forward_logits, before, area)
+        if self.halting is None or not until_stopped:
+            state_logits, forward_logits, _ = self._trajectory(*start)
+            if self.halting is not None:
+                before = torch.cat([query[None, ..., : self.num_colors], forward_logits[:-1].detach().exp()])
+                halting = self.halting(forward_logits, before, area)
+        else:
+            state_logits, forward_logits, halting = self._trajectory_until_stopped(self.halting, *start)
         return Plan(
             forward_logits=forward_logits,
             state_logits=state_logits,
@@ -456,3 +431,36 @@ class ARCPromptGuidedAgent(nn.Module):
             belief = color_logits.exp() * inside
         states, colors = zip(*steps, strict=True)
         return torch.stack(states), torch.stack(colors), state
+
+    def _trajectory_until_stopped(
+        self,
+        asked: Halting,
+        grid: Float[Tensor, "B H W C1"],
+        size: Int[Tensor, "B 2"],
+        conditioning: Float[Tensor, "B D"],
+        context: Context | None,
+        area: Bool[Tensor, "B H W"],
+    ) -> tuple[Float[Tensor, "T B H W S"], Float[Tensor, "T B H W C"], Float[Tensor, "T B"]]:
+        """States and colours of each step, the last that was taken again for those that were not, and the halting."""
+        step = self.core.start(grid, size, conditioning, context, area)
+        belief = grid[..., : self.num_colors]
+        going_on = torch.arange(len(grid), device=grid.device)
+        goes_on = torch.ones(len(grid), device=grid.device)
+        kept: Tensor | None = None  # Which of those that took the step before go on; at first all.
+        taken: list[tuple[Tensor, ...]] = []
+        for _ in range(self.max_steps):
+            state_logits, log_colors = self.emission(step(belief, kept))
+            halting = asked(log_colors[None], belief[None], area[going_on])[0]
+            before = taken[-1][:2] if taken else (torch.zeros_like(state_logits), torch.zeros_like(log_colors))
+            stopped = torch.ones_like(goes_on)
+            of_step = zip((*before, stopped), (state_logits, log_colors, halting), strict=True)
+            taken.append(tuple(old.index_copy(0, going_on, new) for old, new in of_step))
+            goes_on = goes_on * (1.0 - taken[-1][2])
+            kept = (goes_on[going_on] > 0.5).nonzero().squeeze(1)
+            going_on = going_on[kept]
+            if not len(going_on):
+                break
+            belief = log_colors[kept].exp() * area[going_on][..., None]
+        taken += [(*taken[-1][:2], stopped)] * (self.max_steps - len(taken))
+        states, colors, stops = (torch.stack(each) for each in zip(*taken, strict=True))
+        return states, colors, stops
