@@ -32,8 +32,9 @@ from arcdist.errors import ArcdistError, SaveError
 def snapshot(step: int) -> Snapshot:
     weights = {"weight": torch.full((50,), float(step))}
     numbers = dict.fromkeys(("epoch", "batch", "skipped", "skipped_in_a_row", "gradients_checked"), 0)
-    parts = ("since_log", "since_epoch", "steps_of_schedules", "loss_scale", "averaged_agent", "prompts")
-    state = {"step": step, **numbers, **{name: {} for name in (*parts, "config", "data", "base")}, "epochs": []}
+    parts = ("memory_gate", "health", "cost", "since_log", "since_epoch", "steps_of_schedules", "loss_scale")
+    other = ("averaged_agent", "prompts", "config", "data", "base")
+    state = {"step": step, "seconds": 0.0, **numbers, **{name: {} for name in (*parts, *other)}, "epochs": []}
     return Snapshot(weights=weights, moments={"weight@exp_avg": torch.ones(40)}, prompts={}, state=state)
 
 
