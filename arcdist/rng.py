@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 RESAMPLES, INTERVAL_LEVEL, _BOOTSTRAP_SEED = 10_000, 0.95, 0
 """Of a bootstrap: how often is drawn, and the share that its interval holds."""
-PURPOSES = ("batches", "context", "augment", "unknown_task", "refinement", "dropout")
+PURPOSES = ("batches", "context", "augment", "unknown_task", "refinement", "dropout", "agent_dropout")
 """What training draws at random, by the seed, the purpose, the epoch and the sample or batch."""
 
 

@@ -167,6 +167,8 @@ class AgentConfig(_Section):
     """A learned vector for each training task; unknown tasks get zeros."""
     task_vector_dropout: ShareBelow1 = 0.0
     """Share of the queries that are learned as if their task were unknown, so that the agent heeds the prompt."""
+    dropout: ShareBelow1 = 0.0
+    """Share of a block's hidden channels that a view is learned without, the same in all cells and planning steps."""
     attention: bool = False
     """Whether the cells of a grid attend to each other in every planning step, beside convolution and axis mixing."""
     halting: bool = True

@@ -52,6 +52,8 @@ class QueryInputs:
     """Row of the task among the training tasks; -1 for an unknown task."""
     dihedral: Int[Tensor, " B"]
     """Which of the 8 symmetries the whole task is seen under; 0 is none."""
+    dropout_seed: Int[Tensor, " B"]
+    """From this number comes which channels the agent drops while it learns the view; 0 where nothing is drawn."""
 
     @property
     def views(self) -> int:

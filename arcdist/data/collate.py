@@ -43,15 +43,22 @@ class Collator:
     """Whether Qwen reads the view that the agent sees; else the query in its own form, once for all its views."""
     unknown_share: float = 0.0
     """Share of the queries whose task is given as unknown, all views of one alike."""
+    dropout: bool = False
+    """Whether each view gets a seed for what the agent drops."""
 
     def __call__(self, queries: Sequence[Query], epoch: int = 0) -> QueryBatch:
         """Augment and collate queries as they are seen in an epoch."""
         batch = self.collate(queries, [view for query in queries for view in self.draw(query, epoch)])
-        if not self.unknown_share:
-            return batch
-        draws = torch.tensor([stream(self.seed, "unknown_task", epoch, query.id).random() for query in queries])
-        task_index = batch.inputs.task_index.where(batch.inputs.of_views(draws) >= self.unknown_share, -1)
-        return replace(batch, inputs=replace(batch.inputs, task_index=task_index))
+        changes: dict[str, Tensor] = {}
+        if self.unknown_share:
+            draws = torch.tensor([stream(self.seed, "unknown_task", epoch, query.id).random() for query in queries])
+            known = batch.inputs.of_views(draws) >= self.unknown_share
+            changes["task_index"] = batch.inputs.task_index.where(known, -1)
+        if self.dropout:
+            streams = (stream(self.seed, "agent_dropout", epoch, query.id) for query in queries)
+            seeds = [rng.integers(1, 2**63 - 1, size=self.views) for rng in streams]
+            changes["dropout_seed"] = torch.from_numpy(np.concatenate(seeds))
+        return replace(batch, inputs=replace(batch.inputs, **changes))
 
     def collate(
         self, queries: Sequence[Query], augmentations: Sequence[Augmentation], *, tell_symmetry: bool = True
@@ -92,6 +99,7 @@ class Collator:
             summary=torch.from_numpy(summary.astype(np.float32)),
             task_index=torch.tensor([self.task_rows.get(query.task_id, -1) for query in each]),
             dihedral=torch.tensor([augmentation.dihedral * tell_symmetry for augmentation in augmentations]),
+            dropout_seed=torch.zeros(len(each), dtype=torch.int64),
         )
         return QueryBatch(
             ids=tuple(query.id for query in queries),

@@ -313,22 +313,37 @@ class Engines:
         """The precision of forward passes."""
         return self.precision.autocast()
 
-    def gradient_norms(self) -> dict[str, Float[Tensor, ""]]:
-        """Norms of all groups of all engines."""
-        with region("optimizer"):
-            return {name: norm for engine in self.by_name().values() for name, norm in engine.gradient_norms().items()}
+    def gradient_norms(self, *, qwen_idle: bool = False) -> dict[str, Float[Tensor, ""]]:
+        """Norms of all groups of all engines.
 
-    def step(self) -> None:
+        `qwen_idle` here and below: Qwen has read nothing in this step, on any process. It exchanges nothing then, its
+        norms are 0, and it stays as it is while its schedule goes on.
+        """
+        with region("optimizer"):
+            norms: dict[str, Tensor] = {}
+            for engine in self.by_name().values():
+                if engine is self.qwen and qwen_idle:
+                    device = next(engine.module.parameters()).device
+                    norms |= {group.name: torch.zeros((), device=device) for group in engine.groups}
+                else:
+                    norms |= engine.gradient_norms()
+            return norms
+
+    def step(self, *, qwen_idle: bool = False) -> None:
         """Update all."""
         with region("optimizer"):
             for engine in self.by_name().values():
-                engine.step()
+                if engine is self.qwen and qwen_idle:
+                    engine.schedule.steps_done += 1
+                else:
+                    engine.step()
         self.precision.update(finite=True)
 
-    def skip(self) -> None:
+    def skip(self, *, qwen_idle: bool = False) -> None:
         """Update none; a loss scale that overflowed is lowered."""
         for engine in self.by_name().values():
-            engine.skip()
+            if not (engine is self.qwen and qwen_idle):
+                engine.skip()
         self.precision.update(finite=False)
 
     def use_budget(self, share: float) -> None:

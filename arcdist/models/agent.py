@@ -16,6 +16,7 @@ from arcdist.models.cores import (
     ConvCore,
     RecursiveCore,
     cells_within,
+    dropout_factors,
     one_hot_colors,
     product_flops,
 )
@@ -233,6 +234,7 @@ class ARCPromptGuidedAgent(nn.Module):
         num_tasks: training tasks; rows of the table of task vectors.
         task_vectors: whether the table exists (`recursive` only).
         task_vector_dropout: share of the queries that are learned as if their task were unknown; kept for the data.
+        dropout: share of the block's hidden channels that a view is learned without.
         attention: whether the cells of a grid attend to each other in every step (`recursive` only).
         halting: whether the agent says after each step how likely the planning stops there.
         ema_decay: decay of the moving average of the weights; kept for the training step, see `EMA`.
@@ -252,6 +254,7 @@ class ARCPromptGuidedAgent(nn.Module):
         num_tasks: int = 0,
         task_vectors: bool = True,
         task_vector_dropout: float = 0.0,
+        dropout: float = 0.0,
         attention: bool = False,
         halting: bool = True,
         ema_decay: float = 0.999,
@@ -262,6 +265,7 @@ class ARCPromptGuidedAgent(nn.Module):
         self.num_colors = num_colors
         self.max_steps = max_steps
         self.task_vector_dropout = task_vector_dropout
+        self.dropout = dropout
         self.ema_decay = ema_decay
         self.views_per_reading = views_per_reading
         self.backward_share = backward_share
@@ -344,7 +348,7 @@ class ARCPromptGuidedAgent(nn.Module):
         outcome_size = predicted_size(size_logits, inputs.working_area)
         inside = cells_within(outcome_size, *area.shape[1:])[..., None].float()
         start = torch.cat([outcome * inside, 1.0 - inside], dim=-1)
-        _, backward_logits, last = self._trajectory(start, outcome_size, back, context, area)
+        _, backward_logits, last = self._trajectory(start, outcome_size, back, context, area, self._dropout(inputs))
         return AgentOutput(
             forward_logits=plan.forward_logits,
             state_logits=plan.state_logits,
@@ -389,12 +393,18 @@ class ARCPromptGuidedAgent(nn.Module):
         ahead, back = (each + self.mix_condition(each) for each in directed)
         return ahead, back
 
+    def _dropout(self, inputs: QueryInputs) -> Float[Tensor, "B D"] | None:
+        """Factors of each view's channels, while the agent learns."""
+        if not (self.dropout and self.training):
+            return None
+        return dropout_factors(inputs.dropout_seed, self.views.shape[1], self.dropout)
+
     def _plan_ahead(
         self, inputs: QueryInputs, ahead: Float[Tensor, "B D"], context: Context | None, *, until_stopped: bool = False
     ) -> Plan:
         area = cells_within(inputs.working_area, *inputs.query.shape[1:])
         query = one_hot_colors(inputs.query, self.num_colors)
-        start = (query, inputs.query_size, ahead, context, area)
+        start = (query, inputs.query_size, ahead, context, area, self._dropout(inputs))
         halting = None
         if self.halting is None or not until_stopped:
             state_logits, forward_logits, _ = self._trajectory(*start)
@@ -418,9 +428,10 @@ class ARCPromptGuidedAgent(nn.Module):
         conditioning: Float[Tensor, "B D"],
         context: Context | None,
         area: Bool[Tensor, "B H W"],
+        dropout: Float[Tensor, "B D"] | None,
     ) -> tuple[Float[Tensor, "T B H W S"], Float[Tensor, "T B H W C"], Float[Tensor, "B H W D"]]:
         """One trajectory: states and colours of each step, and the state that it ends in."""
-        step = self.core.start(grid, size, conditioning, context, area)
+        step = self.core.start(grid, size, conditioning, context, area, dropout)
         inside = area[..., None].to(grid.dtype)
         belief = grid[..., : self.num_colors]
         steps = []
@@ -440,9 +451,10 @@ class ARCPromptGuidedAgent(nn.Module):
         conditioning: Float[Tensor, "B D"],
         context: Context | None,
         area: Bool[Tensor, "B H W"],
+        dropout: Float[Tensor, "B D"] | None,
     ) -> tuple[Float[Tensor, "T B H W S"], Float[Tensor, "T B H W C"], Float[Tensor, "T B"]]:
         """States and colours of each step, the last that was taken again for those that were not, and the halting."""
-        step = self.core.start(grid, size, conditioning, context, area)
+        step = self.core.start(grid, size, conditioning, context, area, dropout)
         belief = grid[..., : self.num_colors]
         going_on = torch.arange(len(grid), device=grid.device)
         goes_on = torch.ones(len(grid), device=grid.device)

@@ -40,6 +40,19 @@ def cells_within(size: Int[Tensor, "B 2"], height: int, width: int) -> Bool[Tens
     return rows & columns
 
 
+def dropout_factors(seed: Int[Tensor, " B"], channels: int, share: float) -> Float[Tensor, "B channels"]:
+    """0 for a share of the channels, 1 / (1 - share) for the others, by the seed of each row alone.
+
+    A bit mixer of the seed and the channel's number (SplitMix64, Steele et al. 2014) in place of a generator: rows may
+    be partitioned in any way, and are drawn at once.
+    """
+    bits = seed[:, None] + torch.arange(1, channels + 1, device=seed.device) * -0x61C8864680B583EB
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        bits = (bits ^ (bits >> shift)) * factor
+    uniform = (bits >> 40 & 0xFFFFFF).float() * 2.0**-24
+    return (uniform >= share) / (1.0 - share)
+
+
 def _convolve(cells: Float[Tensor, "B H W D"], layer: nn.Module) -> Float[Tensor, "B H W D2"]:
     return layer(cells.movedim(-1, 1)).movedim(1, -1)
 
@@ -207,10 +220,17 @@ class RecursiveBlock(nn.Module):
         nn.init.normal_(self.modulation.weight, std=0.3 / math.sqrt(hidden_dim))
         nn.init.zeros_(self.modulation.bias)
 
-    def modulate(self, conditioning: Float[Tensor, "B D"]) -> tuple[Tensor, ...]:
-        """Scale and shift before and after mixing, each [B, 1, 1, D]; the same for all steps of a trajectory."""
+    def modulate(
+        self, conditioning: Float[Tensor, "B D"], dropout: Float[Tensor, "B D"] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Scale and shift before and after mixing, and perhaps the factors of dropout, each [B, 1, 1, D].
+
+        They are the same for all steps of a trajectory, as dropout in a recurrence has to be (Gal & Ghahramani 2016,
+        arXiv:1512.05287).
+        """
         scale, shift, scale_mixed, shift_mixed = self.modulation(conditioning)[:, None, None].chunk(4, dim=-1)
-        return 1.0 + scale, shift, 1.0 + scale_mixed, shift_mixed
+        factors = () if dropout is None else (dropout[:, None, None],)
+        return 1.0 + scale, shift, 1.0 + scale_mixed, shift_mixed, *factors
 
     def forward(
         self,
@@ -220,7 +240,7 @@ class RecursiveBlock(nn.Module):
         area: Float[Tensor, "B H W 1"],
     ) -> Float[Tensor, "B H W D"]:
         """One planning step. `area` is 1 in the working area and 0 beyond it."""
-        scale, shift, scale_mixed, shift_mixed = modulation
+        scale, shift, scale_mixed, shift_mixed, *dropout = modulation
         inner = torch.addcmul(shift, self.before(state + injection), scale) * area
         mixed = _convolve(inner, self.local)
         row, column, everywhere = self.to_axes(inner).chunk(3, dim=-1)
@@ -229,7 +249,10 @@ class RecursiveBlock(nn.Module):
             mixed = mixed + project(pooled.clamp_min(0.0))
         if self.attention is not None:
             mixed = mixed + self.attention(inner, area.flatten(1)[:, None, None] > 0)
-        return state + self.out(F.silu(torch.addcmul(shift_mixed, self.after(mixed), scale_mixed)))
+        hidden = F.silu(torch.addcmul(shift_mixed, self.after(mixed), scale_mixed))
+        for factors in dropout:
+            hidden = hidden * factors
+        return state + self.out(hidden)
 
 
 class RecursiveCore(nn.Module):
@@ -255,6 +278,7 @@ class RecursiveCore(nn.Module):
         conditioning: Float[Tensor, "B D"],
         context: Context | None,
         area: Bool[Tensor, "B H W"],
+        dropout: Float[Tensor, "B D"] | None = None,
     ) -> PlanningStep:
         """Embed the grid that a trajectory starts from: colours, positions from both ends, context read once."""
         height, width = grid.shape[1:3]
@@ -269,7 +293,7 @@ class RecursiveCore(nn.Module):
             queries = self.to_query(injection).unflatten(-1, (self.heads, -1)).flatten(1, 2).transpose(1, 2)
             read = F.scaled_dot_product_attention(queries, context.keys, context.values, attn_mask=context.token_mask)
             injection = injection + self.from_context(read.transpose(1, 2).flatten(2).unflatten(1, (height, width)))
-        modulation = self.block.modulate(conditioning)
+        modulation = self.block.modulate(conditioning, dropout)
         inside = area[..., None].to(injection.dtype)
         state = torch.zeros_like(injection)
 
@@ -313,12 +337,15 @@ class ConvCore(nn.Module):
         conditioning: Float[Tensor, "B D"],
         context: Context | None,
         area: Bool[Tensor, "B H W"],
+        dropout: Float[Tensor, "B D"] | None = None,
     ) -> PlanningStep:
         """Encode the grid that a trajectory starts from. This core reads neither sizes nor context pairs."""
         del size, context
         inside = area[..., None].to(grid.dtype)
         encoded = F.silu(_convolve(grid * inside, self.first)) * inside
         encoded = F.silu(_convolve(encoded, self.second) + self.fuse_prompt(conditioning)[:, None, None]) * inside
+        if dropout is not None:
+            encoded = encoded * dropout[:, None, None]
         heads = iter(self.heads)
 
         def step(belief: Float[Tensor, "B H W C"], kept: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B H W D"]:

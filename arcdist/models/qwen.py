@@ -305,6 +305,10 @@ class PromptCache:
         prompt, control = torch.stack(rows, dim=1)
         return CachedPrompts(PromptOutput(prompt, control), torch.tensor(missing, dtype=torch.int64).to(prompt.device))
 
+    def holds_all(self, ids: Sequence[str], batch_number: int) -> bool:
+        """Whether the prompts of all these queries are still good in this batch."""
+        return all(self._holds(query_id, batch_number) for query_id in ids)
+
     def store(self, ids: Sequence[str], output: PromptOutput, batch_number: int) -> None:
         """Keep the prompts that were computed in this batch; a query whose prompt is still good keeps that one."""
         rows = torch.stack([output.prompt.detach(), output.control.detach()], dim=1)

@@ -161,19 +161,27 @@ class PromptReading:
 
 
 def read_prompts(
-    models: Models, qwen: Engine, queries: QueryBatch, step: int, *, seed: int, keep_graph: bool
+    models: Models,
+    qwen: Engine,
+    queries: QueryBatch,
+    step: int,
+    *,
+    seed: int,
+    keep_graph: bool,
+    others_read: bool = True,
 ) -> PromptReading:
     """Have Qwen read queries; with `qwen.every` > 1 those only whose last prompt is no longer good.
 
     Prompts are kept by query, not by task: another query of the task has this one's target in its context. Where
     several passes make a step, a graph would have to wait for the rewards of all of them: reading twice takes the
-    memory of one (gradient caching, Gao et al. 2021, arXiv:2101.06983).
+    memory of one (gradient caching, Gao et al. 2021, arXiv:2101.06983). An engine in lockstep reads something for as
+    long as `others_read`: another process, or another pass.
     """
     every_row = torch.arange(len(queries), device=queries.inputs.tokens.device)
     cached = models.prompts.lookup(queries.ids, step) if models.qwen.every > 1 else None
     rows = every_row if cached is None else cached.missing
     counts = len(rows) > 0
-    if qwen.in_lockstep and not counts:
+    if qwen.in_lockstep and others_read and not counts:
         rows = every_row[:1]
     dropout_seed = _dropout_seed(seed, step, queries.ids)
     writes = models.qwen.lm_head is not None

@@ -287,6 +287,7 @@ def build_session(
                 views=views,
                 reads_views=views == 1,
                 unknown_share=config.agent.task_vector_dropout,
+                dropout=config.agent.dropout > 0,
             ),
             partial(partitioner, passes=train.accumulation),
             process,

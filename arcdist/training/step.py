@@ -143,7 +143,12 @@ def train_step(
         The same on all processes. If a loss, reward or gradient of any of them is not finite, the step is skipped:
         `finite` is False, and no parameter, statistic, memory or kept prompt has changed.
     """
-    passes = [_run_pass(batch, index, models, engines, draws, settings) for index, draws in enumerate(noise)]
+    # All processes keep the same prompts, so that they agree on it.
+    qwen_idle = models.prompts.holds_all(batch.ids, settings.number)
+    passes = [
+        _run_pass(batch, index, models, engines, draws, settings, qwen_idle=qwen_idle)
+        for index, draws in enumerate(noise)
+    ]
     # The one all-reduce of a step: sums over its passes and over all processes.
     sums = {name: [getattr(each.sums, name) for each in passes] for name in Sums._fields}
     totals = Sums(**all_reduce_sum({name: torch.stack(values).sum(0) for name, values in sums.items()}))
@@ -169,12 +174,12 @@ def train_step(
             )
             engines.refiner.backward(losses["total"], is_last=each.is_last)
 
-    report = _report(batch, totals, rewards, passes[0].metrics, engines.gradient_norms(), weights)
+    report = _report(batch, totals, rewards, passes[0].metrics, engines.gradient_norms(qwen_idle=qwen_idle), weights)
     if not report.finite:
-        engines.skip()
+        engines.skip(qwen_idle=qwen_idle)
         return report
 
-    engines.step()
+    engines.step(qwen_idle=qwen_idle)
     with region("optimizer"):
         models.averaged_agent.update()
     models.efe.observe(totals.target_colors)
@@ -183,7 +188,8 @@ def train_step(
         if any(admitted):
             packed = torch.cat([each.solved.packed(models.solver.memory.max_grid_size) for each in passes])
             models.solver.remember_packed(gather_rows(packed, admitted), batch.ids, settings.number)
-    keep_prompts(models, batch, [each.reading for each in passes], settings.number)
+    if not qwen_idle:
+        keep_prompts(models, batch, [each.reading for each in passes], settings.number)
     return report
 
 
@@ -333,6 +339,8 @@ def _run_pass(
     engines: Engines,
     noise: Float[Tensor, "N K A"],
     settings: StepSettings,
+    *,
+    qwen_idle: bool,
 ) -> Pass:
     """Answer the queries of a pass, score the answers, and give the grid modules their gradients."""
     queries, share = batch.queries[index], batch.shares[index]
@@ -340,7 +348,8 @@ def _run_pass(
     is_last = index + 1 == len(batch.shares)
     sampled = sample_views(share, views, settings.config, settings.number, device)
     # Of several passes, the graphs would have to wait for the rewards of the last: Qwen reads twice then.
-    forward = _forward(models, engines, queries, noise, sampled, settings, keep_graph=len(batch.shares) == 1)
+    keep_graph = len(batch.shares) == 1
+    forward = _forward(models, engines, queries, noise, sampled, settings, keep_graph=keep_graph, qwen_idle=qwen_idle)
     prompt = forward.reading.prompt
     target, mask = canvas_target(queries.targets, forward.after)
     with region("scores and rewards"):
@@ -428,12 +437,20 @@ def _forward(
     settings: StepSettings,
     *,
     keep_graph: bool,
+    qwen_idle: bool,
 ) -> ForwardPass:
     """The forward pass: Qwen's prompt, its refinements, the agent's answer to it and to each of them."""
     inputs, draws = queries.inputs, noise.shape[1]
     with engines.autocast():
-        seed = settings.config.train.seed
-        reading = read_prompts(models, engines.qwen, queries, settings.number, seed=seed, keep_graph=keep_graph)
+        reading = read_prompts(
+            models,
+            engines.qwen,
+            queries,
+            settings.number,
+            seed=settings.config.train.seed,
+            keep_graph=keep_graph,
+            others_read=not qwen_idle,
+        )
         with region("refiner"):
             of_draws = [
                 each[:, None].expand(-1, draws, -1) for each in (reading.prompt, reading.control, inputs.summary)

@@ -1,6 +1,6 @@
 """Queries become the tensors of a batch."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -184,3 +184,11 @@ def test_a_share_of_the_queries_hide_their_task_whatever_their_batch(arc_queries
     share = torch.stack(hidden).float()
     assert share.mean().item() == pytest.approx(0.25, abs=0.03)
     assert share.mean(0).max() < 0.75  # Another draw in each epoch.
+
+
+def test_each_view_has_a_dropout_seed_of_its_own_in_every_epoch_whatever_its_batch(arc_queries):
+    seeding = Collator(embedded_tokenizer(), task_rows={}, seed=3, views=2, reads_views=False, dropout=True)
+    seeds = torch.stack([seeding(arc_queries, epoch).inputs.dropout_seed for epoch in range(2)])
+    assert len(seeds.unique()) == 2 * 2 * len(arc_queries)
+    assert torch.equal(seeding(arc_queries[5:6], 1).inputs.dropout_seed, seeds[1, 10:12])
+    assert not replace(seeding, dropout=False)(arc_queries).inputs.dropout_seed.any()

@@ -325,16 +325,24 @@ def test_an_overflow_skips_all_engines_and_halves_the_scale_once(scale_losses):
 
 
 @pytest.mark.parametrize("outcome", ["step", "skip"])
-def test_a_loss_scale_allows_a_step_in_which_qwen_read_nothing(scale_losses, outcome):
-    engines = make_engines(weight_decay=0.0)  # as with prompts that are all cached
+def test_where_qwen_has_read_nothing_it_stays_as_it_is_and_its_schedule_goes_on(scale_losses, monkeypatch, outcome):
+    engines = make_engines()  # as with prompts that are all kept
     scale_losses(engines.precision, 1024.0)
+    backward(engines)
+    engines.step()
     before = snapshot(engines)
+    for asked in ("gradient_norms", "step", "skip"):  # Nothing is exchanged.
+        monkeypatch.setattr(engines.qwen, asked, None)
     engines.grid.backward(grid_loss(engines.grid.module, INPUTS[:, :2]))
-    assert engines.gradient_norms()["qwen"].item() == 0.0
-    getattr(engines, outcome)()
+    norms = engines.gradient_norms(qwen_idle=True)
+    assert list(norms) == ["qwen", "grid", "refiner"]
+    assert norms["qwen"].item() == 0.0
+    getattr(engines, outcome)(qwen_idle=True)
     after = snapshot(engines)
-    assert torch.equal(after["qwen.weight"], before["qwen.weight"])
+    same = {name for name in before if name.startswith("qwen.") and torch.equal(after[name], before[name])}
+    assert same == {name for name in before if name.startswith("qwen.")}
     assert torch.equal(after["grid.weight"], before["grid.weight"]) is (outcome == "skip")
+    assert engines.qwen.schedule.steps_done == engines.grid.schedule.steps_done == (2 if outcome == "step" else 1)
 
 
 def test_names_and_rates_are_those_of_all_engines():

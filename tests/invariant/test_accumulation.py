@@ -18,8 +18,8 @@ ROWS = (range(8), range(4, 12), range(8), (11, 3, 8, 0, 9))
 VIEWS = ("--agent.views_per_reading=3", "--agent.backward_share=0.5", "--refiner.rewarded_share=0.25")
 """Of several views of a query, some are planned backwards, and some of these are rewarded."""
 
-DRAWS = ("--refiner.draws=3", "--agent.task_vector_dropout=0.5")
-"""Of several draws of the policy the agent learns under one; some queries hide their task from it."""
+DRAWS = ("--refiner.draws=3", "--agent.task_vector_dropout=0.5", "--agent.dropout=0.2")
+"""Of several draws of the policy the agent learns under one, without some channels; some queries hide their task."""
 
 
 def load(session, rows):
@@ -155,7 +155,8 @@ def test_reading_for_the_others_changes_not_a_bit(build_tiny, passes, lm_weight)
     in_lockstep.models.qwen.register_forward_hook(lambda _module, given, _output: read.append(len(given[0])))
     expected, weights = trajectory(plain)
     reports, others = trajectory(in_lockstep)
-    assert 1 in read
+    # Of one pass that is all kept there is no other to read for.
+    assert (1 in read) == (passes > 1)
     assert reports == expected
     assert_equal(others, weights)
 

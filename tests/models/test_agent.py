@@ -311,6 +311,24 @@ def test_neighbours_change_nothing(agent, mixed, collate, make_query, mixed_quer
     assert_same(of_query(first, 0, AREAS[0]), of_query(second, 1, AREAS[0]))
 
 
+@pytest.mark.parametrize("kind", ["recursive", "conv"])
+def test_channels_are_dropped_by_view_while_it_learns_and_in_answers_never(kind, shaken, mixed):
+    agent, whole = (shaken(build(kind, dropout=share)) for share in (0.5, 0.0))
+    whole.load_state_dict(agent.state_dict())
+    seeded = replace(mixed, dropout_seed=torch.tensor([5, 6, 7]))
+    learned = agent(seeded, prompts(3))
+    assert torch.equal(learned.forward_logits, agent(seeded, prompts(3)).forward_logits)
+    # One view's seed is its own matter.
+    other = agent(replace(seeded, dropout_seed=torch.tensor([5, 6, 8])), prompts(3))
+    for way in ("forward_logits", "backward_logits"):
+        before, after = getattr(learned, way), getattr(other, way)
+        assert torch.equal(after[:, :2], before[:, :2])
+        assert not torch.equal(after[:, 2], before[:, 2])
+    one = agent(seeded.take(torch.tensor([1])), prompts(3)[1:2])
+    torch.testing.assert_close(one.forward_logits[:, 0], learned.forward_logits[:, 1], rtol=1e-4, atol=1e-5)
+    assert torch.equal(agent.eval()(seeded, prompts(3)).forward_logits, whole(seeded, prompts(3)).forward_logits)
+
+
 def test_every_parameter_learns(agent, mixed):
     all_losses(agent(mixed, prompts(3))).backward()
     for name, parameter in agent.named_parameters():

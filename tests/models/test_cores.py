@@ -14,6 +14,7 @@ from arcdist.models.cores import (
     ConvCore,
     MatrixConv2d,
     cells_within,
+    dropout_factors,
     one_hot_colors,
     rotated,
     rotations,
@@ -41,6 +42,22 @@ def test_one_hot_colours_by_hand():
 def test_cells_within_sizes_by_hand():
     cells = cells_within(torch.tensor([[1, 2], [2, 1], [9, 9]]), 2, 3)
     assert cells.int().tolist() == [[[1, 1, 0], [0, 0, 0]], [[1, 0, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 1]]]
+
+
+def test_dropout_leaves_out_the_share_that_is_asked_for_by_each_row_s_seed_alone():
+    seeds = torch.arange(1, 4001)
+    factors = dropout_factors(seeds, 32, 0.2)
+    assert factors.unique().tolist() == [0.0, 1.25]
+    dropped = (factors == 0.0).float()
+    deviation = (0.2 * 0.8) ** 0.5
+    assert dropped.mean().item() == pytest.approx(0.2, abs=4 * deviation / dropped.numel() ** 0.5)
+    # Channels, neighbouring channels and neighbouring seeds are independent.
+    assert (dropped.mean(0) - 0.2).abs().max() < 4 * deviation / len(seeds) ** 0.5
+    for one, other in ((dropped[:, 1:], dropped[:, :-1]), (dropped[1:], dropped[:-1])):
+        covariance = ((one - 0.2) * (other - 0.2)).mean()
+        assert covariance.abs() < 4 * deviation**2 / one.numel() ** 0.5
+    assert torch.equal(dropout_factors(seeds[[7, 3]], 32, 0.2), factors[[7, 3]])
+    assert torch.equal(dropout_factors(seeds[:3], 32, 0.0), torch.ones(3, 32))
 
 
 def test_a_token_for_each_row_and_column_that_a_pair_has(encoder, mixed):

@@ -578,7 +578,7 @@ def test_a_loss_scale_continues_where_it_was(whole_run, scale_losses):
     [
         ("--agent.ema_decay=0", "--agent.kind=conv"),
         ("--train.accumulation=2",),
-        ("--refiner.draws=3", "--agent.task_vector_dropout=0.5", "--refiner.alone_share=0.5"),
+        ("--refiner.draws=3", "--agent.task_vector_dropout=0.5", "--refiner.alone_share=0.5", "--agent.dropout=0.2"),
     ],
 )
 def test_so_does_a_run_of_another_kind(whole_run, flags):

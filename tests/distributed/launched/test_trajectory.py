@@ -54,7 +54,9 @@ def test_20_steps_are_those_of_a_single_process(several, single, assert_same_tra
 
 @pytest.mark.parametrize(("config", "processes"), [("cpu_2proc", 3), ("zero2", 2)])
 @pytest.mark.parametrize(
-    "more", [("--qwen.every=3",), ("--refiner.draws=3", "--agent.task_vector_dropout=0.5")], ids=["kept", "draws"]
+    "more",
+    [("--qwen.every=3",), ("--refiner.draws=3", "--agent.task_vector_dropout=0.5", "--agent.dropout=0.2")],
+    ids=["kept", "draws"],
 )
 def test_several_views_of_a_query_are_those_of_a_single_process(
     launched, assert_same_trajectory, config, processes, more
