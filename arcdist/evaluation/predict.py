@@ -36,10 +36,11 @@ def grid_tuple(grid: Grid) -> GridTuple:
     return tuple(map(tuple, grid.tolist()))
 
 
-Origin = Literal["agent", "steps", "memory", "refiner", "demonstrations", "qwen", "qwen_score"]
+Origin = Literal["agent", "steps", "unadapted", "memory", "refiner", "demonstrations", "qwen", "qwen_score"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
-"""Who proposes grids: the agent as in validation, its earlier planning steps, the memory alone, refinements that the
-policy draws, the one of these that does best on the task's own demonstrations, and Qwen, which writes them.
+"""Who proposes grids: the agent as in validation, its earlier planning steps, the agent as it was before test-time
+training, the memory alone, refinements that the policy draws, the one of these that does best on the task's own
+demonstrations, and Qwen, which writes them.
 Qwen's score proposes nothing: it says how probable each of the others' grids is."""
 
 

@@ -12,6 +12,7 @@ from arcdist.evaluation.vote import ATTEMPTS, Ranked, vote
 WEIGHTS: dict[Origin, float] = {
     "agent": 1.0,
     "steps": 0.3,
+    "unadapted": 0.3,
     "memory": 0.3,
     "refiner": 0.3,
     "demonstrations": 1.0,

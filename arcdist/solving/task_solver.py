@@ -119,6 +119,20 @@ class TaskSolver:
             adapted(trained.predictor, self.collator, task.id, shown, self.adapting, trained.device) as (own, collator),
         ):
             candidates = propose(own, collator, asked, shown, self.proposing, trained.device)
+        if own is not trained.predictor:
+            # What the agent would have answered costs little beside the training, and errs elsewhere.
+            alone = Proposing(
+                views=self.proposing.views,
+                batch_size=self.proposing.batch_size,
+                seed=self.proposing.seed,
+                tell_symmetry=self.proposing.tell_symmetry,
+            )
+            with trained.autocast():
+                before = propose(trained.predictor, self.collator, asked, (), alone, trained.device)
+            candidates = [
+                of_query + [replace(each, origin="unadapted") for each in unadapted]
+                for of_query, unadapted in zip(candidates, before, strict=True)
+            ]
         if not all(math.isfinite(each.log_prob) for of_query in candidates for each in of_query):
             remedy = "lower --solve.adapt_lr" if self.adapting.steps else "give --train.precision no"
             raise NotFiniteError(f"The models' outputs are not finite: {remedy}.")

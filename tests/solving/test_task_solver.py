@@ -35,6 +35,10 @@ def test_an_unknown_task_has_a_vector_of_zeros_or_is_learned_from_its_demonstrat
     learned = answers(unknown, "--adapt_steps=3")
     assert learned[0][0].log_prob != first[0][0].log_prob
     assert answers(unknown, "--adapt_steps=3", "--solve.adapt_part=both") != learned
+    # What it would have answered before is proposed too.
+    assert [replace(each, origin="agent") for each in learned[0] if each.origin == "unadapted"] == [
+        each for each in first[0] if each.origin == "agent"
+    ]
     # Nothing is kept for the next puzzle.
     assert answers(unknown, "--adapt_steps=3") == learned
     assert answers(unknown) == first
