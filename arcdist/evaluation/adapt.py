@@ -70,7 +70,7 @@ def adapted(
     own = replace(models, agent=agent)
     # What Qwen reads in its own form, and with weights that stay, is the same in every step.
     refined = None if trains_qwen or collator.reads_views else _refined(own, collator, demonstrations, device)
-    optimizer = torch.optim.AdamW(trained, lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     try:
         with torch.enable_grad():
             for step in range(settings.steps):
