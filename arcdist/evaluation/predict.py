@@ -11,6 +11,7 @@ from torch import Tensor
 
 from arcdist.data import Augmentation, Collator, Grid, Query, QueryBatch, draw_augmentation
 from arcdist.evaluation.answers import answer, likeliest
+from arcdist.evaluation.consensus import Opinion, likeliest_of_all, log_prob_of_all
 from arcdist.models import (
     ARCPromptGuidedAgent,
     PermanentSolver,
@@ -36,12 +37,24 @@ def grid_tuple(grid: Grid) -> GridTuple:
     return tuple(map(tuple, grid.tolist()))
 
 
-Origin = Literal["agent", "steps", "unadapted", "memory", "refiner", "demonstrations", "qwen", "qwen_score"]
+Origin = Literal[
+    "agent",
+    "steps",
+    "consensus",
+    "unadapted",
+    "memory",
+    "refiner",
+    "demonstrations",
+    "qwen",
+    "agent_score",
+    "qwen_score",
+]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
-"""Who proposes grids: the agent as in validation, its earlier planning steps, the agent as it was before test-time
-training, the memory alone, refinements that the policy draws, the one of these that does best on the task's own
-demonstrations, and Qwen, which writes them.
-Qwen's score proposes nothing: it says how probable each of the others' grids is."""
+"""Who proposes grids: the agent as in validation, its earlier planning steps, all its views together, the agent before
+test-time training, the memory alone, refinements that the policy draws, the one of these that does best on the task's
+own demonstrations, and Qwen, which writes them. Scores propose nothing: they say how probable the agent, or Qwen, finds
+each of the others' grids."""
+SCORES: tuple[Origin, ...] = ("agent_score", "qwen_score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +64,9 @@ class Candidate:
     grid: GridTuple
     origin: Origin
     view: int
-    """Number of the view that it was proposed for; 0 if it is Qwen's score, which is of all."""
+    """Number of the view that it was proposed for; 0 if it comes from all of them, as scores do."""
     log_prob: float
-    """Of its size and colours, in nats, as whoever proposed it puts it; Qwen's score is the sum over all views."""
+    """Of its size and colours, in nats, as whoever proposed it puts it; what comes from all views is their sum."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +144,8 @@ class Proposing:
     """Refinements that are drawn from the policy, K."""
     steps: bool = False
     """Whether earlier planning steps propose."""
+    consensus: bool = False
+    """Whether the agent's views propose a grid together, and score those of all."""
     memory: bool = False
     """Whether the memory alone proposes."""
     qwen: bool = False
@@ -150,6 +165,7 @@ def propose(
     demonstrations: Sequence[Query],
     settings: Proposing,
     device: torch.device,
+    before: Sequence[Sequence[Candidate]] = (),
 ) -> list[list[Candidate]]:
     """The candidates for each query of one task, those of the first view first.
 
@@ -160,19 +176,31 @@ def propose(
         demonstrations: the same task's demonstrations, each held out in turn; they choose among the draws.
         settings: which candidates.
         device: of the models.
+        before: candidates that there are already for each query, to be scored with the others; none by default.
     """
     task_id = queries[0].task_id
     noise = _draws(settings, models, task_id, device)
     best = _best_draw(models, collator, demonstrations, noise, settings, device)
     candidates: list[list[Candidate]] = [[] for _ in queries]
+    opinions: list[list[Opinion]] = [[] for _ in queries]
 
     def add(seen: Sequence[Seen], origin: Origin, proposed: Proposed) -> None:
         for (place, number, view), (grid, log_prob) in zip(seen, proposed, strict=True):
             candidates[place].append(Candidate(grid_tuple(view.invert(grid)), origin, number, log_prob))
 
     for seen, batch in _seen(collator, queries, settings, device):
-        for origin, proposed in _proposals(models, batch, settings, noise, best):
+        response = models.respond(batch)
+        for origin, proposed in _proposals(models, batch, response, settings, noise, best):
             add(seen, origin, proposed)
+        if settings.consensus:
+            for (place, _, view), (colors, sides) in zip(seen, _log_probs(batch, response), strict=True):
+                opinions[place].append(Opinion(view, colors, sides))
+    for of_query, known in zip(candidates, before, strict=bool(before)):
+        of_query.extend(known)
+    if settings.consensus:
+        for of_query, all_views in zip(candidates, opinions, strict=True):
+            agreed, log_prob = likeliest_of_all(all_views)
+            of_query.append(Candidate(grid_tuple(agreed), "consensus", 0, log_prob))
     if settings.qwen:
         # It writes the forms that it has learned to read.
         written_in = settings if collator.reads_views else replace(settings, views=1)
@@ -181,7 +209,17 @@ def propose(
             add(seen, "qwen", [(each.grid, each.log_prob) for each in written])
         scores = _qwen_scores(models, collator, queries, candidates, written_in, device)
         candidates = [of_query + scored for of_query, scored in zip(candidates, scores, strict=True)]
-    return [sorted(of_query, key=lambda candidate: candidate.view) for of_query in candidates]
+    if settings.consensus:
+        candidates = [
+            of_query + _agent_scores(of_query, all_views)
+            for of_query, all_views in zip(map(_by_view, candidates), opinions, strict=True)
+        ]
+    return [_by_view(of_query) for of_query in candidates]
+
+
+def _by_view(candidates: Sequence[Candidate]) -> list[Candidate]:
+    # Those of a view stay in the order of the parts, whatever was answered at once.
+    return sorted(candidates, key=lambda candidate: candidate.view)
 
 
 Seen: TypeAlias = tuple[int, int, Augmentation]
@@ -205,6 +243,25 @@ def _seen(
             read = [queries[place] for place, _, _ in seen] if collator.reads_views else [query for _, query in group]
             batch = collator.collate(read, [view for _, _, view in seen], tell_symmetry=settings.tell_symmetry)
             yield seen, batch.to(device)
+
+
+def _log_probs(
+    batch: QueryBatch, response: Response
+) -> list[tuple[Float[np.ndarray, "_ _ C"], Float[np.ndarray, "2 G"]]]:
+    """What each view says of its colours, within its working area, and of its sides."""
+    colors = response.logits.float().log_softmax(-1).cpu().numpy()
+    sides = response.plan.size_logits.float().cpu().numpy()
+    areas = batch.inputs.working_area.tolist()
+    return [
+        (of_view[:height, :width], side) for of_view, side, (height, width) in zip(colors, sides, areas, strict=True)
+    ]
+
+
+def _agent_scores(candidates: Sequence[Candidate], opinions: Sequence[Opinion]) -> list[Candidate]:
+    """How probable the agent finds each grid that was proposed and fits, over all views: a product of experts."""
+    grids = dict.fromkeys(candidate.grid for candidate in candidates)
+    scores = ((grid, log_prob_of_all(opinions, np.array(grid, np.uint8))) for grid in grids)
+    return [Candidate(grid, "agent_score", 0, score) for grid, score in scores if score > -np.inf]
 
 
 def _qwen_scores(
@@ -233,10 +290,14 @@ Proposed: TypeAlias = list[tuple[np.ndarray, float]]
 
 
 def _proposals(
-    models: Predictor, batch: QueryBatch, settings: Proposing, noise: list[Tensor], best: int | None
+    models: Predictor,
+    batch: QueryBatch,
+    response: Response,
+    settings: Proposing,
+    noise: list[Tensor],
+    best: int | None,
 ) -> list[tuple[Origin, Proposed]]:
     """What is proposed for a batch, by whom."""
-    response = models.respond(batch)
     plan = response.plan
     kinds: list[Origin] = ["agent"]
     logits, sizes = [response.logits], [plan.size_logits]

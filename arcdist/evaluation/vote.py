@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from arcdist.evaluation.predict import Candidate, GridTuple, Origin
+from arcdist.evaluation.predict import SCORES, Candidate, GridTuple, Origin
 
 ATTEMPTS = 2
 """That the benchmark allows for a test input."""
@@ -26,28 +26,29 @@ class Ranked:
 def vote(candidates: Sequence[Candidate], weights: Mapping[Origin, float]) -> list[Ranked]:
     """The different grids among the candidates, the one with most votes first.
 
-    A candidate has its origin's weight as a vote. The weight of Qwen's score is shared out over the grids by how
-    probable it finds each of them against the others. Among equals the likelier goes first, a cell of it on average,
-    then the one that was proposed first. A candidate whose origin has no weight is left out.
+    A candidate has its origin's weight as a vote. The weight of a score is shared out over the grids by how probable it
+    finds each of them against the others. Among equals the likelier goes first, a cell of it on average, then the one
+    that was proposed first. A candidate whose origin has no weight is left out.
     """
+    counted = [candidate for candidate in candidates if weights.get(candidate.origin, 0.0) > 0]
     grids: dict[GridTuple, list[Candidate]] = {}
-    scored: dict[GridTuple, float] = {}
-    for candidate in candidates:
-        if weights.get(candidate.origin, 0.0) > 0:
-            if candidate.origin == "qwen_score":
-                scored[candidate.grid] = candidate.log_prob
-            else:
-                grids.setdefault(candidate.grid, []).append(candidate)
-    if not grids:  # Qwen's score alone.
-        grids = {candidate.grid: [candidate] for candidate in candidates if candidate.grid in scored}
-    best = max(scored.values(), default=0.0)
-    shares = {grid: math.exp(log_prob - best) for grid, log_prob in scored.items()}
-    of_score = weights.get("qwen_score", 0.0) / (sum(shares.values()) or 1.0)
+    for candidate in counted:
+        if candidate.origin not in SCORES:
+            grids.setdefault(candidate.grid, []).append(candidate)
+    if not grids:  # Scores alone.
+        grids = {candidate.grid: [candidate] for candidate in counted}
+    shares: dict[GridTuple, float] = {}
+    for origin in SCORES:
+        scored = {candidate.grid: candidate.log_prob for candidate in counted if candidate.origin == origin}
+        best = max(scored.values(), default=0.0)
+        odds = {grid: math.exp(log_prob - best) for grid, log_prob in scored.items()}
+        for grid, each in odds.items():
+            shares[grid] = shares.get(grid, 0.0) + weights[origin] * each / sum(odds.values())
     ranked = [
         Ranked(
             grid=grid,
-            score=sum(weights[candidate.origin] for candidate in alike if candidate.origin != "qwen_score")
-            + of_score * shares.get(grid, 0.0),
+            score=sum(weights[candidate.origin] for candidate in alike if candidate.origin not in SCORES)
+            + shares.get(grid, 0.0),
             log_prob=max(candidate.log_prob for candidate in alike) / (len(grid) * len(grid[0])),
             origins={
                 origin: sum(candidate.origin == origin for candidate in alike)

@@ -12,14 +12,16 @@ from arcdist.evaluation.vote import ATTEMPTS, Ranked, vote
 WEIGHTS: dict[Origin, float] = {
     "agent": 1.0,
     "steps": 0.3,
+    "consensus": 1.0,
     "unadapted": 0.3,
     "memory": 0.3,
     "refiner": 0.3,
     "demonstrations": 1.0,
     "qwen": 0.1,
+    "agent_score": 4.0,
     "qwen_score": 4.0,
 }
-"""Of the candidates' votes, by where they come from; that of Qwen's score is shared out over the grids."""
+"""Of the candidates' votes, by where they come from; that of a score is shared out over the grids."""
 NO_ANSWER: GridTuple = ((0,),)
 """What a submission holds where there is none: the format knows no empty attempt."""
 _KEPT = 10

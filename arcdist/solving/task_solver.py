@@ -71,6 +71,7 @@ class TaskSolver:
                 views=solve.views,
                 draws=solve.draws,
                 steps=solve.steps,
+                consensus=True,
                 memory=solve.memory,
                 qwen=solve.qwen and trained.predictor.qwen.lm_head is not None,
                 batch_size=solve.batch_size,
@@ -114,25 +115,19 @@ class TaskSolver:
         asked = self.tests.read(self.asked[task.id])
         shown = self.demonstrations.read(self.held_out.get(task.id, ())) if self.demonstrations else []
         trained = self.trained
-        with (
-            trained.autocast(),
-            adapted(trained.predictor, self.collator, task.id, shown, self.adapting, trained.device) as (own, collator),
-        ):
-            candidates = propose(own, collator, asked, shown, self.proposing, trained.device)
-        if own is not trained.predictor:
-            # What the agent would have answered costs little beside the training, and errs elsewhere.
-            alone = Proposing(
-                views=self.proposing.views,
-                batch_size=self.proposing.batch_size,
-                seed=self.proposing.seed,
-                tell_symmetry=self.proposing.tell_symmetry,
-            )
-            with trained.autocast():
-                before = propose(trained.predictor, self.collator, asked, (), alone, trained.device)
-            candidates = [
-                of_query + [replace(each, origin="unadapted") for each in unadapted]
-                for of_query, unadapted in zip(candidates, before, strict=True)
-            ]
+        learns = self.adapting.steps > 0 and len(shown) > 0
+        with trained.autocast():
+            before: list[list[Candidate]] = []
+            if learns:
+                # What the agent would have answered costs little beside the training, and errs elsewhere.
+                alone = replace(self.proposing, draws=0, steps=False, consensus=False, memory=False, qwen=False)
+                unadapted = propose(trained.predictor, self.collator, asked, (), alone, trained.device)
+                before = [[replace(each, origin="unadapted") for each in of_query] for of_query in unadapted]
+            with adapted(trained.predictor, self.collator, task.id, shown, self.adapting, trained.device) as (
+                own,
+                collator,
+            ):
+                candidates = propose(own, collator, asked, shown, self.proposing, trained.device, before)
         if not all(math.isfinite(each.log_prob) for of_query in candidates for each in of_query):
             remedy = "lower --solve.adapt_lr" if self.adapting.steps else "give --train.precision no"
             raise NotFiniteError(f"The models' outputs are not finite: {remedy}.")

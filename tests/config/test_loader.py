@@ -281,7 +281,7 @@ def test_a_file_alone_overrides_the_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["arc1", "arc2", "overfit16", "quickstart", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen3-0.6b", "qwen3-4b", "small-arc"],
+    ["arc1", "arc2", "overfit16", "quickstart", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen3-0.6b", "qwen3-4b"],
 )
 def test_every_recipe_loads(name: str) -> None:
     assert name in recipe_names()

@@ -12,11 +12,11 @@ from hypothesis.extra.numpy import arrays
 from arcdist.data import Collator, Pair, Query, embedded_tokenizer
 from arcdist.evaluation import answer
 from arcdist.evaluation.adapt import Adapting, adapted
-from arcdist.evaluation.predict import Proposing, propose, views
+from arcdist.evaluation.predict import Candidate, Proposing, propose, views
 from arcdist.evaluation.vote import vote
 
 CPU = torch.device("cpu")
-EVERYTHING = Proposing(views=9, draws=3, steps=True, memory=True)
+EVERYTHING = Proposing(views=9, draws=3, steps=True, consensus=True, memory=True)
 
 
 def grid(rows):
@@ -119,10 +119,31 @@ def test_every_part_proposes(evaluated, collator):
     found = propose(evaluated, collator, [query(), query(asked=((4,),))], demonstrations(), EVERYTHING, CPU)
     for candidates in found:
         for view in range(9):
-            origins = [candidate.origin for candidate in candidates if candidate.view == view]
+            of_one_view = (each for each in candidates if each.origin not in ("consensus", "agent_score"))
+            origins = [candidate.origin for candidate in of_one_view if candidate.view == view]
             # Two planning steps, of which the last is the agent's; three draws, of which one is the best.
             expected = ["agent", "steps", "memory", "refiner", "refiner", "demonstrations"]
             assert sorted(origins) == sorted(expected)
+
+
+def test_all_views_propose_a_grid_together_and_score_those_of_all(evaluated, collator):
+    seen_before = [[Candidate(((1, 2), (3, 4)), "unadapted", 3, -1.0), Candidate(((0,) * 30,) * 30, "memory", 0, -1.0)]]
+    settings = Proposing(views=9, steps=True, consensus=True)
+    (candidates,) = propose(evaluated, collator, [query()], [], settings, CPU, seen_before)
+    assert [each for each in candidates if each.origin in ("unadapted", "memory")] == seen_before[0][::-1]
+    (agreed,) = (each for each in candidates if each.origin == "consensus")
+    scores = {each.grid: each.log_prob for each in candidates if each.origin == "agent_score"}
+    assert scores[agreed.grid] == agreed.log_prob
+    # Every grid that fits has one.
+    assert scores.keys() == {each.grid for each in candidates} - {((0,) * 30,) * 30}
+    same_size = [grid for grid in scores if np.shape(grid) == np.shape(agreed.grid)]
+    assert max(scores[grid] for grid in same_size) == agreed.log_prob
+    # Of one view it is the agent's own answer.
+    (candidates,) = propose(evaluated, collator, [query()], [], replace(settings, views=1, steps=False), CPU)
+    assert [(each.origin, each.grid) for each in candidates] == [
+        (origin, candidates[0].grid) for origin in ("agent", "consensus", "agent_score")
+    ]
+    assert candidates[1].log_prob == pytest.approx(candidates[0].log_prob, abs=1e-4)
 
 
 def test_without_demonstrations_no_draw_is_the_best(evaluated, collator):

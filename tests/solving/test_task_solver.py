@@ -29,7 +29,9 @@ def test_an_unknown_task_has_a_vector_of_zeros_or_is_learned_from_its_demonstrat
         return TaskSolver.of(trained, adapting(run, *flags), [task]).answer(task)
 
     first = answers(unknown)
-    assert [candidate.view for candidate in first[0]] == [0, 0, 1, 1]
+    of_views = [candidate for candidate in first[0] if candidate.origin in ("agent", "steps")]
+    assert [candidate.view for candidate in of_views] == [0, 0, 1, 1]
+    assert {candidate.origin for candidate in first[0]} == {"agent", "steps", "consensus", "agent_score"}
     # The same puzzle under its own id has a vector that was learned; its first view is the same.
     assert answers(known)[0][0].log_prob != first[0][0].log_prob
     learned = answers(unknown, "--adapt_steps=3")
