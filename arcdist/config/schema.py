@@ -168,7 +168,7 @@ class AgentConfig(_Section):
     task_vector_dropout: ShareBelow1 = 0.0
     """Share of the queries that are learned as if their task were unknown, so that the agent heeds the prompt."""
     dropout: ShareBelow1 = 0.0
-    """Share of a block's hidden channels that a view is learned without, the same in all cells and planning steps."""
+    """Share of the hidden channels that a view is learned without, the same in all cells, steps and directions."""
     attention: bool = False
     """Whether the cells of a grid attend to each other in every planning step, beside convolution and axis mixing."""
     halting: bool = True

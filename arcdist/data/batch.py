@@ -53,7 +53,7 @@ class QueryInputs:
     dihedral: Int[Tensor, " B"]
     """Which of the 8 symmetries the whole task is seen under; 0 is none."""
     dropout_seed: Int[Tensor, " B"]
-    """From this number comes which channels the agent drops while it learns the view; 0 where nothing is drawn."""
+    """Which channels the agent drops while it learns the view is drawn from this number; with 0 it drops none."""
 
     @property
     def views(self) -> int:

@@ -298,7 +298,10 @@ def count_weights(parameters: Iterable[nn.Parameter]) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engines:
-    """The two worlds of a step, Qwen with its adapters and the grid modules, and the policy between them."""
+    """The two worlds of a step, Qwen with its adapters and the grid modules, and the policy between them.
+
+    Where no process has read anything in a step, Qwen is idle (`qwen_idle`): it exchanges nothing and stays as it is.
+    """
 
     qwen: Engine
     grid: Engine
@@ -314,11 +317,7 @@ class Engines:
         return self.precision.autocast()
 
     def gradient_norms(self, *, qwen_idle: bool = False) -> dict[str, Float[Tensor, ""]]:
-        """Norms of all groups of all engines.
-
-        `qwen_idle` here and below: Qwen has read nothing in this step, on any process. It exchanges nothing then, its
-        norms are 0, and it stays as it is while its schedule goes on.
-        """
+        """Norms of all groups of all engines; those of an idle Qwen are 0."""
         with region("optimizer"):
             norms: dict[str, Tensor] = {}
             for engine in self.by_name().values():
@@ -334,6 +333,7 @@ class Engines:
         with region("optimizer"):
             for engine in self.by_name().values():
                 if engine is self.qwen and qwen_idle:
+                    # The schedules of all engines count the steps of the run.
                     engine.schedule.steps_done += 1
                 else:
                     engine.step()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from arcdist.data import Augmentation, Collator, Grid, Query, QueryBatch, draw_augmentation
 from arcdist.evaluation.answers import answer, likeliest
-from arcdist.evaluation.consensus import Opinion, likeliest_of_all, log_prob_of_all
+from arcdist.evaluation.consensus import Consensus, ViewPrediction
 from arcdist.models import (
     ARCPromptGuidedAgent,
     PermanentSolver,
@@ -66,7 +66,8 @@ class Candidate:
     view: int
     """Number of the view that it was proposed for; 0 if it comes from all of them, as scores do."""
     log_prob: float
-    """Of its size and colours, in nats, as whoever proposed it puts it; what comes from all views is their sum."""
+    """Of its size and colours, in nats, as whoever proposed it puts it: the consensus as the mean of all views, a score
+    as their sum."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,7 +183,7 @@ def propose(
     noise = _draws(settings, models, task_id, device)
     best = _best_draw(models, collator, demonstrations, noise, settings, device)
     candidates: list[list[Candidate]] = [[] for _ in queries]
-    opinions: list[list[Opinion]] = [[] for _ in queries]
+    predictions: list[list[ViewPrediction]] = [[] for _ in queries]
 
     def add(seen: Sequence[Seen], origin: Origin, proposed: Proposed) -> None:
         for (place, number, view), (grid, log_prob) in zip(seen, proposed, strict=True):
@@ -194,13 +195,13 @@ def propose(
             add(seen, origin, proposed)
         if settings.consensus:
             for (place, _, view), (colors, sides) in zip(seen, _log_probs(batch, response), strict=True):
-                opinions[place].append(Opinion(view, colors, sides))
+                predictions[place].append(ViewPrediction(view, colors, sides))
     for of_query, known in zip(candidates, before, strict=bool(before)):
         of_query.extend(known)
-    if settings.consensus:
-        for of_query, all_views in zip(candidates, opinions, strict=True):
-            agreed, log_prob = likeliest_of_all(all_views)
-            of_query.append(Candidate(grid_tuple(agreed), "consensus", 0, log_prob))
+    together = [Consensus(of_query) for of_query in predictions if of_query]
+    for of_query, views, consensus in zip(candidates, predictions, together, strict=settings.consensus):
+        agreed = consensus.likeliest()
+        of_query.append(Candidate(grid_tuple(agreed), "consensus", 0, consensus.log_prob(agreed) / len(views)))
     if settings.qwen:
         # It writes the forms that it has learned to read.
         written_in = settings if collator.reads_views else replace(settings, views=1)
@@ -209,11 +210,9 @@ def propose(
             add(seen, "qwen", [(each.grid, each.log_prob) for each in written])
         scores = _qwen_scores(models, collator, queries, candidates, written_in, device)
         candidates = [of_query + scored for of_query, scored in zip(candidates, scores, strict=True)]
-    if settings.consensus:
-        candidates = [
-            of_query + _agent_scores(of_query, all_views)
-            for of_query, all_views in zip(map(_by_view, candidates), opinions, strict=True)
-        ]
+    candidates = [_by_view(of_query) for of_query in candidates]
+    for of_query, consensus in zip(candidates, together, strict=settings.consensus):
+        of_query.extend(_agent_scores(of_query, consensus))
     return [_by_view(of_query) for of_query in candidates]
 
 
@@ -257,10 +256,10 @@ def _log_probs(
     ]
 
 
-def _agent_scores(candidates: Sequence[Candidate], opinions: Sequence[Opinion]) -> list[Candidate]:
+def _agent_scores(candidates: Sequence[Candidate], consensus: Consensus) -> list[Candidate]:
     """How probable the agent finds each grid that was proposed and fits, over all views: a product of experts."""
     grids = dict.fromkeys(candidate.grid for candidate in candidates)
-    scores = ((grid, log_prob_of_all(opinions, np.array(grid, np.uint8))) for grid in grids)
+    scores = ((grid, consensus.log_prob(np.array(grid, np.uint8))) for grid in grids)
     return [Candidate(grid, "agent_score", 0, score) for grid, score in scores if score > -np.inf]
 
 

@@ -32,11 +32,11 @@ def vote(candidates: Sequence[Candidate], weights: Mapping[Origin, float]) -> li
     """
     counted = [candidate for candidate in candidates if weights.get(candidate.origin, 0.0) > 0]
     grids: dict[GridTuple, list[Candidate]] = {}
+    only_scores = all(candidate.origin in SCORES for candidate in counted)
     for candidate in counted:
-        if candidate.origin not in SCORES:
+        # Scores propose nothing, unless there is nothing else to rank.
+        if only_scores or candidate.origin not in SCORES:
             grids.setdefault(candidate.grid, []).append(candidate)
-    if not grids:  # Scores alone.
-        grids = {candidate.grid: [candidate] for candidate in counted}
     shares: dict[GridTuple, float] = {}
     for origin in SCORES:
         scored = {candidate.grid: candidate.log_prob for candidate in counted if candidate.origin == origin}

@@ -234,7 +234,7 @@ class ARCPromptGuidedAgent(nn.Module):
         num_tasks: training tasks; rows of the table of task vectors.
         task_vectors: whether the table exists (`recursive` only).
         task_vector_dropout: share of the queries that are learned as if their task were unknown; kept for the data.
-        dropout: share of the block's hidden channels that a view is learned without.
+        dropout: share of the hidden channels (of the block; in `conv` of the encoding) that a view is learned without.
         attention: whether the cells of a grid attend to each other in every step (`recursive` only).
         halting: whether the agent says after each step how likely the planning stops there.
         ema_decay: decay of the moving average of the weights; kept for the training step, see `EMA`.

@@ -41,16 +41,17 @@ def cells_within(size: Int[Tensor, "B 2"], height: int, width: int) -> Bool[Tens
 
 
 def dropout_factors(seed: Int[Tensor, " B"], channels: int, share: float) -> Float[Tensor, "B channels"]:
-    """0 for a share of the channels, 1 / (1 - share) for the others, by the seed of each row alone.
+    """0 with the probability `share`, else 1 / (1 - share), for each channel by the seed of its row alone.
 
-    A bit mixer of the seed and the channel's number (SplitMix64, Steele et al. 2014) in place of a generator: rows may
-    be partitioned in any way, and are drawn at once.
+    1 for all channels of a row whose seed is 0. The bits of seed and channel are mixed as by SplitMix64 (Steele et al.
+    2014), but for its last shift and with arithmetic ones, in place of a generator: rows may be partitioned in any way,
+    and are drawn at once.
     """
     bits = seed[:, None] + torch.arange(1, channels + 1, device=seed.device) * -0x61C8864680B583EB
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         bits = (bits ^ (bits >> shift)) * factor
     uniform = (bits >> 40 & 0xFFFFFF).float() * 2.0**-24
-    return (uniform >= share) / (1.0 - share)
+    return torch.where(seed[:, None] == 0, 1.0, (uniform >= share) / (1.0 - share))
 
 
 def _convolve(cells: Float[Tensor, "B H W D"], layer: nn.Module) -> Float[Tensor, "B H W D2"]:
@@ -250,8 +251,8 @@ class RecursiveBlock(nn.Module):
         if self.attention is not None:
             mixed = mixed + self.attention(inner, area.flatten(1)[:, None, None] > 0)
         hidden = F.silu(torch.addcmul(shift_mixed, self.after(mixed), scale_mixed))
-        for factors in dropout:
-            hidden = hidden * factors
+        if dropout:
+            hidden = hidden * dropout[0]
         return state + self.out(hidden)
 
 

@@ -119,7 +119,7 @@ class TaskSolver:
         with trained.autocast():
             before: list[list[Candidate]] = []
             if learns:
-                # What the agent would have answered costs little beside the training, and errs elsewhere.
+                # Answers from before the training cost little beside it, and their errors differ from those after it.
                 alone = replace(self.proposing, draws=0, steps=False, consensus=False, memory=False, qwen=False)
                 unadapted = propose(trained.predictor, self.collator, asked, (), alone, trained.device)
                 before = [[replace(each, origin="unadapted") for each in of_query] for of_query in unadapted]

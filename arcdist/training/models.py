@@ -174,8 +174,8 @@ def read_prompts(
 
     Prompts are kept by query, not by task: another query of the task has this one's target in its context. Where
     several passes make a step, a graph would have to wait for the rewards of all of them: reading twice takes the
-    memory of one (gradient caching, Gao et al. 2021, arXiv:2101.06983). An engine in lockstep reads something for as
-    long as `others_read`: another process, or another pass.
+    memory of one (gradient caching, Gao et al. 2021, arXiv:2101.06983). Where another process or pass of the step reads
+    (`others_read`), an engine in lockstep reads one query even if it needs none.
     """
     every_row = torch.arange(len(queries), device=queries.inputs.tokens.device)
     cached = models.prompts.lookup(queries.ids, step) if models.qwen.every > 1 else None

@@ -143,7 +143,7 @@ def train_step(
         The same on all processes. If a loss, reward or gradient of any of them is not finite, the step is skipped:
         `finite` is False, and no parameter, statistic, memory or kept prompt has changed.
     """
-    # All processes keep the same prompts, so that they agree on it.
+    # Every process keeps the prompts of whole batches, so that all of them decide alike without asking.
     qwen_idle = models.prompts.holds_all(batch.ids, settings.number)
     passes = [
         _run_pass(batch, index, models, engines, draws, settings, qwen_idle=qwen_idle)

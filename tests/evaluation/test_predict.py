@@ -133,11 +133,11 @@ def test_all_views_propose_a_grid_together_and_score_those_of_all(evaluated, col
     assert [each for each in candidates if each.origin in ("unadapted", "memory")] == seen_before[0][::-1]
     (agreed,) = (each for each in candidates if each.origin == "consensus")
     scores = {each.grid: each.log_prob for each in candidates if each.origin == "agent_score"}
-    assert scores[agreed.grid] == agreed.log_prob
+    assert scores[agreed.grid] == pytest.approx(9 * agreed.log_prob)
     # Every grid that fits has one.
     assert scores.keys() == {each.grid for each in candidates} - {((0,) * 30,) * 30}
     same_size = [grid for grid in scores if np.shape(grid) == np.shape(agreed.grid)]
-    assert max(scores[grid] for grid in same_size) == agreed.log_prob
+    assert max(scores[grid] for grid in same_size) == scores[agreed.grid]
     # Of one view it is the agent's own answer.
     (candidates,) = propose(evaluated, collator, [query()], [], replace(settings, views=1, steps=False), CPU)
     assert [(each.origin, each.grid) for each in candidates] == [

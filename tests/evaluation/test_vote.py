@@ -72,3 +72,14 @@ def test_each_score_has_its_own_share():
     first, second = vote(candidates, {"agent": 1.0, "agent_score": 2.0, "qwen_score": 4.0})
     assert (first.grid, first.score) == (TWO, pytest.approx(1.0 + 2.0 * 0.1 + 4.0 * 0.75))
     assert (second.grid, second.score) == (ONE, pytest.approx(1.0 + 2.0 * 0.9 + 4.0 * 0.25))
+
+
+def test_scores_alone_rank_what_each_of_them_has():
+    candidates = [
+        Candidate(ONE, "agent_score", 0, -1.0),
+        Candidate(TWO, "agent_score", 0, -2.0),
+        Candidate(ONE, "qwen_score", 0, -9.0),
+    ]
+    first, second = vote(candidates, {"agent_score": 1.0, "qwen_score": 1.0})
+    assert (first.grid, first.origins) == (ONE, {"agent_score": 1, "qwen_score": 1})
+    assert (second.grid, second.origins) == (TWO, {"agent_score": 1})

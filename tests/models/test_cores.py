@@ -58,6 +58,7 @@ def test_dropout_leaves_out_the_share_that_is_asked_for_by_each_row_s_seed_alone
         assert covariance.abs() < 4 * deviation**2 / one.numel() ** 0.5
     assert torch.equal(dropout_factors(seeds[[7, 3]], 32, 0.2), factors[[7, 3]])
     assert torch.equal(dropout_factors(seeds[:3], 32, 0.0), torch.ones(3, 32))
+    assert torch.equal(dropout_factors(torch.tensor([0, 7]), 32, 0.2)[0], torch.ones(32))
 
 
 def test_a_token_for_each_row_and_column_that_a_pair_has(encoder, mixed):
