@@ -154,7 +154,9 @@ def test_words_that_belong_to_no_flag_may_be_anywhere(argv, arguments):
         return
     loaded = load_config(argv, EAT)
     assert loaded.arguments == arguments
-    assert loaded.config.train.budget_minutes == (None if any("epochs" in word for word in argv) else 4.5)
+    of_recipe = load_config(["--recipe", "quickstart"]).config.train.budget_minutes
+    assert of_recipe is not None
+    assert loaded.config.train.budget_minutes == (None if any("epochs" in word for word in argv) else of_recipe)
     assert loaded.switches == ({"slowly"} if "--slowly" in argv else set())
     assert loaded.options == ({"sauce": "pepper" if "pepper" in argv else "salt"} if "--sauce" in argv else {})
 

@@ -113,7 +113,9 @@ def test_a_parameter_group_may_be_named_like_a_metric(build_tiny, monkeypatch):
     other, session = build_tiny(), build_tiny()
     loss = step(other, first_batch(other)).metrics["loss"]
     norms = session.engines.gradient_norms
-    monkeypatch.setattr(type(session.engines), "gradient_norms", lambda _: norms() | {"loss": torch.tensor(7.0)})
+    monkeypatch.setattr(
+        type(session.engines), "gradient_norms", lambda _, **idle: norms(**idle) | {"loss": torch.tensor(7.0)}
+    )
     report = step(session, first_batch(session))
     assert report.group_norms["loss"] == 7.0
     assert report.metrics["loss"] == loss != 7.0
