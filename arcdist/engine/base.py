@@ -320,31 +320,31 @@ class Engines:
         """Norms of all groups of all engines; those of an idle Qwen are 0."""
         with region("optimizer"):
             norms: dict[str, Tensor] = {}
-            for engine in self.by_name().values():
-                if engine is self.qwen and qwen_idle:
-                    device = next(engine.module.parameters()).device
-                    norms |= {group.name: torch.zeros((), device=device) for group in engine.groups}
-                else:
-                    norms |= engine.gradient_norms()
+            if qwen_idle:
+                device = next(self.qwen.module.parameters()).device
+                norms |= {group.name: torch.zeros((), device=device) for group in self.qwen.groups}
+            for engine in self._active(qwen_idle):
+                norms |= engine.gradient_norms()
             return norms
 
     def step(self, *, qwen_idle: bool = False) -> None:
         """Update all."""
         with region("optimizer"):
-            for engine in self.by_name().values():
-                if engine is self.qwen and qwen_idle:
-                    # The schedules of all engines count the steps of the run.
-                    engine.schedule.steps_done += 1
-                else:
-                    engine.step()
+            for engine in self._active(qwen_idle):
+                engine.step()
+            if qwen_idle:
+                # The schedules of all engines count the steps of the run.
+                self.qwen.schedule.steps_done += 1
         self.precision.update(finite=True)
 
     def skip(self, *, qwen_idle: bool = False) -> None:
         """Update none; a loss scale that overflowed is lowered."""
-        for engine in self.by_name().values():
-            if not (engine is self.qwen and qwen_idle):
-                engine.skip()
+        for engine in self._active(qwen_idle):
+            engine.skip()
         self.precision.update(finite=False)
+
+    def _active(self, qwen_idle: bool) -> list[Engine]:
+        return [engine for engine in self.by_name().values() if not (qwen_idle and engine is self.qwen)]
 
     def use_budget(self, share: float) -> None:
         """Set the learning rates of the next step, of a run that has used so much of its time budget (0 to 1)."""

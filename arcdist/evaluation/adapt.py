@@ -34,6 +34,10 @@ class Adapting:
     tell_symmetry: bool = True
     """Whether the models have learned symmetries, and are told of them."""
 
+    def learns(self, demonstrations: Sequence[Query]) -> bool:
+        """Whether something is learned from them."""
+        return self.steps > 0 and len(demonstrations) > 0
+
 
 @contextmanager
 def adapted(
@@ -57,7 +61,7 @@ def adapted(
         settings: of the training.
         device: of the models.
     """
-    if not demonstrations or not settings.steps:
+    if not settings.learns(demonstrations):
         yield models, collator
         return
     agent = _with_own_vector(models.agent, collator.task_rows.get(task_id, -1))

@@ -14,6 +14,7 @@ from arcdist.models.cores import (
     Context,
     ContextEncoder,
     ConvCore,
+    PlanningStep,
     RecursiveCore,
     cells_within,
     dropout_factors,
@@ -348,7 +349,8 @@ class ARCPromptGuidedAgent(nn.Module):
         outcome_size = predicted_size(size_logits, inputs.working_area)
         inside = cells_within(outcome_size, *area.shape[1:])[..., None].float()
         start = torch.cat([outcome * inside, 1.0 - inside], dim=-1)
-        _, backward_logits, last = self._trajectory(start, outcome_size, back, context, area, self._dropout(inputs))
+        step = self.core.start(start, outcome_size, back, context, area, self._dropout(inputs))
+        _, backward_logits, last = self._trajectory(step, start, area)
         return AgentOutput(
             forward_logits=plan.forward_logits,
             state_logits=plan.state_logits,
@@ -404,15 +406,15 @@ class ARCPromptGuidedAgent(nn.Module):
     ) -> Plan:
         area = cells_within(inputs.working_area, *inputs.query.shape[1:])
         query = one_hot_colors(inputs.query, self.num_colors)
-        start = (query, inputs.query_size, ahead, context, area, self._dropout(inputs))
+        step = self.core.start(query, inputs.query_size, ahead, context, area, self._dropout(inputs))
         halting = None
         if self.halting is None or not until_stopped:
-            state_logits, forward_logits, _ = self._trajectory(*start)
+            state_logits, forward_logits, _ = self._trajectory(step, query, area)
             if self.halting is not None:
                 before = torch.cat([query[None, ..., : self.num_colors], forward_logits[:-1].detach().exp()])
                 halting = self.halting(forward_logits, before, area)
         else:
-            state_logits, forward_logits, halting = self._trajectory_until_stopped(self.halting, *start)
+            state_logits, forward_logits, halting = self._trajectory_until_stopped(self.halting, step, query, area)
         return Plan(
             forward_logits=forward_logits,
             state_logits=state_logits,
@@ -422,16 +424,9 @@ class ARCPromptGuidedAgent(nn.Module):
         )
 
     def _trajectory(
-        self,
-        grid: Float[Tensor, "B H W C1"],
-        size: Int[Tensor, "B 2"],
-        conditioning: Float[Tensor, "B D"],
-        context: Context | None,
-        area: Bool[Tensor, "B H W"],
-        dropout: Float[Tensor, "B D"] | None,
+        self, step: PlanningStep, grid: Float[Tensor, "B H W C1"], area: Bool[Tensor, "B H W"]
     ) -> tuple[Float[Tensor, "T B H W S"], Float[Tensor, "T B H W C"], Float[Tensor, "B H W D"]]:
-        """One trajectory: states and colours of each step, and the state that it ends in."""
-        step = self.core.start(grid, size, conditioning, context, area, dropout)
+        """A trajectory from the grid that it starts from: states and colours of each step, and the state at its end."""
         inside = area[..., None].to(grid.dtype)
         belief = grid[..., : self.num_colors]
         steps = []
@@ -446,15 +441,11 @@ class ARCPromptGuidedAgent(nn.Module):
     def _trajectory_until_stopped(
         self,
         asked: Halting,
+        step: PlanningStep,
         grid: Float[Tensor, "B H W C1"],
-        size: Int[Tensor, "B 2"],
-        conditioning: Float[Tensor, "B D"],
-        context: Context | None,
         area: Bool[Tensor, "B H W"],
-        dropout: Float[Tensor, "B D"] | None,
     ) -> tuple[Float[Tensor, "T B H W S"], Float[Tensor, "T B H W C"], Float[Tensor, "T B"]]:
         """States and colours of each step, the last that was taken again for those that were not, and the halting."""
-        step = self.core.start(grid, size, conditioning, context, area, dropout)
         belief = grid[..., : self.num_colors]
         going_on = torch.arange(len(grid), device=grid.device)
         goes_on = torch.ones(len(grid), device=grid.device)

@@ -115,10 +115,9 @@ class TaskSolver:
         asked = self.tests.read(self.asked[task.id])
         shown = self.demonstrations.read(self.held_out.get(task.id, ())) if self.demonstrations else []
         trained = self.trained
-        learns = self.adapting.steps > 0 and len(shown) > 0
         with trained.autocast():
             before: list[list[Candidate]] = []
-            if learns:
+            if self.adapting.learns(shown):
                 # Answers from before the training cost little beside it, and their errors differ from those after it.
                 alone = replace(self.proposing, draws=0, steps=False, consensus=False, memory=False, qwen=False)
                 unadapted = propose(trained.predictor, self.collator, asked, (), alone, trained.device)
